@@ -1,0 +1,55 @@
+# Everything a fresh machine needs is Python 3.11+ and make: each target creates .venv from the pinned requirements first.
+SHELL := /bin/bash
+PYTHON ?= python3
+AS_OF ?= 2017-12-01
+CONFIG ?= jobs/demo_shop.toml
+export UV_COMPILE_BYTECODE = 1
+unexport PYTHONDONTWRITEBYTECODE# without compiled modules TensorFlow takes twice as long to import
+
+.PHONY: nightly backtest test test-fast lint types format bench pins clean
+
+nightly: .venv/ready
+	.venv/bin/python -m jobs.demo_shop --out var/shop
+	.venv/bin/python -m jobs.nightly --config $(CONFIG) --as-of $(AS_OF)
+
+backtest: .venv/ready
+	.venv/bin/python -m jobs.demo_shop --out var/shop
+	.venv/bin/python -m jobs.backtest --config $(CONFIG) --as-of 2017-10-08 --horizon-days 91 --out var/metrics.json
+
+test: .venv/ready
+	.venv/bin/python -m pytest
+
+test-fast: .venv/ready
+	.venv/bin/python -m pytest -m "not ray"
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: .venv/ready
+	.venv/bin/pyrefly check
+
+format: .venv/ready
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: .venv/ready
+	.venv/bin/python -m jobs.bench
+
+# uv makes the environment; where the machine has none, pip fetches it into a folder of its own.
+.venv/ready: requirements/dev.txt Makefile
+	@uv=$$(command -v uv) || { $(PYTHON) -m venv .venv/uv && .venv/uv/bin/pip install --quiet uv && uv=.venv/uv/bin/uv; }; \
+	set -ex; \
+	test -x .venv/bin/python || "$$uv" venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv; \
+	"$$uv" pip install --quiet --python .venv/bin/python --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# Pins carry hashes and no addresses.
+pins:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		pyproject.toml -o requirements/runtime.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		pyproject.toml --extra demo --group dev -o requirements/dev.txt
+
+clean:
+	rm -rf var

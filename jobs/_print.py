@@ -1,0 +1,110 @@
+"""What verbs print: the tables that several of them share."""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any
+
+from rich.table import Table
+
+from recsys import publish
+from recsys.evaluate import MODELS
+from recsys.ingest import Ingest
+from recsys.pipeline import Prepared, Published, Trained
+from recsys.runtime import console, log
+from recsys.tables import ITEM_ID, RANK, REASON, SCORE, SOURCE, USER_ID
+
+
+def epoch_line(epoch: Mapping[str, Any]) -> None:
+    """One log line of a finished epoch."""
+    shown = ("loss", "val_loss", "val_auc", "val_accuracy", "val_precision", "val_recall", "val_f1")
+    numbers = ", ".join(f"{name} {epoch[name]:.4f}" for name in shown if name in epoch)
+    log.info("train: %s epoch %d: %s, %s rows/s", epoch["phase"], epoch["epoch"], numbers, f"{epoch['rows_per_second']:,.0f}")
+
+
+def rows(shop: Ingest) -> None:
+    """Rows read, and rejected by reason."""
+    table = Table(title="Rows", title_justify="left")
+    for column in ("table", "read", "rejected", "why"):
+        table.add_column(column, justify="left" if column in ("table", "why") else "right")
+    for name in ("events", "items", "users"):
+        reasons = shop.rejected.get(name, {})
+        why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+        table.add_row(name, f"{shop.rows[name]:,}", f"{sum(reasons.values()):,}", why)
+    console.print(table)
+    console.print(
+        f"{shop.rows['profiles']:,} users with {shop.rows['profile events']:,} events; {shop.rows['catalog']:,} items in the catalog."
+    )
+
+
+def training(trained: Trained) -> None:
+    """Examples, epochs, and where the bundle lies."""
+    counts = trained.examples
+    console.print(f"{counts['rows']:,} examples ({counts['positives']:,} bought) sampled from {counts['candidates']:,} candidates.")
+    table = Table(title="Epochs", title_justify="left")
+    names = {name: name.removeprefix("val_") for name in trained.history[0] if name.startswith("val_") and name != "val_loss"}
+    for column in ("phase", "epoch", "loss", "val_loss", *names.values(), "rows/s"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for epoch in trained.history:
+        numbers = [f"{epoch[name]:.4f}" if name in epoch else "" for name in ("loss", "val_loss", *names)]
+        table.add_row(epoch["phase"], str(epoch["epoch"]), *numbers, f"{epoch['rows_per_second']:,.0f}")
+    console.print(table)
+    console.print(f"Best epoch {trained.best_epoch}. Model {trained.bundle.model_version} in {trained.bundle.folder}")
+
+
+def metrics(result: Mapping[str, Any]) -> None:
+    """The backtest's metrics beside the baselines, and each source's part in the candidates' recall."""
+    users = result["users"]
+    table = Table(
+        title=f"Backtest as of {result['as_of']}, {result['horizon_days']} days: "
+        f"{users['all']:,} users (all items), {users['new']:,} (new items)",
+        title_justify="left",
+    )
+    table.add_column("model")
+    names = [(part, metric) for part in ("all", "new") for metric in ("ndcg@10", "recall@10", "hitrate@10", "map@10")]
+    for part, metric in names:
+        table.add_column(f"{part} {metric}", justify="right")
+    for model in MODELS:
+        values = [result["models"][model][part][metric] for part, metric in names]
+        table.add_row(model, *("-" if value is None else f"{value:.4f}" for value in values), style="bold" if model == "mlp" else "")
+    console.print(table)
+    candidates = result["candidates"]
+    shares = ", ".join(f"{name} {value:.3f}" for name, value in candidates["recall"].items() if value is not None)
+    console.print(f"Recall of the candidates ({candidates['per_user'] or 0:.0f} a user): {shares}.")
+
+
+def published(night: Published, prepared: Prepared, *, as_of: date) -> None:
+    """Counts, speed, one user's list, the place of the table and how to query it."""
+    settings = prepared.settings
+    short = f", {night.short_users:,} of them with fewer than {settings.rank.k}" if night.short_users else ""
+    console.print(f"{night.rows:,} rows for {night.users:,} users{short}; run {night.run_id}.")
+    if night.seconds:
+        console.print(
+            f"Scored {night.candidates:,} pairs of {night.users:,} users in {night.seconds:.1f} s with start-up: "
+            f"{night.users / night.seconds:,.0f} users/s, {night.candidates / night.seconds:,.0f} pairs/s."
+        )
+    if night.version is None:
+        console.print(f"This run is what stands for {as_of}; nothing was committed.")
+    else:
+        console.print(f"Committed as version {night.version} of the table.")
+    _one_user(prepared, as_of)
+    path = settings.table.path
+    console.print(f"The table: {path}, a Delta table partitioned by as_of. To query it:")
+    console.print(f'    polars.scan_delta("{path}").filter(polars.col("as_of") == polars.date({as_of:%Y, %-m, %-d}))', highlight=False)
+    console.print(f"    duckdb: SELECT * FROM delta_scan('{path}') WHERE as_of = DATE '{as_of}'", highlight=False)
+
+
+def _one_user(prepared: Prepared, as_of: date) -> None:
+    """The list of the first user who has history, with item names."""
+    settings = prepared.settings
+    profiles = next(profiles for shard in prepared.ingest.shards if len((profiles := prepared.ingest.profiles(shard)).item))
+    user = profiles.users.column(USER_ID)[int(profiles.user_row[0])].as_py()
+    lists = publish.read(settings.table.path, as_of=as_of, user_id=user, storage_options=settings.shop.storage_options)
+    catalog = prepared.ingest.catalog()
+    names = catalog.names(catalog.codes_of(lists.column(ITEM_ID)))
+    table = Table(title=f"Recommendations of user {user}", title_justify="left")
+    for column in (RANK, "item", SCORE, SOURCE, REASON):
+        table.add_column(column, justify="right" if column in (RANK, SCORE) else "left")
+    columns: Sequence[Any] = [lists.column(name).to_pylist() for name in (RANK, SCORE, SOURCE, REASON)]
+    for name, rank, score, source, reason in zip(names, *columns, strict=True):
+        table.add_row(str(rank), name, "" if score is None else f"{score:.3f}", source, reason)
+    console.print(table)

@@ -1,0 +1,40 @@
+"""Train as of a day, recommend, and compare with what was bought in the days after it."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs import AsOf, Config, _print, job, main
+from recsys import config, pipeline, runtime
+from recsys.ingest import open_shop
+from recsys.work import write_atomically
+
+
+def backtest(
+    config_path: Config,
+    as_of: AsOf,
+    horizon_days: Annotated[int | None, typer.Option(min=1, help="Days to compare with; absent, window.label_days.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the metrics.")] = None,
+) -> None:
+    """Train as of a day, recommend, and compare with what was bought in the days after it."""
+    with job():
+        settings = config.load(config_path)
+        day = as_of.date()
+        sources = open_shop(settings, as_of=day)
+        end = pipeline.horizon_end(sources, as_of=day, horizon_days=horizon_days or settings.window.label_days)
+        with runtime.connect():
+            prepared = pipeline.prepare(sources, end=end)
+            _print.rows(prepared.ingest)
+            trained = pipeline.train(prepared, as_of=day, on_epoch=_print.epoch_line)
+            _print.training(trained)
+            result = pipeline.backtest(prepared, trained.bundle, as_of=day, end=end)
+            _print.metrics(result)
+            if out is not None:
+                text = json.dumps(result, indent=1) + "\n"
+                write_atomically(out, lambda file: file.write_text(text))
+
+
+if __name__ == "__main__":
+    main(backtest)

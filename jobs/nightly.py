@@ -1,0 +1,29 @@
+"""The night in order: read the shop, train, backtest, score every user, publish the table."""
+
+from datetime import timedelta
+
+from jobs import AsOf, Config, _print, job, main
+from recsys import config, pipeline, runtime
+from recsys.ingest import open_shop
+
+
+def nightly(config_path: Config, as_of: AsOf) -> None:
+    """The night in order: read the shop, train, backtest, score every user, publish the table."""
+    with job():
+        settings = config.load(config_path)
+        day = as_of.date()
+        before = day - timedelta(days=settings.window.label_days)
+        sources = open_shop(settings, as_of=day)
+        with runtime.connect():
+            prepared = pipeline.prepare(sources, end=day)
+            _print.rows(prepared.ingest)
+            trained = pipeline.train(prepared, as_of=day, on_epoch=_print.epoch_line)
+            _print.training(trained)
+            tested = pipeline.train(prepared, as_of=before, on_epoch=_print.epoch_line)
+            _print.metrics(pipeline.backtest(prepared, tested.bundle, as_of=before, end=day))
+            night = pipeline.score(prepared, trained.bundle, as_of=day)
+            _print.published(night, prepared, as_of=day)
+
+
+if __name__ == "__main__":
+    main(nightly)

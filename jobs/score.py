@@ -1,0 +1,32 @@
+"""Score every user and publish the table of a day."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs import AsOf, Config, _print, job, main
+from recsys import bundle, config, pipeline, runtime
+from recsys.ingest import open_shop
+
+
+def score(
+    config_path: Config,
+    as_of: AsOf,
+    bundle_path: Annotated[
+        Path | None, typer.Option("--bundle", help="The model's folder; absent, the one that jobs.train makes of the same settings.")
+    ] = None,
+) -> None:
+    """Score every user and publish the table of a day."""
+    with job():
+        loaded = bundle.load(bundle_path) if bundle_path else None
+        sources = open_shop(config.load(config_path), as_of=as_of.date())
+        with runtime.connect():
+            prepared = pipeline.prepare(sources, end=as_of.date())
+            if loaded is None:
+                loaded = pipeline.train(prepared, as_of=as_of.date(), on_epoch=_print.epoch_line).bundle
+            _print.published(pipeline.score(prepared, loaded, as_of=as_of.date()), prepared, as_of=as_of.date())
+
+
+if __name__ == "__main__":
+    main(score)

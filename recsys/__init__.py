@@ -1,0 +1,36 @@
+"""recsys: every night, the best k items for every user of a shop, as a table.
+
+The modules in the order the data flows; R marks those that import Ray. Everything else is a plain function on one batch.
+
+    -- words --
+    tables.py        every column name, dtype, unit and Arrow schema, spelled once
+    config.py        settings: frozen models read from one TOML file; unknown keys refused
+    errors.py        one small tree of errors, drawn in its docstring
+    work.py          one stage's folder: named by the digest of what goes in, one receipt per finished unit
+    -- the flow --
+    inputs.py        Parquet inputs: where they lie, their columns, identity and parts
+    ingest.py      R events, items, users -> catalog + profiles; bad rows counted by reason
+    catalog.py       the catalog in memory: one row per item; a row's number is the item's code
+    profiles.py      a batch of users in memory: their events as flat arrays, cut by time
+    signals.py       what history says about items as of a date: popularity, neighbours, factors
+    candidates.py    sources: (users, signals) -> candidate rows; merged and capped
+    features.py      candidate rows -> model inputs; training, scoring and backtest all call it
+    examples.py      labels and sampled negatives: candidates and the window after them -> examples
+    spec.py          what a model was fed: names, normalisation and vocabularies of its inputs
+    model.py         settings -> keras.Model; no Ray, no files
+    train.py       R data-parallel fit, checkpoints, resume
+    bundle.py        model + spec + provenance in one folder, checksummed, no pickle
+    score.py         Scorer: one bundle, numpy in, raw outputs out; knows nothing of Ray
+    rank.py          order by raw output, fixed tie order, the first k
+    explain.py       why this item: source and a sentence for people
+    recommend.py     profiles -> rows of the recommendation table, one user's whole road in one call
+    publish.py       stage -> audit -> one atomic commit; retention, history, reading back
+    pipeline.py    R the whole dataflow on one page
+    metrics.py       ranking and classification metrics; numpy, per user
+    evaluate.py      time-split backtest: lists and baselines against what users bought
+    -- around it --
+    runtime.py     R connect to Ray, size a plan, run a stage's units, show progress
+    synthetic.py     a planted shop with a known answer, and load of any size
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,293 @@
+"""Candidate sources: a batch of users and the signals -> the items that may be worth recommending, merged and capped.
+
+A source is a small class with one contract: `scores(users)` gives every active item a number for every user. Proposing the best,
+leaving out what may not be recommended, merging and capping are the same for all and done once, in `propose`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+
+from recsys import config
+from recsys.catalog import Catalog
+from recsys.profiles import Profiles
+from recsys.signals import MONTH, Signals, als, confidence, purchase_days
+
+MATRIX_CELLS = 4_000_000  # of one source's (users, items) scores; bounds the memory of a batch
+GROUP = 32  # columns in a group of `best`; more would leave more scores above the bound
+OWN_HALF_LIFE_DAYS = 60.0  # of a purchase's weight among the user's own; not tuned
+
+
+@dataclass(frozen=True)
+class Users:
+    """A batch of users as of the signals' cutoff, as sources and features see it."""
+
+    history: Profiles
+    """Their events in [signals.start, signals.cutoff)."""
+    signals: Signals
+    catalog: Catalog
+    categories: Mapping[str, np.ndarray]
+    """Per categorical item column: int32 (J) code of each active item, 0 where unknown."""
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    @cached_property
+    def purchases(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """User row, active position and days before the cutoff of every (user, item, day) purchase, in that order."""
+        user, item, days = purchase_days(self.history, cutoff=int(self.signals.cutoff))
+        return user, self.signals.position[item].astype(np.int64), days
+
+    @cached_property
+    def own(self) -> "Grouped":
+        """The purchases by (user, item)."""
+        user, item, days = self.purchases
+        return group_days(user * len(self.signals.items) + item, days)
+
+    @property
+    def own_key(self) -> np.ndarray:
+        """int64: user row x J + active position of every pair bought, ascending."""
+        return self.own.key[:-1]
+
+    @cached_property
+    def matrix(self) -> sp.csr_matrix:
+        """float32 (U, J): on how many days the user bought the item."""
+        user, item = np.divmod(self.own_key, len(self.signals.items))
+        return sp.csr_matrix((self.own.count[:-1].astype(np.float32), (user, item)), shape=(len(self), len(self.signals.items)))
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Purchases counted by a key; all arrays (K), keys ascending, the last one a sentinel above all keys that counts nothing."""
+
+    key: np.ndarray
+    count: np.ndarray
+    """float64: purchase days."""
+    recent: np.ndarray
+    """float64: purchase days in the last 28 days."""
+    decayed: np.ndarray
+    """float64: purchase days, each halved every 60 days."""
+    last: np.ndarray
+    """float64: days before the cutoff of the latest purchase."""
+    first: np.ndarray
+    """float64: days before the cutoff of the earliest purchase."""
+
+    def find(self, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Place of each key, and bool whether it is there at all; the place of an absent key is 0."""
+        place = np.minimum(np.searchsorted(self.key, key), len(self.key) - 1)
+        found = self.key[place] == key
+        return np.where(found, place, 0), found
+
+
+def group_days(key: np.ndarray, days: np.ndarray) -> Grouped:
+    """The purchases of each key, int64 (N), at the given days before the cutoff."""
+    order = np.argsort(key, kind="stable")
+    key = np.append(key[order], np.iinfo(np.int64).max)  # the sentinel: every group has an end, no lookup needs a special case
+    days = np.append(days[order], 0).astype(np.float64)
+    starts = np.flatnonzero(np.diff(key, prepend=-1) != 0)
+    return Grouped(
+        key=key[starts],
+        count=np.diff(np.append(starts, len(key))).astype(np.float64),
+        recent=np.add.reduceat((days < 28).astype(np.float64), starts),
+        decayed=np.add.reduceat(0.5 ** (days / OWN_HALF_LIFE_DAYS), starts),
+        last=np.minimum.reduceat(days, starts),
+        first=np.maximum.reduceat(days, starts),
+    )
+
+
+class Source(Protocol):
+    """One way to find items for a user."""
+
+    name: str
+
+    def scores(self, users: Users) -> np.ndarray:
+        """float32 (U, J), or (1, J) where all users get the same; -inf where the source does not propose the item."""
+        ...
+
+
+class Own:
+    """What the user bought before, often and lately first."""
+
+    name = "own"
+
+    def scores(self, users: Users) -> np.ndarray:  # noqa: D102
+        scores = np.full((len(users), len(users.signals.items)), -np.inf, np.float32)
+        scores.ravel()[users.own_key] = users.own.decayed[:-1]
+        return scores
+
+
+class Popular:
+    """What everybody bought in the last 28 days."""
+
+    name = "popular"
+
+    def scores(self, users: Users) -> np.ndarray:  # noqa: D102
+        popularity = users.signals.popularity
+        share = popularity[MONTH]
+        # Items without a purchase in the window follow in order of the whole history.
+        return np.where(share > 0, share, popularity[-1] * 1e-6)[None, :].astype(np.float32)
+
+
+class Neighbours:
+    """What goes with what the user bought: the sum of the neighbour weights of the user's items."""
+
+    name = "neighbours"
+
+    def scores(self, users: Users) -> np.ndarray:  # noqa: D102
+        binary = users.matrix.copy()
+        binary.data[:] = 1.0
+        scores = np.asarray((binary @ users.signals.neighbours).todense(), np.float32)
+        scores[scores == 0] = -np.inf
+        return scores
+
+
+class Factors:
+    """ALS: the user's vector is folded in from the history, so it is as fresh as the purchases."""
+
+    name = "factors"
+
+    def __init__(self, settings: config.Signals) -> None:
+        self.settings = settings
+
+    def scores(self, users: Users) -> np.ndarray:  # noqa: D102
+        model = als(self.settings)
+        model.item_factors = users.signals.factors
+        vectors = model.recalculate_user(np.arange(len(users)), confidence(users.matrix))
+        scores = np.asarray(vectors @ users.signals.factors.T, np.float32)
+        scores[np.diff(users.matrix.indptr) == 0] = -np.inf
+        return scores
+
+
+class Category:
+    """What is popular in the user's categories: the mean over columns of P(category | user) P(item | category)."""
+
+    name = "category"
+
+    def scores(self, users: Users) -> np.ndarray:  # noqa: D102
+        popularity = users.signals.popularity
+        share = popularity[MONTH].astype(np.float64)
+        user, item, _ = users.purchases
+        bought = np.bincount(user, minlength=len(users)).astype(np.float64)
+        scores = np.zeros((len(users), len(share)), np.float32)
+        for codes in users.categories.values():
+            size = int(codes.max(initial=0)) + 1
+            taste = np.bincount(user * size + codes[item], minlength=len(users) * size).reshape(len(users), size)
+            taste = taste / np.maximum(bought, 1)[:, None]
+            taste[:, 0] = 0.0
+            within = share / np.maximum(np.bincount(codes, weights=share, minlength=size), 1e-12)[codes]
+            scores += taste.astype(np.float32)[:, codes] * within.astype(np.float32)
+        scores[scores == 0] = -np.inf
+        return scores
+
+
+def sources(settings: config.Settings) -> list[tuple[Source, int]]:
+    """The sources that the settings ask for and their limits, in the order in which ties are decided."""
+    limits = settings.candidates
+    listed: list[tuple[Source, int]] = [
+        (Own(), limits.own if settings.rank.allow_repeats else 0),
+        (Neighbours(), limits.neighbours),
+        (Factors(settings.signals), limits.factors),
+        (Category(), limits.category if settings.features.item_categorical else 0),
+        (Popular(), limits.popular),
+    ]
+    return [(source, limit) for source, limit in listed if limit > 0]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """N (user, item) rows in (user, item) order; S sources."""
+
+    names: tuple[str, ...]
+    """Of the sources."""
+    user_row: np.ndarray
+    """int64 (N)."""
+    item: np.ndarray
+    """int64 (N), active position."""
+    rank: np.ndarray
+    """int32 (N, S): place among what the source proposed to the user, from 1; 0 where it did not propose the item."""
+    score: np.ndarray
+    """float32 (N, S): the source's score, whether it proposed the item or not; NaN where it has none."""
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def keep(self, mask: np.ndarray) -> "Candidates":
+        """The rows where `mask`, bool (N), holds."""
+        return Candidates(self.names, self.user_row[mask], self.item[mask], self.rank[mask], self.score[mask])
+
+
+def propose(users: Users, chosen: Sequence[tuple[Source, int]], *, per_user: int, repeats: bool) -> Candidates:
+    """The union of what the sources propose, for each user at most `per_user` items, those with the best rank anywhere.
+
+    Ties break by item. Items that are not available are never proposed; without `repeats`, neither is what the user bought.
+    """
+    signals = users.signals
+    items = len(signals.items)
+    barred = np.flatnonzero(~users.catalog.available[signals.items])
+    keys: list[np.ndarray] = []
+    ranks: list[np.ndarray] = []
+    found: list[np.ndarray] = []
+    matrices: list[np.ndarray] = []
+    for number, (source, limit) in enumerate(chosen):
+        scores = source.scores(users)
+        allowed = scores
+        if not repeats:
+            allowed = np.broadcast_to(scores, (len(users), items)).copy()
+            allowed.ravel()[users.own_key] = -np.inf
+        if len(barred):
+            allowed = allowed.copy() if allowed is scores else allowed
+            allowed[:, barred] = -np.inf
+        row, item, rank = best(allowed, limit)
+        if len(allowed) == 1:
+            row, item, rank = np.repeat(np.arange(len(users)), len(item)), np.tile(item, len(users)), np.tile(rank, len(users))
+        keys.append(row * items + item)
+        ranks.append(rank)
+        found.append(np.full(len(row), number))
+        matrices.append(scores)
+    key, where = np.unique(np.concatenate(keys), return_inverse=True)
+    rank = np.zeros((len(key), len(chosen)), np.int32)
+    rank[where, np.concatenate(found)] = np.concatenate(ranks)
+    user_row, item = np.divmod(key, items)
+
+    best_rank = np.where(rank > 0, rank, np.iinfo(np.int32).max).min(axis=1)
+    order = np.lexsort((item, best_rank, user_row))
+    place = np.arange(len(key)) - np.searchsorted(user_row, user_row)  # within the user
+    mask = np.zeros(len(key), bool)
+    mask[order[place < per_user]] = True
+
+    user_row, item, rank = user_row[mask], item[mask], rank[mask]
+    score = np.empty((len(item), len(chosen)), np.float32)
+    for number, scores in enumerate(matrices):
+        score[:, number] = scores[user_row if scores.shape[0] > 1 else 0, item]
+    score[np.isinf(score)] = np.nan
+    return Candidates(tuple(source.name for source, _ in chosen), user_row, item, rank, score)
+
+
+def best(scores: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, column and rank from 1, each int64 (M), of the highest finite scores of each row, at most `limit` a row, best first.
+
+    Ties break by column.
+    """
+    # At least `limit` groups of columns have a maximum of `floor` or more, so at least `limit` scores have: a bound that costs one
+    # pass instead of a partition of every row (`jobs.bench` prints the ratio).
+    users, width = scores.shape
+    floor = np.full((users, 1), np.finfo(scores.dtype).min, scores.dtype)
+    if (groups := width // GROUP) > limit:
+        maxima = scores[:, : groups * GROUP].reshape(users, GROUP, groups).max(axis=1)
+        floor = np.maximum(floor, np.partition(maxima, groups - limit, axis=1)[:, groups - limit : groups - limit + 1])
+    row, column = np.nonzero(scores >= floor)
+    order = np.lexsort((column, -scores[row, column], row))
+    row, column = row[order], column[order]
+    rank = np.arange(1, len(row) + 1) - np.searchsorted(row, row)
+    kept = rank <= limit
+    return row[kept], column[kept], rank[kept]
+
+
+def batches(users: int, items: int) -> list[tuple[int, int]]:
+    """Row ranges that cut a shard's users into batches of bounded memory."""
+    size = max(1, min(256, MATRIX_CELLS // max(items, 1)))
+    return [(start, min(start + size, users)) for start in range(0, users, size)]

@@ -1,0 +1,274 @@
+"""Settings: frozen pydantic models read from one TOML file; unknown keys are refused and every value is checked when read.
+
+Each model below is one section of the file. Paths are taken as they stand: a URI, an absolute path, or relative to the folder the
+command runs in.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+
+from recsys.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+# TOML has arrays, not tuples: the array is let through, its values are checked as strictly as all others.
+Names = Annotated[tuple[str, ...], Strict(False)]
+Counts = Annotated[tuple[Positive, ...], Strict(False)]
+
+
+class Section(BaseModel):
+    """One section of the settings file."""
+
+    # strict: "10" is no number and 1 is no truth value; a whole number where a float is meant is fine.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Columns(Section):
+    """Ours = theirs, only where they differ."""
+
+    user_id: str = "user_id"
+    """Whose event it is: an integer or a string."""
+    item_id: str = "item_id"
+    """What it is about: an integer or a string."""
+    ts: str = "ts"
+    """When it happened: a timestamp, with a zone or in shop.timezone."""
+    kind: str = "kind"
+    """What sort of event it is, such as view or purchase; optional."""
+    quantity: str = "quantity"
+    """Units of the item; optional, absent 1."""
+    price: str = "price"
+    """Paid for one unit; optional."""
+    available: str = "available"
+    """Whether an item may be recommended; optional, absent true."""
+    name: str = "name"
+    """What a person calls an item; optional."""
+
+
+class Shop(Section):
+    """Where the shop's tables lie and how to read them."""
+
+    events: str
+    """A Parquet file or a folder of them, path or URI: user_id, item_id, ts, [kind], [quantity], [price]."""
+    items: str | None = None
+    """The catalog: item_id, [available], [name], and the columns that [features] names. Without it: the items seen in events."""
+    users: str | None = None
+    """user_id and the columns that [features] names."""
+    timezone: str | None = None
+    """Of times without a zone, as an IANA name. Absent: such times are refused."""
+    label_kinds: Names | None = None
+    """Event kinds that count as wanted. Absent: all; a table without a kind column: all."""
+    columns: Columns = Columns()
+    storage_options: dict[str, str] = {}
+    """Options of the object store, such as region and endpoint; secrets come from the environment."""
+
+
+class Features(Section):
+    """Columns of items and users that describe them."""
+
+    item_categorical: Names = ()
+    """Columns of items taken as words, such as department and brand."""
+    item_numeric: Names = ()
+    """Columns of items taken as numbers."""
+    user_categorical: Names = ()
+    """Columns of users taken as words, such as an age band."""
+    user_numeric: Names = ()
+    """Columns of users taken as numbers."""
+    max_vocabulary: Positive = 10_000
+    """Values kept for one categorical column, the most frequent first; the rest, and unseen ones, share code 0."""
+
+
+class Window(Section):
+    """What is looked back on, and how far ahead a label looks; in days."""
+
+    history_days: Positive = 365
+    """Events older than this are not looked at."""
+    label_days: Positive = 28
+    """What a user buys within so many days of a date is what should have been recommended on it."""
+    cutoffs: Annotated[int, Field(ge=2)] = 5
+    """Dates at which training examples are made, label_days apart; the newest is the validation window."""
+
+
+class Signals(Section):
+    """What history says about items."""
+
+    max_users: Positive = 200_000
+    """Users whose histories fit the neighbours and factors: all of them, or that many chosen by hash."""
+    ease_items: Annotated[int, Field(ge=0)] = 5_000
+    """The most bought items that EASE covers (its cost is quadratic); the rest get cosine neighbours. 0 turns EASE off."""
+    ease_l2: Annotated[float, Field(gt=0)] = 500.0
+    """Ridge penalty, in users, of EASE and of the cosine neighbours' weights."""
+    """Regularisation of EASE: what is added to every diagonal element of the co-purchase counts."""
+    neighbours: Positive = 200
+    """Neighbours kept of each item."""
+    factors: Positive = 64
+    """Length of the ALS vectors of users and items."""
+    als_iterations: Positive = 15
+    """Rounds of ALS."""
+    als_l2: Annotated[float, Field(gt=0)] = 10.0
+    """Regularisation of the ALS vectors."""
+    als_alpha: Annotated[float, Field(gt=0)] = 2.0
+    """Weight of purchases in ALS."""
+
+
+class Candidates(Section):
+    """How many items each source may propose for one user."""
+
+    own: Annotated[int, Field(ge=0)] = 200
+    """Items that the user bought before. 0 turns a source off."""
+    popular: Annotated[int, Field(ge=0)] = 100
+    """Items that everybody buys."""
+    neighbours: Annotated[int, Field(ge=0)] = 150
+    """Neighbours of what the user bought."""
+    factors: Annotated[int, Field(ge=0)] = 150
+    """Items whose ALS vector is nearest to the user's."""
+    category: Annotated[int, Field(ge=0)] = 50
+    """Items popular in the user's categories."""
+    per_user: Positive = 500
+    """At most this many after merging, those ranked best by any source first."""
+
+
+class Examples(Section):
+    """How labelled rows are sampled."""
+
+    negatives: Positive = 5
+    """Negatives for one positive, drawn from the user's own candidates."""
+
+
+class Model(Section):
+    """The multilayer perceptron."""
+
+    hidden: Counts = (512, 256, 128)
+    """Units of each hidden layer, in order."""
+    dropout: Fraction = 0.2
+    """Share of units dropped after each hidden layer while training."""
+    max_embedding: Positive = 16
+    """Width of the widest embedding; a smaller vocabulary gets a narrower one."""
+
+
+class Train(Section):
+    """The fit."""
+
+    epochs: Positive = 10
+    """At most; validation loss decides how many are kept."""
+    batch_size: Positive = 1024
+    """The global batch, over all workers."""
+    workers: Positive = 2
+    """Training workers, each with the same share of every batch."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Of Adam."""
+    patience: Positive = 2
+    """Epochs without a better validation loss before the fit stops."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """What each worker computes on."""
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """Worker failures that are retried from the last checkpoint."""
+
+
+class Rank(Section):
+    """The list of one user."""
+
+    k: Positive = 10
+    """Items in the list."""
+    allow_repeats: bool = True
+    """May an item that the user bought before be recommended?"""
+
+
+class Table(Section):
+    """The published table."""
+
+    path: str = "var/recommendations"
+    """Folder or URI of the Delta table."""
+    keep_nights: Positive = 30
+    """Older nights are removed and vacuumed."""
+
+
+class Run(Section):
+    """How the work is cut up; none of it changes a list but seed."""
+
+    work: str = "var/work"
+    """Folder for what stages hand each other; on a cluster a path that every node shares."""
+    shards: Positive = 16
+    """Parts that the users are hashed into; a unit of work and of resuming."""
+    actors: Positive | None = None
+    """Scoring actors. Absent: as many as the cluster has CPUs for."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """What scores: ONNX Runtime on CPU, or Keras on GPU."""
+    seed: int = 0
+    """Every random choice derives from it."""
+
+
+class Settings(Section):
+    """The whole file."""
+
+    shop: Shop
+    features: Features = Features()
+    window: Window = Window()
+    signals: Signals = Signals()
+    candidates: Candidates = Candidates()
+    examples: Examples = Examples()
+    model: Model = Model()
+    train: Train = Train()
+    rank: Rank = Rank()
+    table: Table = Table()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _columns_are_named_once(self) -> "Settings":
+        features = self.features
+        for label, names in (
+            ("item", features.item_categorical + features.item_numeric),
+            ("user", features.user_categorical + features.user_numeric),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"features: {label} column '{twice[0]}' is named twice; name it once")
+        if (features.user_categorical or features.user_numeric) and self.shop.users is None:
+            raise ValueError("features names user columns but shop.users is absent; set shop.users or remove them")
+        if (features.item_categorical or features.item_numeric) and self.shop.items is None:
+            raise ValueError("features names item columns but shop.items is absent; set shop.items or remove them")
+        return self
+
+
+def load(path: str | Path) -> Settings:
+    """The settings of one TOML file.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key, a missing one, or a value that is not allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such settings file. Pass --config with the path of a TOML file.")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}.") from error
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_sentence(error)}") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first mistake of a failed validation in words, and how many more there are."""
+    mistakes = error.errors()
+    first = mistakes[0]
+    section: type[BaseModel] = Settings
+    for part in first["loc"][:-1]:
+        field = section.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            break
+        section = field.annotation
+    key = ".".join(str(part) for part in first["loc"])
+    match first["type"]:
+        case "extra_forbidden":
+            text = f"unknown key '{key}'. Known here: {', '.join(section.model_fields)}."
+        case "missing":
+            text = f"key '{key}' is missing. Add it."
+        case "value_error":
+            text = f"{first['msg'].removeprefix('Value error, ')}."
+        case _:
+            text = f"key '{key}': {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}."
+    return text + (f" ({len(mistakes) - 1} more mistakes.)" if len(mistakes) > 1 else "")

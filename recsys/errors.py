@@ -1,0 +1,36 @@
+"""One small tree of errors; a job prints the message as one line and exits 1.
+
+    RecsysError
+    ├── ConfigError    the settings: unknown key, wrong type, values that contradict each other
+    ├── DataError      the input: missing file or column, wrong type, empty table, as-of outside the data
+    ├── BundleError    a model bundle: missing, damaged, mixed, or made for other columns
+    ├── PublishError   the recommendation table: audit failed, staged parts missing, commit refused
+    └── ClusterError   Ray: a plan that cannot run on the resources there are
+
+A message says where, what was expected, what was seen, and the next step, in that order:
+`events/part-3.parquet: column 'ts' must be timestamp, got int64. Convert it, or set shop.columns.ts.`
+"""
+
+
+class RecsysError(Exception):
+    """Every error that a user can mend; anything else that escapes is our own mistake."""
+
+
+class ConfigError(RecsysError):
+    """The settings file or a command's arguments cannot be used."""
+
+
+class DataError(RecsysError):
+    """The shop's input cannot be used."""
+
+
+class BundleError(RecsysError):
+    """A model bundle cannot be used."""
+
+
+class PublishError(RecsysError):
+    """The recommendation table cannot be written, or what was staged fails the audit."""
+
+
+class ClusterError(RecsysError):
+    """Ray cannot run the plan on the resources it has."""

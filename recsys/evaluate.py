@@ -1,0 +1,176 @@
+"""A time-split backtest: lists as of a date beside simple baselines, compared with what users bought after it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys import metrics
+from recsys.candidates import Candidates, Factors, Neighbours, Users, best
+from recsys.profiles import Profiles
+from recsys.rank import as_lists, top
+from recsys.recommend import Scored
+from recsys.signals import POPULARITY_DAYS
+
+K = 20  # ranked for evaluation, whatever the published k is
+KS = (10, 20)
+MODELS = ("mlp", "popular", "popular_28d", "popular_7d", "own", "own_then_popular", "neighbours", "factors")
+SLICES = ("all", "new")  # all items; items that the user had not bought before the date
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a batch of users bought in the horizon, as sorted item codes by user."""
+
+    offsets: np.ndarray
+    items: np.ndarray
+
+    @property
+    def count(self) -> np.ndarray:
+        """int64 (U): relevant items."""
+        return np.diff(self.offsets)
+
+
+def truth(profiles: Profiles, *, start: int, end: int, new: bool) -> Truth:
+    """The distinct items wanted in [start, end), without those wanted before where `new`."""
+    catalog = int(profiles.item.max(initial=0)) + 1
+    relevant = _pairs(profiles, start, end, catalog)
+    if new:
+        relevant = np.setdiff1d(relevant, _pairs(profiles, np.iinfo(np.int64).min, start, catalog), assume_unique=True)
+    user, item = np.divmod(relevant, catalog)
+    return Truth(np.searchsorted(user, np.arange(len(profiles) + 1)), item.astype(np.int32))
+
+
+def _pairs(profiles: Profiles, start: int, end: int, catalog: int) -> np.ndarray:
+    """int64: user row x catalog + item code of every distinct pair wanted in [start, end), ascending."""
+    events = profiles.between(start, end)
+    return np.unique(events.user_row[events.wanted].astype(np.int64) * catalog + events.item[events.wanted])
+
+
+def evaluate(batch: Scored, *, start: int, end: int, factors: Factors) -> dict[str, dict[str, float]]:
+    """Sums over the batch's users that `summary` turns into means.
+
+    Users count who have bought before `start` and have a relevant item in [start, end).
+
+    Args:
+        factors: the source whose scores alone are the `factors` baseline.
+
+    Returns:
+        "all" and "new": "users", then "model metric@k" sums; "all" also "recall source", "recall union" and "candidates".
+    """
+    users, candidates = batch.users, batch.candidates
+    sums: dict[str, dict[str, float]] = {}
+    scores = dict(_scores(users, factors))
+    seen = _seen(batch.profiles, users, start)
+    for name in SLICES:
+        new = name == "new"
+        actual = truth(batch.profiles, start=start, end=end, new=new)
+        counted = batch.modelled & (actual.count > 0)
+        sums[name] = {"users": float(counted.sum())}
+        for model in MODELS:
+            if model == "mlp":
+                kept = ~np.isin(_keys(candidates, users), seen) if new else np.ones(len(candidates), bool)
+                mine = candidates.keep(kept)
+                lists = as_lists(top(mine, batch.raw[kept], k=K), mine, users.signals.items, users=len(users), k=K)
+            else:
+                lists = _lists(scores[model], users, seen if new else None)
+            hits = metrics.hits(lists[counted], *_of(actual, counted))
+            for metric, function in metrics.RANKING.items():
+                for k in KS:
+                    sums[name][f"{model} {metric}@{k}"] = float(function(hits, actual.count[counted], k).sum())
+        if not new:
+            sums[name] |= _recall(candidates, users, actual, counted)
+    return sums
+
+
+def _of(actual: Truth, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and items of the counted users alone."""
+    kept = np.repeat(counted, actual.count)
+    return np.concatenate([[0], np.cumsum(actual.count[counted])]), actual.items[kept]
+
+
+def _seen(profiles: Profiles, users: Users, start: int) -> np.ndarray:
+    """int64: user row x J + active position of what the users wanted at any time before the date."""
+    before = profiles.between(np.iinfo(np.int64).min, start)
+    position = users.signals.position[before.item[before.wanted]]
+    row = before.user_row[before.wanted].astype(np.int64)
+    return np.unique((row * len(users.signals.items) + position)[position >= 0])
+
+
+def _keys(candidates: Candidates, users: Users) -> np.ndarray:
+    return candidates.user_row * len(users.signals.items) + candidates.item
+
+
+def _scores(users: Users, factors: Factors) -> Iterator[tuple[str, np.ndarray]]:
+    """Each baseline's float32 (U, J) or (1, J) scores; -inf where it does not list the item."""
+    popularity = users.signals.popularity
+    windows = dict(zip(POPULARITY_DAYS, popularity, strict=False))
+    with np.errstate(divide="ignore"):
+        yield "popular", np.log(popularity[-1])[None, :]
+        yield "popular_28d", np.log(windows[28])[None, :]
+        yield "popular_7d", np.log(windows[7])[None, :]
+    # Days on which the user bought the item; of equals the one bought last.
+    own = np.full((len(users), len(users.signals.items)), -np.inf, np.float32)
+    own.ravel()[users.own_key] = (users.own.count + 1.0 / (2.0 + users.own.last))[:-1]
+    yield "own", own
+    yield "own_then_popular", np.where(np.isfinite(own), own, windows[28] - 1.0)
+    yield "neighbours", Neighbours().scores(users)
+    yield "factors", factors.scores(users)
+
+
+def _lists(scores: np.ndarray, users: Users, seen: np.ndarray | None) -> np.ndarray:
+    """int32 (U, K) item codes of the best available items, without those seen, -1 beyond a list's end."""
+    items = len(users.signals.items)
+    scores = np.broadcast_to(scores, (len(users), items)).copy()
+    scores[:, ~users.catalog.available[users.signals.items]] = -np.inf
+    if seen is not None:
+        scores.ravel()[seen] = -np.inf
+    row, column, rank = best(scores, K)
+    lists = np.full((len(users), K), -1, np.int32)
+    lists[row, rank - 1] = users.signals.items[column]
+    return lists
+
+
+def _recall(candidates: Candidates, users: Users, actual: Truth, counted: np.ndarray) -> dict[str, float]:
+    """Sums over counted users of the share of relevant items that each source proposed, and of the number of candidates."""
+    catalog = len(users.signals.position)
+    relevant = np.repeat(np.arange(len(users)), actual.count) * catalog + actual.items
+    hit = np.isin(candidates.user_row * catalog + users.signals.items[candidates.item], relevant)
+
+    def recall(mask: np.ndarray) -> float:
+        found = np.bincount(candidates.user_row[mask], minlength=len(users))
+        return float((found[counted] / actual.count[counted]).sum())
+
+    sums = {f"recall {name}": recall(hit & (candidates.rank[:, number] > 0)) for number, name in enumerate(candidates.names)}
+    sums["recall union"] = recall(hit)
+    sums["candidates"] = float(np.bincount(candidates.user_row, minlength=len(users))[counted].sum())
+    return sums
+
+
+def add(sums: list[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """The sums of several batches or shards as one."""
+    total: dict[str, dict[str, float]] = {name: {} for name in SLICES}
+    for one in sums:
+        for name in SLICES:
+            for key, value in one[name].items():
+                total[name][key] = total[name].get(key, 0.0) + value
+    return total
+
+
+def summary(sums: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
+    """Means over users in the shape that `jobs.backtest --out` writes; null where no user counts."""
+
+    def mean(name: str, key: str) -> float | None:
+        users = sums[name].get("users", 0.0)
+        return sums[name][key] / users if users else None
+
+    keys = [f"{metric}@{k}" for k in KS for metric in metrics.RANKING]
+    sources = [key.removeprefix("recall ") for key in sums["all"] if key.startswith("recall ")]
+    return {
+        "users": {name: int(sums[name].get("users", 0)) for name in SLICES},
+        "models": {model: {name: {key: mean(name, f"{model} {key}") for key in keys} for name in SLICES} for model in MODELS},
+        "candidates": {
+            "recall": {source: mean("all", f"recall {source}") for source in sources},
+            "per_user": mean("all", "candidates"),
+        },
+    }

@@ -1,0 +1,97 @@
+"""Labels and sampled negatives: the candidates as of a cutoff, and the window after it -> labelled feature rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from recsys import tables
+from recsys.candidates import Candidates, Users
+from recsys.features import Inputs
+from recsys.profiles import Profiles
+from recsys.tables import CODES, DENSE, ITEM_ID, LABEL, USER_ID, WEIGHT
+
+
+@dataclass(frozen=True)
+class Window:
+    """A label window: [start, end) in microseconds; start is the cutoff of its signals."""
+
+    start: int
+    end: int
+
+
+def bought(candidates: Candidates, users: Users, *, window: Profiles) -> np.ndarray:
+    """bool (N): the user wanted the candidate in the window.
+
+    Args:
+        window: the same users' events of the label window.
+    """
+    wanted = window.keep(window.wanted)
+    items = len(users.signals.items)
+    position = users.signals.position[wanted.item]
+    active = position >= 0
+    keys = np.unique(wanted.user_row[active].astype(np.int64) * items + position[active])
+    return np.isin(candidates.user_row * items + candidates.item, keys)
+
+
+def sample(candidates: Candidates, label: np.ndarray, *, negatives: int, user_hash: np.ndarray, seed: int) -> np.ndarray:
+    """bool (N): the rows to learn from: all positives, and for each one `negatives` of the user's own other candidates.
+
+    A user without a positive gives no row; one with fewer negatives gives them all. The choice depends on the seed, the user
+    and the item alone, so it is the same however users are batched.
+
+    Args:
+        user_hash: uint64 (U), stable.
+    """
+    positives = np.bincount(candidates.user_row, weights=label, minlength=len(user_hash))
+    with np.errstate(over="ignore"):
+        item = candidates.item.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        draw = mix(user_hash[candidates.user_row] ^ mix(item + np.uint64(seed)))
+    draw[label] = 0
+    order = np.lexsort((draw, ~label, candidates.user_row))
+    starts = np.searchsorted(candidates.user_row, candidates.user_row)
+    place = np.empty(len(label), np.int64)
+    place[order] = np.arange(len(label)) - starts
+    return place < ((negatives + 1) * positives)[candidates.user_row]
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """uint64 (N): splitmix64's finaliser (Steele, Lea, Flood 2014), a stable hash that numpy does in one go."""
+    with np.errstate(over="ignore"):
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def to_table(candidates: Candidates, users: Users, inputs: Inputs, label: np.ndarray, chosen: np.ndarray) -> pa.Table:
+    """The chosen rows, bool (N), with `examples_schema`; every row weighs 1."""
+    user_id = users.history.users.column(USER_ID).combine_chunks()
+    item_id = users.catalog.item_id
+    rows = int(chosen.sum())
+    schema = tables.examples_schema(user_id.type, item_id.type, dense=inputs.dense.shape[1], codes=inputs.codes.shape[1])
+    return pa.table(
+        {
+            USER_ID: user_id.take(pa.array(candidates.user_row[chosen])),
+            ITEM_ID: item_id.take(pa.array(users.signals.items[candidates.item[chosen]])),
+            DENSE: _lists(inputs.dense[chosen], pa.float32()),
+            CODES: _lists(inputs.codes[chosen], pa.int32()),
+            LABEL: pa.array(label[chosen].astype(np.float32)),
+            WEIGHT: pa.array(np.ones(rows, np.float32)),
+        },
+        schema=schema,
+    )
+
+
+def _lists(matrix: np.ndarray, dtype: pa.DataType) -> pa.Array:
+    """The rows of a matrix as fixed-size lists; of width 0 too, which Arrow cannot infer."""
+    rows, width = matrix.shape
+    if width == 0:
+        return pa.array([[]] * rows, pa.list_(dtype, 0))
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel(), dtype), width)
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """An uncompressed Arrow file, which every worker of a node maps into memory and shares."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)

@@ -1,0 +1,422 @@
+"""The whole dataflow on one page: ingest -> signals -> examples -> train -> score -> publish, and the backtest beside it.
+
+Each function below is one stage: it names the stage's folder by the digest of what goes in, says what a unit is, and hands the units
+to Ray. A stage whose receipts are all there does nothing. The pure work is done by the modules that a task calls.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import ray
+
+from recsys import bundle as bundles
+from recsys import evaluate, examples, publish, runtime, spec
+from recsys import ingest as ingest_stage
+from recsys import signals as signals_module
+from recsys import train as train_stage
+from recsys.bundle import Bundle
+from recsys.candidates import Factors
+from recsys.catalog import item_vocabularies
+from recsys.config import Settings
+from recsys.errors import DataError
+from recsys.features import Describer
+from recsys.ingest import Ingest, Sources, midnight, stable_hash
+from recsys.recommend import recommendations, scored
+from recsys.runtime import Task, log
+from recsys.score import Scorer
+from recsys.signals import Signals
+from recsys.tables import DAY_US, DENSE, USER_ID
+from recsys.work import Receipt, Stage, digest, write_atomically
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the stages after ingest share: the shop as read, and where signals and examples of its dates lie."""
+
+    sources: Sources
+    ingest: Ingest
+    signals: Stage
+    examples: Stage
+    vocabularies: dict[str, tuple[str, ...]]
+
+    @property
+    def settings(self) -> Settings:
+        """The run's settings."""
+        return self.sources.settings
+
+
+def prepare(sources: Sources, *, end: date) -> Prepared:
+    """The shop's events before `end` as profiles, and the stages that start from them."""
+    settings = sources.settings
+    shop = ingest_stage.ingest(sources, end=end)
+    vocabularies = item_vocabularies(shop.catalog(), settings.features) | shop.user_vocabularies
+    signals = Stage(
+        settings.run.work,
+        "signals",
+        {
+            "ingest": shop.digest,
+            "signals": settings.signals,
+            "history_days": settings.window.history_days,
+            "seed": settings.run.seed,
+        },
+    )
+    labelled = Stage(
+        settings.run.work,
+        "examples",
+        {
+            "signals": signals.digest,
+            "vocabularies": digest(vocabularies),
+            "candidates": settings.candidates,
+            "examples": settings.examples,
+            "label_days": settings.window.label_days,
+            "allow_repeats": settings.rank.allow_repeats,
+            "seed": settings.run.seed,
+        },
+    )
+    return Prepared(sources, shop, signals, labelled, vocabularies)
+
+
+# Signals ------------------------------------------------------------------------------------------------------------------------
+
+
+def make_signals(prepared: Prepared, cutoffs: Sequence[date]) -> None:
+    """The signals as of each cutoff; a cutoff is a unit."""
+    runtime.run(
+        prepared.signals,
+        {day.isoformat(): {"cutoff": day.isoformat()} for day in cutoffs},
+        _signals_task,
+        prepared.settings,
+        prepared.ingest,
+        prepared.signals.path,
+        unit="cut-offs",
+    )
+
+
+def _signals_task(settings: Settings, shop: Ingest, folder: Path) -> Task:
+    share = min(1.0, settings.signals.max_users / max(shop.rows["profiles"], 1))
+    limit = np.uint64(min(share * 2.0**64, 2.0**64 - 2048))  # the largest float64 below 2^64
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        cutoff = midnight(date.fromisoformat(unit["cutoff"]))
+
+        def shards() -> Any:
+            for shard in shop.shards:
+                profiles = shop.profiles(shard)
+                yield profiles, stable_hash(profiles.users.column(USER_ID).to_numpy()) <= limit
+
+        fitted = signals_module.fit(
+            shards(),
+            items=shop.rows["catalog"],
+            start=cutoff - settings.window.history_days * DAY_US,
+            cutoff=cutoff,
+            settings=settings.signals,
+            seed=settings.run.seed,
+        )
+        write_atomically(folder / f"{name}.npz", fitted.save)
+        return {"items": len(fitted.items), "neighbours": len(fitted.neighbour_items)}
+
+    return task
+
+
+def read_signals(prepared: Prepared, cutoff: date) -> Signals:
+    """The signals as of the cutoff, made if they are not there."""
+    make_signals(prepared, [cutoff])
+    return signals_module.load(prepared.signals.path / f"{cutoff.isoformat()}.npz")
+
+
+# Examples -----------------------------------------------------------------------------------------------------------------------
+
+
+def cutoffs(settings: Settings, *, as_of: date, first: date) -> list[date]:
+    """The dates that examples are made as of, oldest first, a label length apart; the last one's window ends at as_of.
+
+    Those with less than a label length of history before them are left out.
+    """
+    step = timedelta(days=settings.window.label_days)
+    dates = [as_of - step * number for number in range(settings.window.cutoffs, 0, -1)]
+    return [day for day in dates if day - step >= first]
+
+
+def make_examples(prepared: Prepared, days: Sequence[date]) -> dict[date, list[Receipt]]:
+    """The labelled rows as of each cutoff; a unit is a cutoff and a shard of users."""
+    make_signals(prepared, days)
+    units = {
+        f"{day.isoformat()}-{shard}": {"cutoff": day.isoformat(), "shard": shard} for day in days for shard in prepared.ingest.shards
+    }
+    receipts = runtime.run(prepared.examples, units, _examples_task, prepared, unit="parts")
+    return {day: [receipts[f"{day.isoformat()}-{shard}"] for shard in prepared.ingest.shards] for day in days}
+
+
+def _examples_task(prepared: Prepared) -> Task:
+    settings = prepared.settings
+    catalog = prepared.ingest.catalog()
+    describer: dict[str, Describer] = {}
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        cutoff = unit["cutoff"]
+        if cutoff not in describer:  # units come in order of cutoff: one set of signals at a time
+            describer.clear()
+            signals = signals_module.load(prepared.signals.path / f"{cutoff}.npz")
+            describer[cutoff] = Describer(settings, catalog, signals, prepared.vocabularies)
+        start = midnight(date.fromisoformat(cutoff))
+        end = start + settings.window.label_days * DAY_US
+        tables: list[pa.Table] = []
+        counts: Counter[str] = Counter()
+        names: tuple[str, ...] = ()
+        for batch, users, candidates, inputs in describer[cutoff](prepared.ingest.profiles(unit["shard"])):
+            label = examples.bought(candidates, users, window=batch.between(start, end))
+            hashes = stable_hash(batch.users.column(USER_ID).to_numpy())
+            chosen = examples.sample(candidates, label, negatives=settings.examples.negatives, user_hash=hashes, seed=settings.run.seed)
+            tables.append(examples.to_table(candidates, users, inputs, label, chosen))
+            counts.update(rows=int(chosen.sum()), positives=int(label.sum()), candidates=len(candidates))
+            names = inputs.names
+        table = pa.concat_tables(tables)
+        write_atomically(prepared.examples.path / f"{name}.arrow", lambda file: examples.write(table, file))
+        return {**counts, "features": names}
+
+    return task
+
+
+# Train --------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A bundle and what its training printed."""
+
+    bundle: Bundle
+    examples: dict[str, int]
+    """Rows, positives and candidates over all cutoffs."""
+    history: list[dict[str, Any]]
+    best_epoch: int
+
+
+def train(prepared: Prepared, *, as_of: date, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> Trained:
+    """The bundle of a model that knows what was known before as_of: early stopping on the last window, then a fit on all.
+
+    Raises:
+        DataError: fewer than two windows, or no positive example.
+    """
+    settings = prepared.settings
+    days = cutoffs(settings, as_of=as_of, first=prepared.ingest.first)
+    if len(days) < 2:
+        raise DataError(
+            f"--as-of {as_of}: training needs two label windows of {settings.window.label_days} days with as much history before "
+            f"them; the first event is of {prepared.ingest.first}. Use a later date or a smaller window.label_days."
+        )
+    made = make_examples(prepared, days)
+    parts = [receipt for receipts in made.values() for receipt in receipts]
+    counts = {key: sum(part[key] for part in parts) for key in ("rows", "positives", "candidates")}
+    if counts["positives"] == 0:
+        raise DataError(f"--as-of {as_of}: no candidate was bought in any label window. Check shop.label_kinds and window.label_days.")
+    stage = Stage(
+        settings.run.work,
+        "train",
+        {
+            "examples": prepared.examples.digest,
+            "cutoffs": [day.isoformat() for day in days],
+            "model": settings.model,
+            "train": settings.train,
+            "seed": settings.run.seed,
+        },
+    )
+    folder = stage.path / "bundle"
+    receipt = stage.receipt("bundle")
+    if receipt is None:
+        log.info("train: as of %s, %s examples, %d workers", as_of, f"{counts['rows']:,}", settings.train.workers)
+        files = {day: [prepared.examples.path / f"{day.isoformat()}-{shard}.arrow" for shard in prepared.ingest.shards] for day in days}
+        fitting = [file for day in days[:-1] for file in files[day]]
+        fed = _feature_spec(fitting, parts[0]["features"], prepared)
+        fit = train_stage.fit(
+            fitting,
+            files[days[-1]],
+            spec=fed,
+            model=settings.model,
+            train=settings.train,
+            seed=settings.run.seed,
+            folder=stage.path,
+            name="fit",
+            on_epoch=on_epoch,
+        )
+        bundles.save(
+            folder,
+            fit.model(),
+            fed,
+            settings=settings.model_dump(mode="json"),
+            window={
+                "as_of": as_of.isoformat(),
+                "cutoffs": [day.isoformat() for day in days],
+                "label_days": settings.window.label_days,
+            },
+            metrics={"history": fit.history, "best_epoch": fit.best_epoch, "examples": counts},
+        )
+        receipt = stage.finish("bundle", {"history": fit.history, "best_epoch": fit.best_epoch})
+    return Trained(bundles.load(folder), counts, receipt["history"], receipt["best_epoch"])
+
+
+def _feature_spec(files: Sequence[Path], names: Sequence[str], prepared: Prepared) -> spec.FeatureSpec:
+    """The inputs' names and vocabularies, and the normalisation fitted on the training rows alone."""
+
+    def blocks() -> Any:
+        for file in files:
+            with pa.memory_map(str(file)) as source:
+                for batch in pa.ipc.open_file(source).read_all().to_batches():
+                    if batch.num_rows:
+                        yield batch.column(DENSE).flatten().to_numpy().reshape(batch.num_rows, -1)
+
+    mean, scale = spec.fit_normalisation(blocks(), len(names))
+    return spec.FeatureSpec(tuple(names), mean, scale, tuple(prepared.vocabularies), prepared.vocabularies)
+
+
+# Score and publish --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Published:
+    """Tonight's table."""
+
+    run_id: str
+    version: int | None
+    """Of the table; None where this very run stood there already."""
+    rows: int
+    users: int
+    short_users: int
+    candidates: int
+    seconds: float
+    """From the first to the last finished shard of this call; 0 where there was nothing to do."""
+
+
+def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
+    """The recommendation table of as_of: a shard of users is a unit, its receipt names a staged part; one commit publishes all."""
+    settings = prepared.settings
+    run_id = digest(
+        {
+            "as_of": as_of.isoformat(),
+            "inputs": prepared.sources.identity(),
+            "settings": settings.model_dump(mode="json", include={"shop", "features", "window", "signals", "candidates", "rank"}),
+            "seed": settings.run.seed,
+            "model": bundle.model_version,
+        }
+    )
+    where, storage = settings.table.path, settings.shop.storage_options
+    stage = Stage(settings.run.work, "score", {"run": run_id, "ingest": prepared.ingest.digest, "table": where})
+    units = {f"part-{shard}": {"shard": shard} for shard in prepared.ingest.shards}
+    done = {name: receipt["part"] for name in units if (receipt := stage.receipt(name))}
+    for part in publish.missing(where, list(done.values()), storage_options=storage):
+        stage.forget(f"part-{part['shard']:05d}")
+    started = datetime.now(UTC)
+    fresh = len([name for name in units if stage.receipt(name) is None])
+    signals = read_signals(prepared, as_of)
+    shared = ray.put(signals.arrays())  # one copy a node, read by all its actors
+    receipts = runtime.run(
+        stage, units, _score_task, prepared, str(bundle.folder), shared, as_of, run_id, actors=settings.run.actors, unit="shards"
+    )
+    seconds = (datetime.now(UTC) - started).total_seconds() if fresh else 0.0
+    parts = [receipt["part"] for receipt in receipts.values()]
+    types = {"user_id": prepared.sources.user_id, "item_id": prepared.sources.item_id}
+    audit = publish.audit(where, parts, as_of=as_of, k=settings.rank.k, storage_options=storage, **types)
+    version = publish.commit(
+        where,
+        parts,
+        as_of=as_of,
+        run_id=run_id,
+        model_version=bundle.model_version,
+        keep_nights=settings.table.keep_nights,
+        storage_options=storage,
+        **types,
+    )
+    candidates = sum(receipt["candidates"] for receipt in receipts.values())
+    return Published(run_id, version, audit.rows, audit.users, audit.short_users, candidates, seconds)
+
+
+def _score_task(prepared: Prepared, bundle: str, arrays: dict[str, np.ndarray], as_of: date, run_id: str) -> Task:
+    settings = prepared.settings
+    describer, scorer = _scoring(prepared, bundle, Signals(**arrays))
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        candidates = 0
+        tables: list[pa.Table] = []
+        for batch in scored(prepared.ingest.profiles(unit["shard"]), describer, scorer):
+            candidates += len(batch.candidates)
+            tables.append(
+                recommendations(batch, rank=settings.rank, as_of=as_of, model_version=scorer.bundle.model_version, run_id=run_id)
+            )
+        part = publish.stage(
+            settings.table.path,
+            pa.concat_tables(tables),
+            as_of=as_of,
+            run_id=run_id,
+            shard=int(unit["shard"]),
+            storage_options=settings.shop.storage_options,
+        )
+        return {"part": part, "candidates": candidates}
+
+    return task
+
+
+def _scoring(prepared: Prepared, bundle: str, signals: Signals) -> tuple[Describer, Scorer]:
+    """What one actor scores with: features under the bundle's own vocabularies, and the model."""
+    loaded = bundles.load(bundle)
+    describer = Describer(prepared.settings, prepared.ingest.catalog(), signals, loaded.spec.vocabularies)
+    return describer, Scorer(loaded, prepared.settings.run.device)
+
+
+# Backtest -----------------------------------------------------------------------------------------------------------------------
+
+
+def horizon_end(sources: Sources, *, as_of: date, horizon_days: int) -> date:
+    """The day before which purchases count as the backtest's truth: the horizon's end, or the data's with a warning.
+
+    Raises:
+        DataError: no event from as_of on.
+    """
+    data_end = sources.last + timedelta(days=1)
+    if data_end <= as_of:
+        raise DataError(f"--as-of {as_of}: no event from then on to compare with; the last is of {sources.last}. Use an earlier date.")
+    end = as_of + timedelta(days=horizon_days)
+    if end > data_end:
+        log.warning(
+            "backtest: the data ends on %s, so the horizon is %d days, not %d", sources.last, (data_end - as_of).days, horizon_days
+        )
+    return min(end, data_end)
+
+
+def backtest(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> dict[str, Any]:
+    """Metrics of lists as of a date against the purchases of [as_of, end), beside the baselines.
+
+    Args:
+        bundle: trained as of the same date, else it would know its test.
+    """
+    trained_as_of = bundle.about["window"]["as_of"]
+    assert trained_as_of <= as_of.isoformat(), f"a bundle as of {trained_as_of} cannot be tested as of {as_of}"
+    signals = read_signals(prepared, as_of)
+    stage = Stage(
+        prepared.settings.run.work,
+        "backtest",
+        {"signals": prepared.signals.digest, "examples": prepared.examples.digest, "model": bundle.model_version}
+        | {"as_of": as_of.isoformat(), "end": end.isoformat()},
+    )
+    units = {f"users-{shard}": {"shard": shard} for shard in prepared.ingest.shards}
+    arguments = (prepared, str(bundle.folder), ray.put(signals.arrays()), as_of, end)
+    receipts = runtime.run(stage, units, _backtest_task, *arguments, unit="shards")
+    result = evaluate.summary(evaluate.add([receipt["sums"] for receipt in receipts.values()]))
+    return {"as_of": as_of.isoformat(), "horizon_days": (end - as_of).days, **result}
+
+
+def _backtest_task(prepared: Prepared, bundle: str, arrays: dict[str, np.ndarray], as_of: date, end: date) -> Task:
+    describer, scorer = _scoring(prepared, bundle, Signals(**arrays))
+    factors = Factors(prepared.settings.signals)
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        batches = scored(prepared.ingest.profiles(unit["shard"]), describer, scorer)
+        start, stop = midnight(as_of), midnight(end)
+        return {"sums": evaluate.add([evaluate.evaluate(batch, start=start, end=stop, factors=factors) for batch in batches])}
+
+    return task

@@ -1,0 +1,82 @@
+"""Profiles -> rows of the recommendation table: candidates, features, scores, ranks and reasons of a user in one call."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+
+from recsys import config, explain, tables
+from recsys.candidates import Candidates, Users
+from recsys.features import Describer
+from recsys.profiles import Profiles
+from recsys.rank import Ranked, top
+from recsys.score import Scorer, probabilities
+from recsys.tables import (
+    AS_OF,
+    ITEM_ID,
+    MODEL_VERSION,
+    RANK,
+    REASON,
+    REASON_ITEM_ID,
+    REASON_KIND,
+    RUN_ID,
+    SCORE,
+    SOURCE,
+    SOURCES,
+    USER_ID,
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One batch of users with their candidates scored."""
+
+    profiles: Profiles
+    """With all their events, those after the cutoff too."""
+    users: Users
+    candidates: Candidates
+    raw: np.ndarray
+    """float32 (N): what lists are ordered by."""
+    modelled: np.ndarray
+    """bool (U): the model stands behind the user's rows; else the user bought nothing yet and gets what is popular."""
+
+
+def scored(profiles: Profiles, describer: Describer, scorer: Scorer) -> Iterator[Scored]:
+    """The profiles' users batch by batch."""
+    for batch, users, candidates, inputs in describer(profiles):
+        raw = scorer(inputs.dense, inputs.codes)
+        modelled = np.diff(users.matrix.indptr) > 0
+        popular = candidates.rank.max(axis=1, initial=0).astype(np.float32)  # of a user without purchases only Popular proposes
+        yield Scored(batch, users, candidates, np.where(modelled[candidates.user_row], raw, -popular), modelled)
+
+
+def recommendations(batch: Scored, *, rank: config.Rank, as_of: date, model_version: str, run_id: str) -> pa.Table:
+    """The batch's rows with `recommendations_schema`."""
+    ranked: Ranked = top(batch.candidates, batch.raw, k=rank.k)
+    users, candidates = batch.users, batch.candidates
+    row = candidates.user_row[ranked.row]
+    items = users.signals.items[candidates.item[ranked.row]]
+    reasons = explain.reasons(ranked, candidates, users)
+    ids = users.catalog.item_id
+    user_id = users.history.users.column(USER_ID).combine_chunks()
+    count = len(ranked.row)
+    score = pa.array(probabilities(batch.raw[ranked.row]), pa.float32(), mask=~batch.modelled[row])
+    return pa.table(
+        {
+            AS_OF: pa.array([as_of] * count, pa.date32()),
+            USER_ID: user_id.take(pa.array(row)),
+            RANK: pa.array(ranked.rank),
+            ITEM_ID: ids.take(pa.array(items)),
+            SCORE: score,
+            SOURCE: pa.array(reasons.source, pa.string()),
+            SOURCES: pa.array(reasons.sources, pa.list_(pa.string())),
+            REASON: pa.array(reasons.text, pa.string()),
+            REASON_KIND: pa.array(reasons.kind, pa.string()),
+            REASON_ITEM_ID: ids.take(pa.array(reasons.item, mask=reasons.item < 0)),
+            MODEL_VERSION: pa.array([model_version] * count, pa.string()),
+            RUN_ID: pa.array([run_id] * count, pa.string()),
+        },
+        schema=tables.recommendations_schema(user_id.type, ids.type),
+    )

@@ -1,0 +1,237 @@
+"""What history says about items as of a date: popularity, prices, repeat timing, neighbours and factors."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+from implicit.als import AlternatingLeastSquares
+from implicit.nearest_neighbours import CosineRecommender
+from threadpoolctl import threadpool_limits
+
+from recsys import config
+from recsys.profiles import Profiles
+from recsys.tables import DAY_US
+
+POPULARITY_DAYS = (7, 28, 91)  # windows beside the whole history
+MONTH = POPULARITY_DAYS.index(28)  # the row of `popularity` that sources and shares use
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What is known of the J active items, those wanted at least once in [start, cutoff); arrays go by active position."""
+
+    start: np.ndarray
+    """int64 (), microseconds."""
+    cutoff: np.ndarray
+    """int64 (), microseconds; nothing from then on is in any signal."""
+    items: np.ndarray
+    """int32 (J): item code of each active position, ascending."""
+    position: np.ndarray
+    """int32 (I): active position of each item code, -1 where it has none."""
+    popularity: np.ndarray
+    """float32 (W + 1, J): each item's share of the purchases in each window of POPULARITY_DAYS, then in the whole history."""
+    buyers: np.ndarray
+    """float32 (J): users who bought the item."""
+    first_ts: np.ndarray
+    """int64 (J): first purchase, microseconds."""
+    last_ts: np.ndarray
+    """int64 (J): last purchase, microseconds."""
+    price: np.ndarray
+    """float32 (J): mean price paid for one unit, NaN where none is known."""
+    repeat_rate: np.ndarray
+    """float32 (J): share of buyers who bought it on two days or more."""
+    repeat_days: np.ndarray
+    """float32 (J): mean days between two purchases by one user, NaN where nobody repeated."""
+    neighbour_offsets: np.ndarray
+    """int64 (J + 1): row pointers of the neighbour weights."""
+    neighbour_items: np.ndarray
+    """int32 (N): active position that a weight speaks for."""
+    neighbour_weights: np.ndarray
+    """float32 (N): what a purchase of the row's item adds to the score of that one."""
+    factors: np.ndarray
+    """float32 (J, D): item factors of ALS."""
+
+    @cached_property
+    def neighbours(self) -> sp.csr_matrix:
+        """(J, J): row = item bought, column = item scored."""
+        count = len(self.items)
+        return sp.csr_matrix((self.neighbour_weights, self.neighbour_items, self.neighbour_offsets), shape=(count, count))
+
+    @cached_property
+    def neighbours_by_scored(self) -> sp.csc_matrix:
+        """The same weights by column, for asking why an item scored."""
+        return self.neighbours.tocsc()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every field by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def save(self, path: Path) -> None:
+        """One uncompressed .npz without pickle."""
+        with path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **self.arrays())
+
+
+def load(path: Path) -> Signals:
+    """The signals that `Signals.save` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return Signals(**arrays)
+
+
+def purchase_days(profiles: Profiles, *, cutoff: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User row int64, item code int64 and day int64 of every distinct (user, item, day) purchase, in that order.
+
+    Days count back from the cutoff: 0 is the last 24 hours before it.
+    """
+    wanted = profiles.wanted
+    days = (cutoff - 1 - profiles.ts[wanted]) // DAY_US
+    key = profiles.user_row[wanted].astype(np.int64)
+    order = np.lexsort((days, profiles.item[wanted], key))
+    user, item, days = key[order], profiles.item[wanted][order].astype(np.int64), days[order]
+    new = np.ones(len(user), bool)
+    new[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1]) | (days[1:] != days[:-1])
+    return user[new], item[new], days[new]
+
+
+def fit(
+    shards: Iterable[tuple[Profiles, np.ndarray]],
+    *,
+    items: int,
+    start: int,
+    cutoff: int,
+    settings: config.Signals,
+    seed: int,
+) -> Signals:
+    """The signals of the events in [start, cutoff).
+
+    Purchases of one item by one user on one day count once.
+
+    Args:
+        shards: profiles with any events, and bool (U): the users whose histories fit neighbours and factors.
+        items: I, the size of the catalog.
+    """
+    windows = (*POPULARITY_DAYS, max(1, -(-(cutoff - start) // DAY_US)))
+    counts = np.zeros((len(windows), items))
+    buyers, repeaters, gap_days, gaps = (np.zeros(items) for _ in range(4))
+    price_sum, priced = np.zeros(items), np.zeros(items)
+    first = np.full(items, np.iinfo(np.int64).max)
+    last = np.full(items, np.iinfo(np.int64).min)
+    rows: list[sp.csr_matrix] = []
+    for batch, chosen in shards:
+        history = batch.between(start, cutoff)
+        user, item, day = purchase_days(history, cutoff=cutoff)
+        for row, window in enumerate(windows):
+            counts[row] += np.bincount(item[day < window], minlength=items)
+        new_pair = np.ones(len(item), bool)
+        new_pair[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
+        pair_item = item[new_pair]
+        times = np.diff(np.append(np.flatnonzero(new_pair), len(item)))
+        buyers += np.bincount(pair_item, minlength=items)
+        repeaters += np.bincount(pair_item[times > 1], minlength=items)
+        again = np.flatnonzero(~new_pair)
+        gap_days += np.bincount(item[again], weights=(day[again] - day[again - 1]).astype(float), minlength=items)
+        gaps += np.bincount(item[again], minlength=items)
+        wanted = history.keep(history.wanted)
+        has_price = np.isfinite(wanted.price)
+        price_sum += np.bincount(wanted.item[has_price], weights=wanted.price[has_price].astype(float), minlength=items)
+        priced += np.bincount(wanted.item[has_price], minlength=items)
+        np.minimum.at(first, wanted.item, wanted.ts)
+        np.maximum.at(last, wanted.item, wanted.ts)
+        pairs = sp.csr_matrix((times.astype(np.float32), (user[new_pair], pair_item)), shape=(len(batch), items))
+        rows.append(pairs[chosen])
+    active = np.flatnonzero(buyers > 0)
+    position = np.full(items, -1, np.int32)
+    position[active] = np.arange(len(active))
+    with np.errstate(invalid="ignore"):
+        price = price_sum[active] / priced[active]
+        repeat_days = np.abs(gap_days[active]) / gaps[active]
+    purchases: sp.csr_matrix = sp.vstack(rows, format="csr")[:, active]
+    purchases = purchases[np.diff(purchases.indptr) > 0]
+    with threadpool_limits(1, "blas"):  # one fit runs on one CPU
+        weights = neighbour_weights(purchases, settings)
+        factors = item_factors(purchases, settings, seed=seed)
+    return Signals(
+        start=np.array(start, np.int64),
+        cutoff=np.array(cutoff, np.int64),
+        items=active.astype(np.int32),
+        position=position,
+        popularity=(counts[:, active] / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype(np.float32),
+        buyers=buyers[active].astype(np.float32),
+        first_ts=first[active],
+        last_ts=last[active],
+        price=price.astype(np.float32),
+        repeat_rate=(repeaters[active] / buyers[active]).astype(np.float32),
+        repeat_days=repeat_days.astype(np.float32),
+        neighbour_offsets=weights.indptr.astype(np.int64),
+        neighbour_items=weights.indices.astype(np.int32),
+        neighbour_weights=weights.data.astype(np.float32),
+        factors=factors,
+    )
+
+
+def neighbour_weights(purchases: sp.csr_matrix, settings: config.Signals) -> sp.csr_matrix:
+    """(J, J) weights: row = item bought, column = item scored, at most `neighbours` rows kept for one column.
+
+    The most bought items are scored by EASE, the closed-form item autoencoder (Steck 2019, eq. 8), solved jointly over them all. For
+    the rest, cosine chooses the neighbours and each one's weight is the same ridge regression on that neighbour alone, which
+    puts both on one scale.
+    """
+    count = purchases.shape[1]
+    binary = purchases.copy()
+    binary.data[:] = 1.0
+    bought = np.asarray(binary.sum(axis=0)).ravel()
+    head = np.sort(np.argsort(-bought, kind="stable")[: min(settings.ease_items, count)])
+    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    if len(head):
+        selected = binary[:, head]
+        gram = np.asarray((selected.T @ selected).todense(), np.float64)
+        gram[np.diag_indices_from(gram)] += settings.ease_l2
+        inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
+        ease = (-inverse / np.diag(inverse)).astype(np.float32)
+        ease[np.diag_indices_from(ease)] = 0.0
+        keep = min(settings.neighbours, len(head))
+        strongest = np.argpartition(-np.abs(ease), keep - 1, axis=0)[:keep]
+        columns = np.broadcast_to(np.arange(len(head)), strongest.shape)
+        kept.append((head[strongest].ravel(), head[columns].ravel(), ease[strongest, columns].ravel()))
+    if len(head) < count:
+        cosine = CosineRecommender(K=settings.neighbours + 1, num_threads=1)
+        cosine.fit(binary.tocsr(), show_progress=False)
+        similar = cosine.similarity.tocoo()  # cosine = both / sqrt(bought[row] bought[col])
+        in_head = np.zeros(count, bool)
+        in_head[head] = True
+        tail = ~in_head[similar.row] & (similar.row != similar.col)
+        neighbour, scored = similar.col[tail], similar.row[tail]
+        both = similar.data[tail] * np.sqrt(bought[scored] * bought[neighbour])
+        kept.append((neighbour, scored, (both / (bought[neighbour] + settings.ease_l2)).astype(np.float32)))
+    bought_item, scored_item, weight = (np.concatenate(part) for part in zip(*kept, strict=True))
+    return sp.csr_matrix((weight, (bought_item, scored_item)), shape=(count, count))
+
+
+def item_factors(purchases: sp.csr_matrix, settings: config.Signals, *, seed: int) -> np.ndarray:
+    """float32 (J, D) item factors of implicit-feedback ALS (Hu, Koren, Volinsky 2008); a row that nobody bought is 0."""
+    model = als(settings, seed=seed)
+    model.fit(confidence(purchases), show_progress=False)
+    return np.asarray(model.item_factors, np.float32)
+
+
+def als(settings: config.Signals, *, seed: int = 0) -> AlternatingLeastSquares:
+    """An unfitted ALS of the settings, on one thread."""
+    return AlternatingLeastSquares(
+        factors=settings.factors,
+        regularization=settings.als_l2,
+        alpha=settings.als_alpha,
+        iterations=settings.als_iterations,
+        random_state=seed,
+        num_threads=1,
+    )
+
+
+def confidence(purchases: sp.csr_matrix) -> sp.csr_matrix:
+    """Purchase counts damped to 1 + log(count), so that a weekly milk does not own a user's factors."""
+    damped = purchases.astype(np.float32)
+    damped.data = 1.0 + np.log(damped.data)
+    return damped

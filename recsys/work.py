@@ -1,0 +1,92 @@
+"""One stage's folder: named by the digest of everything that goes into it, with one receipt per finished unit.
+
+Resuming, caching and "a second run does nothing" are this one mechanism. A unit is finished when its receipt exists; the receipt
+is written after the unit's outputs, by a rename, so a process killed at any moment leaves a finished unit or none.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+Receipt = dict[str, Any]
+
+
+def digest(value: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of a value's canonical JSON; settings sections are taken by their values."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no canonical JSON")
+
+
+@functools.cache
+def code_digest() -> str:
+    """Digest of the package's source: work made by other code is never taken for ours."""
+    root = Path(__file__).parent
+    return digest({str(path.relative_to(root)): path.read_text() for path in sorted(root.rglob("*.py"))})
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """The file at `path`, written whole by `write` or not there: made beside it under another name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Stage:
+    """One stage's folder and receipts.
+
+    Args:
+        root: folder of all stages, shared by every node.
+        name: the stage's name, the first part of the folder's.
+        inputs: everything the outputs depend on: digests of earlier stages, settings, dates.
+    """
+
+    def __init__(self, root: str | Path, name: str, inputs: Mapping[str, Any]) -> None:
+        self.name = name
+        self.digest = digest({"stage": name, "code": code_digest(), **inputs})
+        self.path = Path(root).absolute() / f"{name}-{self.digest}"
+        self.path.mkdir(parents=True, exist_ok=True)
+        about = self.path / "stage.json"
+        if not about.exists():
+            write_atomically(about, lambda file: _write_json(file, {"stage": name, **inputs}))
+
+    def receipt(self, unit: str) -> Receipt | None:
+        """What the finished unit left; None where it is not finished."""
+        try:
+            return json.loads((self.path / "receipts" / f"{unit}.json").read_text())
+        except FileNotFoundError:
+            return None
+
+    def finish(self, unit: str, receipt: Receipt) -> Receipt:
+        """The receipt, stored: from here on the unit is finished. Its outputs must be in place."""
+        write_atomically(self.path / "receipts" / f"{unit}.json", lambda file: _write_json(file, receipt))
+        return receipt
+
+    def forget(self, unit: str) -> None:
+        """The unit is not finished any more, as when its outputs were removed."""
+        (self.path / "receipts" / f"{unit}.json").unlink(missing_ok=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with path.open("w") as file:
+        json.dump(value, file, default=_plain, indent=1)
+        file.flush()
+        os.fsync(file.fileno())

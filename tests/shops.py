@@ -1,0 +1,151 @@
+"""A shop small enough to check by eye: five users, seven items, one hundred days of history.
+
+    code  id  name    department  available          user  age   income
+    0     10  milk    dairy       yes                ann   30s   41.5
+    1     20  cheese  dairy       yes                bob   -     -
+    2     30  bread   bakery      yes                cid   50s   18.0
+    3     40  roll    bakery      yes                dee   30s   -
+    4     50  cake    bakery      no                 eve   90s   7.0
+    5     60  -       -           yes, never bought in the history: it has no active position
+    6     70  spade   garden      yes
+
+Active positions: milk 0, cheese 1, bread 2, roll 3, cake 4, spade 5.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from recsys import candidates, config, profiles, signals
+from recsys.catalog import Catalog
+from recsys.features import Describer
+from recsys.profiles import Profiles
+from recsys.signals import Signals
+from recsys.tables import DAY_US
+
+START, CUTOFF, END = 0, 100 * DAY_US, 110 * DAY_US
+MILK, CHEESE, BREAD, ROLL, CAKE, NOTHING, SPADE = range(7)
+ANN, BOB, CID, DEE, EVE = range(5)
+VOCABULARIES = {"department": ("bakery", "dairy"), "age": ("30s", "50s")}  # garden and 90s are unseen
+
+
+class Event(NamedTuple):
+    """One event; `day` counts from 1970 and may be a fraction."""
+
+    user: int
+    item: int
+    day: float
+    price: float = math.nan
+    quantity: float = 1.0
+    wanted: bool = True
+
+
+BEFORE = [Event(ANN, NOTHING, -5.5), Event(DEE, BREAD, -1.5), Event(EVE, ROLL, -30.5)]
+HISTORY = [
+    Event(ANN, CHEESE, 5.5),
+    Event(ANN, MILK, 60.5, 1.0),
+    Event(ANN, MILK, 80.5, 1.2),
+    Event(ANN, MILK, 98.5),
+    Event(ANN, BREAD, 98.5, 2.0),
+    Event(BOB, MILK, 95.5, 1.4),
+    Event(BOB, ROLL, 95.5, 0.5),
+    Event(BOB, CHEESE, 96.5, wanted=False),
+    Event(BOB, ROLL, 97.5, 0.7, quantity=6.0),
+    Event(CID, BREAD, 10.5, 3.0),
+    Event(CID, MILK, 99.2, 1.0),
+    Event(CID, MILK, 99.6, 1.0),
+    Event(CID, CAKE, 99.6, 9.0),
+    Event(DEE, SPADE, 50.5, 20.0),
+]
+AFTER = [
+    Event(ANN, BREAD, 100.0),
+    Event(ANN, ROLL, 104.5),
+    Event(ANN, NOTHING, 104.5),
+    Event(BOB, CHEESE, 102.5),
+    Event(BOB, MILK, 103.5, wanted=False),
+    Event(CID, SPADE, 109.5),
+    Event(CID, MILK, 110.0),
+    Event(DEE, BREAD, 101.5),
+    Event(EVE, BREAD, 101.5),
+]
+
+
+def catalog(**columns: pa.Array) -> Catalog:
+    """The shop's catalog, with columns replaced."""
+    table: dict[str, pa.Array] = {
+        "item_id": pa.array([10, 20, 30, 40, 50, 60, 70], pa.int64()),
+        "available": pa.array([True, True, True, True, False, True, True]),
+        "name": pa.array(["milk", "cheese", "bread", "roll", "cake", None, "spade"]),
+        "department": pa.array(["dairy", "dairy", "bakery", "bakery", "bakery", None, "garden"]),
+        "size": pa.array([1.0, 0.5, None, 0.1, 2.0, 3.0, 90.0], pa.float32()),
+    }
+    return Catalog(pa.table(table | columns))
+
+
+def users() -> pa.Table:
+    """The shop's users."""
+    return pa.table(
+        {
+            "user_id": pa.array(["ann", "bob", "cid", "dee", "eve"]),
+            "age": pa.array(["30s", None, "50s", "30s", "90s"]),
+            "income": pa.array([41.5, None, 18.0, None, 7.0], pa.float32()),
+        }
+    )
+
+
+def group(events: Sequence[Event], table: pa.Table | None = None) -> Profiles:
+    """Profiles of the events, of the shop's users unless others are given."""
+    columns = (
+        np.array([event.item for event in events], np.int32),
+        np.array([round(event.day * DAY_US) for event in events], np.int64),
+        np.array([event.quantity for event in events], np.float32),
+        np.array([event.price for event in events], np.float32),
+        np.array([event.wanted for event in events], bool),
+    )
+    return profiles.group(users() if table is None else table, np.array([event.user for event in events], np.int64), columns)
+
+
+def whole() -> Profiles:
+    """The shop's profiles with all events, before, within and after the history."""
+    return group([*BEFORE, *HISTORY, *AFTER])
+
+
+def settings(**sections: config.Section) -> config.Settings:
+    """Settings that fit the shop, with sections replaced."""
+    default: dict[str, config.Section] = {
+        "shop": config.Shop(events="events", items="items", users="users"),
+        "features": config.Features(
+            item_categorical=("department",), item_numeric=("size",), user_categorical=("age",), user_numeric=("income",)
+        ),
+        "signals": config.Signals(ease_items=3, ease_l2=0.5, neighbours=4, factors=2, als_iterations=3, als_l2=0.1),
+    }
+    return config.Settings.model_validate(default | sections)
+
+
+def fit(events: Profiles, changed: config.Settings | None = None) -> Signals:
+    """The signals of [START, CUTOFF), every user taking part."""
+    chosen = np.ones(len(events), bool)
+    return signals.fit([(events, chosen)], items=7, start=START, cutoff=CUTOFF, settings=(changed or settings()).signals, seed=3)
+
+
+def describer(changed: config.Settings | None = None, items: Catalog | None = None) -> Describer:
+    """The shop's describer as of CUTOFF."""
+    return Describer(changed or settings(), items or catalog(), fit(whole()), VOCABULARIES)
+
+
+def batch(changed: config.Settings | None = None, items: Catalog | None = None) -> candidates.Users:
+    """The shop's users as of CUTOFF."""
+    return describer(changed, items).users(whole())
+
+
+def items_of(found: candidates.Candidates, user: int, source: str | None = None) -> list[int]:
+    """Active positions proposed to a user, by one source in order of rank, or by any in order of item."""
+    mine = found.user_row == user
+    if source is None:
+        return found.item[mine].tolist()
+    rank = found.rank[mine, found.names.index(source)]
+    listed = rank > 0
+    return found.item[mine][listed][np.argsort(rank[listed])].tolist()
