@@ -84,7 +84,7 @@ def _scoring(rows: int, runs: int) -> list[dict[str, Any]]:
     model: keras.Model = build(spec, config.Model(), seed=0)
     with tempfile.TemporaryDirectory() as folder:
         scorer = Scorer(bundle.save(Path(folder) / "bundle", model, spec, settings={}, window={}, metrics={}))
-        results = [
+        return [
             _paired(
                 f"rows/s scored, 512-256-128: ONNX Runtime, 1 thread | Keras predict, batch {size}, all threads",
                 lambda: probabilities(scorer(dense, codes)),
@@ -94,7 +94,6 @@ def _scoring(rows: int, runs: int) -> list[dict[str, Any]]:
             )
             for size in (1024, 8192)
         ]
-    return results
 
 
 def _choosing(runs: int) -> dict[str, Any]:

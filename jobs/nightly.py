@@ -1,9 +1,10 @@
 """The night in order: read the shop, train, backtest, score every user, publish the table."""
 
+import time
 from datetime import timedelta
 
 from jobs import AsOf, Config, _print, job, main
-from recsys import config, pipeline, runtime
+from recsys import config, pipeline, runtime, work
 from recsys.ingest import open_shop
 
 
@@ -23,6 +24,7 @@ def nightly(config_path: Config, as_of: AsOf) -> None:
             _print.metrics(pipeline.backtest(prepared, tested.bundle, as_of=before, end=day))
             night = pipeline.score(prepared, trained.bundle, as_of=day)
             _print.published(night, prepared, as_of=day)
+        work.prune(settings.run.work, before=time.time() - settings.run.keep_work_days * 86_400)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ import scipy.sparse as sp
 from recsys import config
 from recsys.catalog import Catalog
 from recsys.profiles import Profiles
-from recsys.signals import MONTH, Signals, als, confidence, purchase_days
+from recsys.signals import MONTH, Signals, fold_in, purchase_days
 
 MATRIX_CELLS = 4_000_000  # of one source's (users, items) scores; bounds the memory of a batch
+TILE = 16  # rows; a multiple of what BLAS kernels take at once
 GROUP = 32  # columns in a group of `best`; more would leave more scores above the bound
 OWN_HALF_LIFE_DAYS = 60.0  # of a purchase's weight among the user's own; not tuned
 
@@ -154,10 +155,13 @@ class Factors:
         self.settings = settings
 
     def scores(self, users: Users) -> np.ndarray:  # noqa: D102
-        model = als(self.settings)
-        model.item_factors = users.signals.factors
-        vectors = model.recalculate_user(np.arange(len(users)), confidence(users.matrix))
-        scores = np.asarray(vectors @ users.signals.factors.T, np.float32)
+        factors = users.signals.factors
+        vectors = fold_in(users.matrix, factors, self.settings)
+        # Filled up to whole tiles of the matrix product, whose edges sum in another order: a user's bits must not depend on the
+        # place in the batch.
+        tiles = np.zeros((-(-len(users) // TILE) * TILE, factors.shape[1]), np.float32)
+        tiles[: len(users)] = vectors
+        scores = (tiles @ factors.T)[: len(users)]
         scores[np.diff(users.matrix.indptr) == 0] = -np.inf
         return scores
 

@@ -190,12 +190,14 @@ class Run(Section):
 
     work: str = "var/work"
     """Folder for what stages hand each other; on a cluster a path that every node shares."""
-    shards: Positive = 16
-    """Parts that the users are hashed into; a unit of work and of resuming."""
+    keep_work_days: Positive = 7
+    """After a night, stage folders that no run used for so long are removed, with the bundles in them: see `jobs.train --out`."""
+    shards: Positive | None = None
+    """Parts that the users are hashed into; a unit of work and of resuming. Absent: one for 200,000 events, at least 16."""
     actors: Positive | None = None
     """Scoring actors. Absent: as many as the cluster has CPUs for."""
-    device: Literal["cpu", "gpu"] = "cpu"
-    """What scores: ONNX Runtime on CPU, or Keras on GPU."""
+    device: Literal["cpu", "gpu"] | None = None
+    """What scores: ONNX Runtime on CPU, or Keras on GPU. Absent: the GPU where the cluster has one."""
     seed: int = 0
     """Every random choice derives from it."""
 

@@ -71,20 +71,27 @@ def _strongest(row: np.ndarray, item: np.ndarray, users: Users) -> np.ndarray:
     """int64 (M): active position of the purchase that adds most to the item's neighbour score, ties to the lowest item."""
     bought = users.matrix[row].astype(bool).astype(np.float32)
     weights = users.signals.neighbours_by_scored[:, item].T.tocsr()
-    return np.asarray(weights.multiply(bought).tocsr().argmax(axis=1)).ravel()
+    pairs = weights.multiply(bought).tocoo()  # one entry for each purchase with a weight; a scored item has at least one
+    order = np.lexsort((pairs.col, -pairs.data, pairs.row))
+    return pairs.col[order][np.searchsorted(pairs.row[order], np.arange(len(row)))].astype(np.int64)
 
 
 def _categories(row: np.ndarray, item: np.ndarray, users: Users) -> list[str]:
-    """For each row the item's category that the user buys most often, by name; empty where the item has none."""
+    """For each row the item's category that is most the user's own, by name; empty where the user bought in none of them.
+
+    That is the one with the highest lift: its share of the user's purchases over its share of everybody's.
+    """
     user, bought, _ = users.purchases
+    total = np.maximum(np.bincount(user, minlength=len(users)), 1)
     best = np.zeros(len(row))
     names: list[str] = [""] * len(row)
     for column, codes in users.categories.items():
         size = int(codes.max(initial=0)) + 1
-        count = np.bincount(user * size + codes[bought], minlength=len(users) * size)[row * size + codes[item]]
+        mine = np.bincount(user * size + codes[bought], minlength=len(users) * size)[row * size + codes[item]] / total[row]
+        all_users = np.bincount(codes, weights=users.signals.popularity[-1], minlength=size)[codes[item]]
+        lift = np.where(codes[item] > 0, mine / np.maximum(all_users, 1e-12), 0.0)
         values = users.catalog.table.column(column)
-        # A finer category with the same count says more; columns are listed from coarse to fine by most shops.
-        for number in np.flatnonzero((codes[item] > 0) & (count >= best) & (count > 0)):
+        for number in np.flatnonzero(lift > best):
             names[number] = values[int(users.signals.items[item[number]])].as_py()
-        best = np.maximum(best, np.where(codes[item] > 0, count, 0))
+        best = np.maximum(best, lift)
     return names

@@ -41,6 +41,7 @@ from recsys.tables import (
 from recsys.work import Receipt, Stage, write_atomically
 
 PART_BYTES = 128 * 2**20  # of one file's row groups that a unit of the first pass reads
+SHARD_EVENTS = 200_000  # of one shard, where the settings do not say: some 10 MB in memory
 Rejected = Counter[str]
 
 
@@ -63,6 +64,11 @@ class Sources:
     """Of the first event, UTC."""
     last: date
     """Of the last event, UTC."""
+
+    @property
+    def shards(self) -> int:
+        """Parts that the users are hashed into."""
+        return self.settings.run.shards or max(16, math.ceil(self.events.rows / SHARD_EVENTS))
 
     def user_fields(self) -> list[pa.Field]:
         """Fields of the users' features: strings, then float32 numbers."""
@@ -411,7 +417,7 @@ def ingest(sources: Sources, *, end: date) -> Ingest:
             "shop": settings.shop,
             "features": settings.features,
             "end": end.isoformat(),
-            "shards": settings.run.shards,
+            "shards": sources.shards,
         },
     )
     parts = {f"events-{i:05d}": unit for i, unit in enumerate(_units(sources.events, "events"))}
@@ -427,7 +433,7 @@ def ingest(sources: Sources, *, end: date) -> Ingest:
         write_atomically(stage.path / "catalog.parquet", lambda file: pq.write_table(built.table, file))
         catalog = stage.finish("catalog", {"items": len(built), "rejected": rejected_items})
 
-    shards = [f"{shard:05d}" for shard in range(settings.run.shards)]
+    shards = [f"{shard:05d}" for shard in range(sources.shards)]
     units = {f"profiles-{shard}": {"shard": shard, "parts": list(parts)} for shard in shards}
     grouped = runtime.run(stage, units, _group_task, sources, stage.path, label="ingest: group", unit="shards")
 
@@ -484,7 +490,7 @@ def _units(source: Input, table: str) -> Iterator[dict[str, Any]]:
 
 def _clean_task(sources: Sources, end: int, folder: Path) -> Task:
     """First pass: one part read, cleaned, and written as one record batch per shard."""
-    columns, shards = sources.settings.shop.columns, sources.settings.run.shards
+    columns, shards = sources.settings.shop.columns, sources.shards
     events = [columns.user_id, columns.item_id, columns.ts]
     events += [name for name in (columns.kind, columns.quantity, columns.price) if name in sources.events.columns]
 

@@ -4,10 +4,11 @@ Each function below is one stage: it names the stage's folder by the digest of w
 to Ray. A stage whose receipts are all there does nothing. The pure work is done by the modules that a task calls.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from recsys.features import Describer
 from recsys.ingest import Ingest, Sources, midnight, stable_hash
 from recsys.recommend import recommendations, scored
 from recsys.runtime import Task, log
-from recsys.score import Scorer
+from recsys.score import Device, Scorer
 from recsys.signals import Signals
 from recsys.tables import DAY_US, DENSE, USER_ID
 from recsys.work import Receipt, Stage, digest, write_atomically
@@ -296,6 +297,7 @@ class Published:
 def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
     """The recommendation table of as_of: a shard of users is a unit, its receipt names a staged part; one commit publishes all."""
     settings = prepared.settings
+    device = _device(settings)
     run_id = digest(
         {
             "as_of": as_of.isoformat(),
@@ -303,6 +305,7 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
             "settings": settings.model_dump(mode="json", include={"shop", "features", "window", "signals", "candidates", "rank"}),
             "seed": settings.run.seed,
             "model": bundle.model_version,
+            "device": device,
         }
     )
     where, storage = settings.table.path, settings.shop.storage_options
@@ -311,14 +314,24 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
     done = {name: receipt["part"] for name in units if (receipt := stage.receipt(name))}
     for part in publish.missing(where, list(done.values()), storage_options=storage):
         stage.forget(f"part-{part['shard']:05d}")
-    started = datetime.now(UTC)
     fresh = len([name for name in units if stage.receipt(name) is None])
     signals = read_signals(prepared, as_of)
     shared = ray.put(signals.arrays())  # one copy a node, read by all its actors
+    started = time.monotonic()
     receipts = runtime.run(
-        stage, units, _score_task, prepared, str(bundle.folder), shared, as_of, run_id, actors=settings.run.actors, unit="shards"
+        stage,
+        units,
+        _score_task,
+        prepared,
+        (str(bundle.folder), device),
+        shared,
+        as_of,
+        run_id,
+        actors=settings.run.actors,
+        device=device,
+        unit="shards",
     )
-    seconds = (datetime.now(UTC) - started).total_seconds() if fresh else 0.0
+    seconds = time.monotonic() - started if fresh else 0.0
     parts = [receipt["part"] for receipt in receipts.values()]
     types = {"user_id": prepared.sources.user_id, "item_id": prepared.sources.item_id}
     audit = publish.audit(where, parts, as_of=as_of, k=settings.rank.k, storage_options=storage, **types)
@@ -336,9 +349,9 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
     return Published(run_id, version, audit.rows, audit.users, audit.short_users, candidates, seconds)
 
 
-def _score_task(prepared: Prepared, bundle: str, arrays: dict[str, np.ndarray], as_of: date, run_id: str) -> Task:
+def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], as_of: date, run_id: str) -> Task:
     settings = prepared.settings
-    describer, scorer = _scoring(prepared, bundle, Signals(**arrays))
+    describer, scorer = _scoring(prepared, model, Signals(**arrays))
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         candidates = 0
@@ -361,11 +374,17 @@ def _score_task(prepared: Prepared, bundle: str, arrays: dict[str, np.ndarray], 
     return task
 
 
-def _scoring(prepared: Prepared, bundle: str, signals: Signals) -> tuple[Describer, Scorer]:
+def _device(settings: Settings) -> Device:
+    """What scores: as the settings say, else the GPU where the cluster has one."""
+    return settings.run.device or ("gpu" if runtime.gpus() else "cpu")
+
+
+def _scoring(prepared: Prepared, model: tuple[str, Device], signals: Signals) -> tuple[Describer, Scorer]:
     """What one actor scores with: features under the bundle's own vocabularies, and the model."""
-    loaded = bundles.load(bundle)
+    folder, device = model
+    loaded = bundles.load(folder)
     describer = Describer(prepared.settings, prepared.ingest.catalog(), signals, loaded.spec.vocabularies)
-    return describer, Scorer(loaded, prepared.settings.run.device)
+    return describer, Scorer(loaded, device)
 
 
 # Backtest -----------------------------------------------------------------------------------------------------------------------
@@ -396,22 +415,23 @@ def backtest(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> d
     """
     trained_as_of = bundle.about["window"]["as_of"]
     assert trained_as_of <= as_of.isoformat(), f"a bundle as of {trained_as_of} cannot be tested as of {as_of}"
+    device = _device(prepared.settings)
     signals = read_signals(prepared, as_of)
     stage = Stage(
         prepared.settings.run.work,
         "backtest",
         {"signals": prepared.signals.digest, "examples": prepared.examples.digest, "model": bundle.model_version}
-        | {"as_of": as_of.isoformat(), "end": end.isoformat()},
+        | {"as_of": as_of.isoformat(), "end": end.isoformat(), "device": device},
     )
     units = {f"users-{shard}": {"shard": shard} for shard in prepared.ingest.shards}
-    arguments = (prepared, str(bundle.folder), ray.put(signals.arrays()), as_of, end)
-    receipts = runtime.run(stage, units, _backtest_task, *arguments, unit="shards")
+    arguments = (prepared, (str(bundle.folder), device), ray.put(signals.arrays()), as_of, end)
+    receipts = runtime.run(stage, units, _backtest_task, *arguments, actors=prepared.settings.run.actors, device=device, unit="shards")
     result = evaluate.summary(evaluate.add([receipt["sums"] for receipt in receipts.values()]))
     return {"as_of": as_of.isoformat(), "horizon_days": (end - as_of).days, **result}
 
 
-def _backtest_task(prepared: Prepared, bundle: str, arrays: dict[str, np.ndarray], as_of: date, end: date) -> Task:
-    describer, scorer = _scoring(prepared, bundle, Signals(**arrays))
+def _backtest_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], as_of: date, end: date) -> Task:
+    describer, scorer = _scoring(prepared, model, Signals(**arrays))
     factors = Factors(prepared.settings.signals)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:

@@ -121,7 +121,7 @@ def group(users: pa.Table, user_row: np.ndarray, events: Sequence[np.ndarray]) -
         events: item int32, ts int64, quantity float32, price float32, wanted bool; each (E).
     """
     item, ts, quantity, price, wanted = events
-    order = np.lexsort((price, quantity, item, ts, user_row))
+    order = np.lexsort((wanted, price, quantity, item, ts, user_row))  # by every column: equal events meet, input order is forgotten
     counts = np.bincount(user_row, minlength=users.num_rows)
     return Profiles(
         users=users,

@@ -8,7 +8,9 @@ actors for CPUs, which on a small cluster would hang without an error.
 import json
 import logging
 import os
+import pickle
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +60,7 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False  # one bar a stage, drawn by `progress`, counts the units that people know
     data.print_on_execution_start = False
+    data.raise_original_map_exception = True  # so that an error of ours comes back as itself
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
@@ -101,19 +104,38 @@ def progress(label: str, total: int, *, unit: str) -> Iterator[Callable[[int], N
 
 
 class _Worker:
-    """One actor: the stage's task, made once, called for one unit after the other."""
+    """One actor: the stage's task, made once, called for one unit after the other.
+
+    Errors come back as values: raised, Ray Data loses their type or adds words of its own to their message.
+    """
 
     def __init__(self, stage: Stage, make: Callable[..., Task], arguments: tuple[Any, ...]) -> None:
         self.stage = stage
-        self.task = make(*(ray.get(value) if isinstance(value, ray.ObjectRef) else value for value in arguments))
+        self.make = make
+        self.arguments = arguments
+        self.task: Task | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        names = [str(name) for name in batch["name"]]
-        for name, values in zip(names, batch["unit"], strict=True):
-            started = time.monotonic()
-            receipt = self.task(name, json.loads(values))
+        ((name, values),) = zip(batch["name"], batch["unit"], strict=True)
+        return {"name": [str(name)], "error": [pickle.dumps(self._error(str(name), json.loads(values)))]}
+
+    def _error(self, name: str, values: dict[str, Any]) -> RecsysError | None:
+        """Why the unit could not be finished; None where it was."""
+        started = time.monotonic()
+        try:
+            if self.task is None:
+                self.task = self.make(*(ray.get(value) if isinstance(value, ray.ObjectRef) else value for value in self.arguments))
+            receipt = self.task(name, values)
             self.stage.finish(name, {**receipt, "seconds": round(time.monotonic() - started, 3)})
-        return {"name": names}
+        except RecsysError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 # the driver raises it
+            traceback.print_exc()
+            return ClusterError(
+                f"{self.stage.path}: unit {name} failed: {type(error).__name__}: {error}. "
+                "The traceback is in Ray's session folder; run the command again to resume."
+            )
+        return None
 
 
 def run(
@@ -124,6 +146,7 @@ def run(
     unit: str,
     label: str | None = None,
     actors: int | None = None,
+    device: str = "cpu",
 ) -> dict[str, Receipt]:
     """The receipts of all units of a stage, in the order of `units`; only the unfinished ones are worked on.
 
@@ -133,32 +156,42 @@ def run(
         unit: what people call several of them.
         make: called once in every actor with `arguments`; what it returns turns a unit into a receipt. Object references among
             the arguments are resolved to shared read-only values.
-        actors: how many work at once; absent, one a CPU.
+        actors: how many work at once; absent, one a CPU, or one a GPU.
+        device: "gpu" gives every actor one.
 
     Raises:
-        ClusterError: more actors than the cluster has CPUs, or Ray gave up on a unit.
+        ClusterError: more actors than the cluster has CPUs or GPUs, or Ray gave up on a unit.
         RecsysError: whatever of ours a unit raised.
     """
     pending = {name: values for name, values in units.items() if stage.receipt(name) is None}
     if pending:
-        have = cpus()
-        if actors is not None and actors > have:
-            raise ClusterError(f"run.actors: {actors} actors need {actors} CPUs, Ray has {have}. Lower run.actors or add nodes.")
-        pool = min(actors or have, len(pending))
+        have, what = (gpus(), "GPUs") if device == "gpu" else (cpus(), "CPUs")
+        wanted = actors or max(have, 1)
+        if wanted > have:
+            raise ClusterError(f"{wanted} actors need {wanted} {what}, Ray has {have}. Lower run.actors, or add nodes.")
+        pool = min(wanted, len(pending))
         rows = [{"name": name, "unit": json.dumps(dict(values))} for name, values in pending.items()]
         dataset = ray.data.from_items(rows, override_num_blocks=len(pending)).map_batches(
             _Worker,
             fn_constructor_args=(stage, make, arguments),
             batch_size=1,
             num_cpus=1,
+            num_gpus=1 if device == "gpu" else 0,
             compute=ActorPoolStrategy(size=pool),
         )
         with progress(label or stage.name, len(pending), unit=unit) as advance:
             try:
                 for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+                    for failed in map(pickle.loads, batch["error"]):
+                        if failed is not None:
+                            raise failed
                     advance(len(batch["name"]))
             except (RayError, RuntimeError) as error:
-                raise _our_error(error, stage) from error
+                last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
+                raise ClusterError(
+                    f"{stage.path}: Ray gave up: {type(error).__name__}: {' '.join(last)} "
+                    "Its logs are in its session folder; run the command again to resume."
+                ) from error
     receipts: dict[str, Receipt] = {}
     for name in units:
         receipt = stage.receipt(name)
@@ -166,20 +199,3 @@ def run(
             raise ClusterError(f"{stage.path}: unit {name} left no receipt. Is run.work a folder that every node shares?")
         receipts[name] = receipt
     return receipts
-
-
-def _our_error(error: BaseException, stage: Stage) -> RecsysError:
-    """The error of ours inside what Ray raised, else one that names the stage and Ray's last line."""
-    seen: BaseException | None = error
-    root = error
-    while seen is not None:
-        if isinstance(seen, RecsysError):
-            return seen
-        root = seen
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else (seen.__cause__ or seen.__context__)
-    lines = [line for line in str(root).splitlines() if line.strip()] or [""]
-    return ClusterError(
-        f"{stage.path}: a unit failed: {type(root).__name__}: {lines[-1].strip()} "
-        "Its log is in Ray's session folder; run the command again to resume."
-    )

@@ -16,6 +16,7 @@ Raw = Callable[[np.ndarray, np.ndarray], np.ndarray]  # normalised dense (B, F),
 
 # Scored at once. Rows a second on one core by slice, 80 dense inputs and 6 codes through 512-256-128 units:
 # 256: 155k, 1,024: 175k, 2,048: 169k to 189k, 4,096: 154k to 167k.
+Device = Literal["cpu", "gpu"]
 ROWS = 2048
 
 
@@ -30,7 +31,7 @@ class Scorer:
         ClusterError: a GPU was asked for and TensorFlow sees none.
     """
 
-    def __init__(self, bundle: Bundle, device: Literal["cpu", "gpu"] = "cpu") -> None:
+    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
         self.bundle = bundle
         self._sizes = np.asarray(bundle.spec.sizes(), np.int32)
         self._raw = _onnx(bundle) if device == "cpu" else _keras_on_gpu(bundle)

@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 from implicit.als import AlternatingLeastSquares
-from implicit.nearest_neighbours import CosineRecommender
+from implicit.nearest_neighbours import all_pairs_knn
 from threadpoolctl import threadpool_limits
 
 from recsys import config
@@ -198,9 +199,10 @@ def neighbour_weights(purchases: sp.csr_matrix, settings: config.Signals) -> sp.
         columns = np.broadcast_to(np.arange(len(head)), strongest.shape)
         kept.append((head[strongest].ravel(), head[columns].ravel(), ease[strongest, columns].ravel()))
     if len(head) < count:
-        cosine = CosineRecommender(K=settings.neighbours + 1, num_threads=1)
-        cosine.fit(binary.tocsr(), show_progress=False)
-        similar = cosine.similarity.tocoo()  # cosine = both / sqrt(bought[row] bought[col])
+        # implicit's own CosineRecommender does the same, and warns that its product is no CSR matrix.
+        unit = binary.multiply(1.0 / np.sqrt(np.maximum(bought, 1.0))).tocsr().astype(np.float64)
+        nearest = all_pairs_knn(unit, settings.neighbours + 1, show_progress=False, num_threads=1)  # itself among them
+        similar = nearest.tocsr().tocoo()  # cosine = both / sqrt(bought[row] bought[col])
         in_head = np.zeros(count, bool)
         in_head[head] = True
         tail = ~in_head[similar.row] & (similar.row != similar.col)
@@ -212,15 +214,8 @@ def neighbour_weights(purchases: sp.csr_matrix, settings: config.Signals) -> sp.
 
 
 def item_factors(purchases: sp.csr_matrix, settings: config.Signals, *, seed: int) -> np.ndarray:
-    """float32 (J, D) item factors of implicit-feedback ALS (Hu, Koren, Volinsky 2008); a row that nobody bought is 0."""
-    model = als(settings, seed=seed)
-    model.fit(confidence(purchases), show_progress=False)
-    return np.asarray(model.item_factors, np.float32)
-
-
-def als(settings: config.Signals, *, seed: int = 0) -> AlternatingLeastSquares:
-    """An unfitted ALS of the settings, on one thread."""
-    return AlternatingLeastSquares(
+    """float32 (J, D) item factors of implicit-feedback ALS (Hu, Koren, Volinsky 2008)."""
+    model = AlternatingLeastSquares(
         factors=settings.factors,
         regularization=settings.als_l2,
         alpha=settings.als_alpha,
@@ -228,6 +223,30 @@ def als(settings: config.Signals, *, seed: int = 0) -> AlternatingLeastSquares:
         random_state=seed,
         num_threads=1,
     )
+    model.fit(confidence(purchases), show_progress=False)
+    return np.asarray(model.item_factors, np.float32)
+
+
+def fold_in(purchases: sp.csr_matrix, factors: np.ndarray, settings: config.Signals) -> np.ndarray:
+    """float32 (U, D) user factors for given item factors: the user's half of an ALS iteration (equation 4 of the same paper).
+
+    A user's bits depend on the user's purchases alone, not on who else is in the batch. Ours, as the library's wants writable
+    arrays, and those that workers share are not.
+
+    Args:
+        purchases: (U, J) purchase days.
+        factors: float32 (J, D) of `item_factors`.
+    """
+    weight = confidence(purchases)
+    width = factors.shape[1]
+    common = factors.T @ factors + settings.als_l2 * np.eye(width, dtype=np.float32)
+    vectors = np.zeros((purchases.shape[0], width), np.float32)
+    for user, (start, stop) in enumerate(pairwise(weight.indptr.tolist())):
+        if start < stop:
+            liked = factors[weight.indices[start:stop]]
+            sure = settings.als_alpha * weight.data[start:stop]
+            vectors[user] = scipy.linalg.solve(common + liked.T @ (liked * (sure - 1)[:, None]), liked.T @ sure, assume_a="pos")
+    return vectors
 
 
 def confidence(purchases: sp.csr_matrix) -> sp.csr_matrix:

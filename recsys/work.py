@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 from pydantic import BaseModel
 
 Receipt = dict[str, Any]
+
+ABOUT = "stage.json"  # in a stage's folder: what its name is the digest of
 
 
 def digest(value: Any) -> str:
@@ -64,8 +67,10 @@ class Stage:
         self.digest = digest({"stage": name, "code": code_digest(), **inputs})
         self.path = Path(root).absolute() / f"{name}-{self.digest}"
         self.path.mkdir(parents=True, exist_ok=True)
-        about = self.path / "stage.json"
-        if not about.exists():
+        about = self.path / ABOUT
+        if about.exists():
+            about.touch()  # used now: `prune` goes by it
+        else:
             write_atomically(about, lambda file: _write_json(file, {"stage": name, **inputs}))
 
     def receipt(self, unit: str) -> Receipt | None:
@@ -83,6 +88,14 @@ class Stage:
     def forget(self, unit: str) -> None:
         """The unit is not finished any more, as when its outputs were removed."""
         (self.path / "receipts" / f"{unit}.json").unlink(missing_ok=True)
+
+
+def prune(root: str | Path, *, before: float) -> list[str]:
+    """The names of the stage folders that no run used since `before`, seconds since 1970; they are removed."""
+    stale = sorted(about.parent for about in Path(root).glob(f"*/{ABOUT}") if about.stat().st_mtime < before)
+    for folder in stale:
+        shutil.rmtree(folder)
+    return [folder.name for folder in stale]
 
 
 def _write_json(path: Path, value: Any) -> None:

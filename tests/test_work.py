@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from recsys import work
 from recsys.config import Rank, Window
-from recsys.work import Stage, digest, write_atomically
+from recsys.work import Stage, digest, prune, write_atomically
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
@@ -157,3 +158,13 @@ def test_a_stage_says_what_it_was_made_from(tmp_path: Path) -> None:
     assert stage.path == tmp_path / f"score-{stage.digest}"
     about = json.loads((stage.path / "stage.json").read_text())
     assert (about["stage"], about["as_of"], about["window"]["label_days"]) == ("score", "2017-12-01", 28)
+
+
+def test_a_folder_that_no_run_used_lately_is_pruned_and_a_used_one_stays(tmp_path: Path) -> None:
+    for name in ("old", "used"):
+        stage = Stage(tmp_path, name, {})
+        os.utime(stage.path / "stage.json", (1000, 1000))
+    used = Stage(tmp_path, "used", {})  # touches it
+    (tmp_path / "mine").mkdir()  # no stage: not ours to remove
+    assert [name.split("-")[0] for name in prune(tmp_path, before=2000)] == ["old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", used.path.name]
