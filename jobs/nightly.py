@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from jobs import AsOf, Config, _print, job, main
 from recsys import config, pipeline, runtime, work
-from recsys.ingest import open_shop
+from recsys.ingest import check_as_of, open_shop
 
 
 def nightly(config_path: Config, as_of: AsOf) -> None:
@@ -15,6 +15,7 @@ def nightly(config_path: Config, as_of: AsOf) -> None:
         day = as_of.date()
         before = day - timedelta(days=settings.window.label_days)
         sources = open_shop(settings, as_of=day)
+        check_as_of(sources, before)
         with runtime.connect():
             prepared = pipeline.prepare(sources, end=day)
             _print.rows(prepared.ingest)

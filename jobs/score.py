@@ -19,8 +19,11 @@ def score(
 ) -> None:
     """Score every user and publish the table of a day."""
     with job():
+        settings = config.load(config_path)
         loaded = bundle.load(bundle_path) if bundle_path else None
-        sources = open_shop(config.load(config_path), as_of=as_of.date())
+        if loaded is not None:
+            pipeline.check_bundle(loaded, settings)
+        sources = open_shop(settings, as_of=as_of.date())
         with runtime.connect():
             prepared = pipeline.prepare(sources, end=as_of.date())
             if loaded is None:

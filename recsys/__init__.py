@@ -18,6 +18,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     examples.py      labels and sampled negatives: candidates and the window after them -> examples
     spec.py          what a model was fed: names, normalisation and vocabularies of its inputs
     model.py         settings -> keras.Model; no Ray, no files
+    feed.py          examples on disk -> the batches of one training worker
     train.py       R data-parallel fit, checkpoints, resume
     bundle.py        model + spec + provenance in one folder, checksummed, no pickle
     score.py         Scorer: one bundle, numpy in, raw outputs out; knows nothing of Ray

@@ -142,7 +142,7 @@ class Neighbours:
         binary = users.matrix.copy()
         binary.data[:] = 1.0
         scores = np.asarray((binary @ users.signals.neighbours).todense(), np.float32)
-        scores[scores == 0] = -np.inf
+        scores[scores <= 0] = -np.inf
         return scores
 
 

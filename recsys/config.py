@@ -100,7 +100,6 @@ class Signals(Section):
     """The most bought items that EASE covers (its cost is quadratic); the rest get cosine neighbours. 0 turns EASE off."""
     ease_l2: Annotated[float, Field(gt=0)] = 500.0
     """Ridge penalty, in users, of EASE and of the cosine neighbours' weights."""
-    """Regularisation of EASE: what is added to every diagonal element of the co-purchase counts."""
     neighbours: Positive = 200
     """Neighbours kept of each item."""
     factors: Positive = 64
@@ -118,8 +117,8 @@ class Candidates(Section):
 
     own: Annotated[int, Field(ge=0)] = 200
     """Items that the user bought before. 0 turns a source off."""
-    popular: Annotated[int, Field(ge=0)] = 100
-    """Items that everybody buys."""
+    popular: Positive = 100
+    """Items that everybody buys; never off, as it serves those without history."""
     neighbours: Annotated[int, Field(ge=0)] = 150
     """Neighbours of what the user bought."""
     factors: Annotated[int, Field(ge=0)] = 150
@@ -198,7 +197,7 @@ class Run(Section):
     """Scoring actors. Absent: as many as the cluster has CPUs for."""
     device: Literal["cpu", "gpu"] | None = None
     """What scores: ONNX Runtime on CPU, or Keras on GPU. Absent: the GPU where the cluster has one."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Every random choice derives from it."""
 
 

@@ -50,7 +50,7 @@ def _pairs(profiles: Profiles, start: int, end: int, catalog: int) -> np.ndarray
 def evaluate(batch: Scored, *, start: int, end: int, factors: Factors) -> dict[str, dict[str, float]]:
     """Sums over the batch's users that `summary` turns into means.
 
-    Users count who have bought before `start` and have a relevant item in [start, end).
+    Users count who bought within the history before `start` and have a relevant item in [start, end).
 
     Args:
         factors: the source whose scores alone are the `factors` baseline.

@@ -48,7 +48,6 @@ def sample(candidates: Candidates, label: np.ndarray, *, negatives: int, user_ha
     with np.errstate(over="ignore"):
         item = candidates.item.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         draw = mix(user_hash[candidates.user_row] ^ mix(item + np.uint64(seed)))
-    draw[label] = 0
     order = np.lexsort((draw, ~label, candidates.user_row))
     starts = np.searchsorted(candidates.user_row, candidates.user_row)
     place = np.empty(len(label), np.int64)

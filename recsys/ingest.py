@@ -132,7 +132,7 @@ def open_shop(settings: Settings, *, as_of: date) -> Sources:
             _number(users, name, setting="features.user_numeric", required=True)
     first, last = _span(events, settings)
     sources = Sources(settings, events, items, users, user_id, item_id, first, last)
-    _check_as_of(sources, as_of)
+    check_as_of(sources, as_of)
     return sources
 
 
@@ -200,7 +200,7 @@ def _span(events: Input, settings: Settings) -> tuple[date, date]:
     return first.date(), last.date()
 
 
-def _check_as_of(sources: Sources, as_of: date) -> None:
+def check_as_of(sources: Sources, as_of: date) -> None:
     """Refuse a date without label windows behind it, or so late that the last window would be empty."""
     label_days = sources.settings.window.label_days
     span = f"the events span {sources.first} to {sources.last}"

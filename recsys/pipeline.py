@@ -26,7 +26,7 @@ from recsys.bundle import Bundle
 from recsys.candidates import Factors
 from recsys.catalog import item_vocabularies
 from recsys.config import Settings
-from recsys.errors import DataError
+from recsys.errors import BundleError, DataError
 from recsys.features import Describer
 from recsys.ingest import Ingest, Sources, midnight, stable_hash
 from recsys.recommend import recommendations, scored
@@ -297,6 +297,7 @@ class Published:
 def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
     """The recommendation table of as_of: a shard of users is a unit, its receipt names a staged part; one commit publishes all."""
     settings = prepared.settings
+    check_bundle(bundle, settings)
     device = _device(settings)
     run_id = digest(
         {
@@ -372,6 +373,23 @@ def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str,
         return {"part": part, "candidates": candidates}
 
     return task
+
+
+def check_bundle(bundle: Bundle, settings: Settings) -> None:
+    """Refuse a bundle whose inputs were made under other settings than tonight's would be.
+
+    Raises:
+        BundleError: a setting that shapes the features differs.
+    """
+    now, then = settings.model_dump(mode="json"), bundle.about["settings"]
+    shaping = [("features", None), ("signals", None), ("candidates", None), ("window", "history_days"), ("rank", "allow_repeats")]
+    for section, key in shaping:
+        for name in [key] if key else now[section]:
+            if now[section][name] != then.get(section, {}).get(name):
+                raise BundleError(
+                    f"{bundle.folder}: was trained with {section}.{name} = {then.get(section, {}).get(name)!r}, the settings say "
+                    f"{now[section][name]!r}. Train again, or score with the settings of the bundle."
+                )
 
 
 def _device(settings: Settings) -> Device:

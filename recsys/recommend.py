@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from recsys import config, explain, tables
 from recsys.candidates import Candidates, Users
+from recsys.errors import BundleError
 from recsys.features import Describer
 from recsys.profiles import Profiles
 from recsys.rank import Ranked, top
@@ -44,8 +45,16 @@ class Scored:
 
 
 def scored(profiles: Profiles, describer: Describer, scorer: Scorer) -> Iterator[Scored]:
-    """The profiles' users batch by batch."""
+    """The profiles' users batch by batch.
+
+    Raises:
+        BundleError: the model was fed other columns than these.
+    """
+    fed = scorer.bundle.spec.dense
     for batch, users, candidates, inputs in describer(profiles):
+        if inputs.names != fed:
+            odd = sorted(set(inputs.names) ^ set(fed)) or ["the order of columns"]
+            raise BundleError(f"{scorer.bundle.folder}: made by other code: {odd[0]} differs from today's inputs. Train again.")
         raw = scorer(inputs.dense, inputs.codes)
         modelled = np.diff(users.matrix.indptr) > 0
         popular = candidates.rank.max(axis=1, initial=0).astype(np.float32)  # of a user without purchases only Popular proposes

@@ -7,6 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import scipy.linalg
 import scipy.sparse as sp
 from implicit.als import AlternatingLeastSquares
@@ -14,10 +16,12 @@ from implicit.nearest_neighbours import all_pairs_knn
 from threadpoolctl import threadpool_limits
 
 from recsys import config
+from recsys.errors import DataError
 from recsys.profiles import Profiles
-from recsys.tables import DAY_US
+from recsys.tables import DAY_US, USER_ID
 
 POPULARITY_DAYS = (7, 28, 91)  # windows beside the whole history
+PRICE_UNIT = 2.0**-20  # what prices are rounded to before they are summed: such sums are exact, whatever their order
 MONTH = POPULARITY_DAYS.index(28)  # the row of `popularity` that sources and shares use
 
 
@@ -114,6 +118,9 @@ def fit(
     Args:
         shards: profiles with any events, and bool (U): the users whose histories fit neighbours and factors.
         items: I, the size of the catalog.
+
+    Raises:
+        DataError: nobody wanted anything in the time.
     """
     windows = (*POPULARITY_DAYS, max(1, -(-(cutoff - start) // DAY_US)))
     counts = np.zeros((len(windows), items))
@@ -122,6 +129,7 @@ def fit(
     first = np.full(items, np.iinfo(np.int64).max)
     last = np.full(items, np.iinfo(np.int64).min)
     rows: list[sp.csr_matrix] = []
+    ids: list[pa.Array] = []
     for batch, chosen in shards:
         history = batch.between(start, cutoff)
         user, item, day = purchase_days(history, cutoff=cutoff)
@@ -138,19 +146,28 @@ def fit(
         gaps += np.bincount(item[again], minlength=items)
         wanted = history.keep(history.wanted)
         has_price = np.isfinite(wanted.price)
-        price_sum += np.bincount(wanted.item[has_price], weights=wanted.price[has_price].astype(float), minlength=items)
+        rounded = np.rint(wanted.price[has_price].astype(float) / PRICE_UNIT) * PRICE_UNIT
+        price_sum += np.bincount(wanted.item[has_price], weights=rounded, minlength=items)
         priced += np.bincount(wanted.item[has_price], minlength=items)
         np.minimum.at(first, wanted.item, wanted.ts)
         np.maximum.at(last, wanted.item, wanted.ts)
         pairs = sp.csr_matrix((times.astype(np.float32), (user[new_pair], pair_item)), shape=(len(batch), items))
         rows.append(pairs[chosen])
+        ids.append(batch.users.column(USER_ID).filter(pa.array(chosen)).combine_chunks())
     active = np.flatnonzero(buyers > 0)
+    if len(active) == 0:
+        raise DataError(
+            f"signals: no wanted event in the {(cutoff - start) // DAY_US} days before {np.datetime64(cutoff, 'us')}. "
+            "Check shop.label_kinds and window.history_days, or use another date."
+        )
     position = np.full(items, -1, np.int32)
     position[active] = np.arange(len(active))
     with np.errstate(invalid="ignore"):
         price = price_sum[active] / priced[active]
         repeat_days = np.abs(gap_days[active]) / gaps[active]
-    purchases: sp.csr_matrix = sp.vstack(rows, format="csr")[:, active]
+    # Rows in user_id order: sums of floats, and so the factors' last bits, must not depend on how users are cut into shards.
+    order = pc.sort_indices(pa.chunked_array(ids)).to_numpy()
+    purchases: sp.csr_matrix = sp.vstack(rows, format="csr")[order][:, active]
     purchases = purchases[np.diff(purchases.indptr) > 0]
     with threadpool_limits(1, "blas"):  # one fit runs on one CPU
         weights = neighbour_weights(purchases, settings)
@@ -175,7 +192,7 @@ def fit(
 
 
 def neighbour_weights(purchases: sp.csr_matrix, settings: config.Signals) -> sp.csr_matrix:
-    """(J, J) weights: row = item bought, column = item scored, at most `neighbours` rows kept for one column.
+    """(J, J) weights: row = item bought, column = item scored, the strongest `neighbours` or so kept for one column.
 
     The most bought items are scored by EASE, the closed-form item autoencoder (Steck 2019, eq. 8), solved jointly over them all. For
     the rest, cosine chooses the neighbours and each one's weight is the same ridge regression on that neighbour alone, which

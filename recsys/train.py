@@ -18,7 +18,6 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from scipy.special import expit
 
 from recsys import config, tables
 from recsys.errors import ClusterError, ConfigError, DataError
+from recsys.feed import Batch, Rows, ahead, part
 from recsys.metrics import classification
 from recsys.spec import FeatureSpec
 from recsys.work import write_atomically
@@ -46,7 +46,6 @@ BLOCK = 2048  # validation rows in one forward pass; a worker takes whole blocks
 
 Epoch = dict[str, Any]  # epoch, phase, loss, seconds, rows_per_second; while validating also val_loss, val_auc, …
 Weights = list[np.ndarray]
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # dense, codes, label, share of the loss
 
 
 @dataclass(frozen=True)
@@ -273,7 +272,7 @@ class _Learner:
         self._score = tf.function(functools.partial(score, training=False), input_signature=inputs(BLOCK))
         self._total = tf.function(total)
 
-    def epoch(self, rows: "Rows", epoch: int) -> float:
+    def epoch(self, rows: Rows, epoch: int) -> float:
         """The weighted mean training loss of one pass over all rows."""
         size = self.plan.train.batch_size
         order = np.random.default_rng([self.plan.seed, epoch]).permutation(len(rows))
@@ -284,10 +283,10 @@ class _Learner:
             mine = part(batches[number], self.rank, self.workers)
             return rows.batch(mine, -(-size // self.workers), weights[number])
 
-        losses = [float(self._step(*batch)) for batch in _ahead(make, len(batches))]
+        losses = [float(self._step(*batch)) for batch in ahead(make, len(batches))]
         return float(np.dot(losses, weights) / max(sum(weights), np.finfo(float).tiny))
 
-    def logits_of(self, rows: "Rows") -> np.ndarray:
+    def logits_of(self, rows: Rows) -> np.ndarray:
         """The logits of all rows, float32 (B,), the same in every worker and for every number of them."""
         starts = part(np.arange(0, len(rows), BLOCK), self.rank, self.workers)
         logits = np.zeros(len(rows), np.float32)
@@ -295,7 +294,7 @@ class _Learner:
         def make(number: int) -> Batch:
             return rows.batch(np.arange(starts[number], min(starts[number] + BLOCK, len(rows))), BLOCK, 1.0)
 
-        for start, (dense, codes, _, _) in zip(starts, _ahead(make, len(starts)), strict=True):
+        for start, (dense, codes, _, _) in zip(starts, ahead(make, len(starts)), strict=True):
             block = logits[start : start + BLOCK]
             block[:] = self._score(dense, codes).numpy()[: len(block)]
         return self._total(logits).numpy()  # every other worker holds zeros there
@@ -319,68 +318,6 @@ class _Learner:
             variable.assign(values)
 
 
-class Rows:
-    """Examples of several Arrow files as one long table of rows; dense inputs and codes stay in the mapped files."""
-
-    def __init__(self, files: Sequence[Path], spec: FeatureSpec) -> None:
-        self.spec = spec
-        self._dense: list[np.ndarray] = []
-        self._codes: list[np.ndarray] = []
-        label: list[np.ndarray] = []
-        weight: list[np.ndarray] = []
-        for file in files:
-            reader = pa.ipc.open_file(pa.memory_map(str(file)))
-            for number in range(reader.num_record_batches):
-                batch = reader.get_batch(number)
-                self._dense.append(_matrix(batch.column(tables.DENSE), len(spec.dense)))
-                self._codes.append(_matrix(batch.column(tables.CODES), len(spec.codes)))
-                label.append(batch.column(tables.LABEL).to_numpy())
-                weight.append(batch.column(tables.WEIGHT).to_numpy())
-        self._starts = np.cumsum([0, *map(len, label)])
-        self.label, self.weight = np.concatenate(label), np.concatenate(weight)
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def batch(self, rows: np.ndarray, size: int, weight: float) -> Batch:
-        """The rows, normalised, filled up to `size` with zeros; each one's share is its weight over `weight`."""
-        dense = np.zeros((size, len(self.spec.dense)), np.float32)
-        codes = np.zeros((size, len(self.spec.codes)), np.int32)
-        label, share = np.zeros((2, size), np.float32)
-        raw = np.empty((len(rows), dense.shape[1]), np.float32)
-        chunks = np.searchsorted(self._starts, rows, side="right") - 1
-        for chunk in np.unique(chunks):
-            here = np.flatnonzero(chunks == chunk)
-            offsets = rows[here] - self._starts[chunk]
-            raw[here] = self._dense[chunk][offsets]
-            codes[here] = self._codes[chunk][offsets]
-        dense[: len(rows)] = self.spec.normalise(raw)
-        label[: len(rows)] = self.label[rows]
-        if weight > 0:
-            share[: len(rows)] = self.weight[rows] / weight
-        return dense, codes, label, share
-
-
-def part(batch: np.ndarray, rank: int, workers: int) -> np.ndarray:
-    """The worker's contiguous part of a batch; the parts of all workers are the batch, and differ by one row at most."""
-    return batch[len(batch) * rank // workers : len(batch) * (rank + 1) // workers]
-
-
-def _matrix(column: pa.FixedSizeListArray, width: int) -> np.ndarray:
-    """A fixed-size-list column as (B, width), without a copy."""
-    return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), width)
-
-
-def _ahead(make: Callable[[int], Batch], count: int) -> Iterator[Batch]:
-    """Batches 0 to count - 1, each made in another thread while the one before is in use."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = [pool.submit(make, number) for number in range(min(2, count))]
-        for number in range(count):
-            yield waiting.pop(0).result()
-            if number + 2 < count:
-                waiting.append(pool.submit(make, number + 2))
-
-
 @dataclass(frozen=True)
 class _State:
     """What a checkpoint holds: enough to go on as if nothing had happened, at the end of an epoch."""
@@ -392,14 +329,14 @@ class _State:
 
     def write(self, folder: Path) -> None:
         _write_json(folder / HISTORY, self.history)
-        for part in ("weights", "optimizer", "best_weights"):
-            np.savez(folder / f"{part}.npz", *getattr(self, part))
+        for name in ("weights", "optimizer", "best_weights"):
+            np.savez(folder / f"{name}.npz", *getattr(self, name))
 
     @staticmethod
     def read(folder: Path) -> "_State":
         arrays = []
-        for part in ("weights", "optimizer", "best_weights"):
-            with np.load(folder / f"{part}.npz", allow_pickle=False) as file:
+        for name in ("weights", "optimizer", "best_weights"):
+            with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
                 arrays.append([file[f"arr_{number}"] for number in range(len(file.files))])
         return _State(json.loads((folder / HISTORY).read_text()), *arrays)
 

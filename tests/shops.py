@@ -131,9 +131,9 @@ def fit(events: Profiles, changed: config.Settings | None = None) -> Signals:
     return signals.fit([(events, chosen)], items=7, start=START, cutoff=CUTOFF, settings=(changed or settings()).signals, seed=3)
 
 
-def describer(changed: config.Settings | None = None, items: Catalog | None = None) -> Describer:
-    """The shop's describer as of CUTOFF."""
-    return Describer(changed or settings(), items or catalog(), fit(whole()), VOCABULARIES)
+def describer(changed: config.Settings | None = None, items: Catalog | None = None, events: Profiles | None = None) -> Describer:
+    """The shop's describer as of CUTOFF, with signals of other events where they are given."""
+    return Describer(changed or settings(), items or catalog(), fit(events or whole()), VOCABULARIES)
 
 
 def batch(changed: config.Settings | None = None, items: Catalog | None = None) -> candidates.Users:

@@ -11,7 +11,7 @@ import pytest
 import ray.cloudpickle
 from typing_extensions import override
 
-from recsys import config, tables, train
+from recsys import config, feed, tables, train
 from recsys.errors import ClusterError, DataError
 from recsys.spec import FeatureSpec
 
@@ -176,8 +176,8 @@ def test_no_rows_and_other_columns_are_refused(files: Files, tmp_path: Path):
         fit(files, tmp_path, workers=1, spec=wider)
 
 
-def rows(files: Sequence[Path], spec: FeatureSpec = SPEC) -> train.Rows:
-    return train.Rows(files, spec)
+def rows(files: Sequence[Path], spec: FeatureSpec = SPEC) -> feed.Rows:
+    return feed.Rows(files, spec)
 
 
 def test_rows_of_all_files_are_one_table_in_the_given_order(files: Files):
@@ -205,7 +205,7 @@ def test_rows_without_codes_have_an_empty_matrix_of_them(tmp_path: Path):
 def test_the_parts_of_a_batch_are_the_batch_for_any_number_of_workers():
     for count, workers in ((64, 1), (64, 2), (60, 4), (7, 3), (2, 4), (1, 2)):
         batch = np.arange(count)
-        parts = [train.part(batch, rank, workers) for rank in range(workers)]
+        parts = [feed.part(batch, rank, workers) for rank in range(workers)]
         np.testing.assert_array_equal(np.concatenate(parts), batch)
         assert max(map(len, parts)) <= -(-count // workers)
 

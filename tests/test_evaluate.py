@@ -1,0 +1,229 @@
+from collections.abc import Iterator, Mapping
+from math import log2
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recsys import candidates, evaluate
+from recsys.candidates import Factors
+from recsys.profiles import Profiles
+from recsys.recommend import Scored
+from recsys.tables import DAY_US
+from tests import shops
+from tests.shops import AFTER, ANN, BEFORE, BOB, BREAD, CAKE, CHEESE, CUTOFF, END, HISTORY, MILK, NOTHING, ROLL, SPADE, Event
+
+FACTORS = Factors(shops.settings().signals)
+Sums = dict[str, dict[str, float]]
+
+
+def batches(events: Profiles) -> Iterator[Scored]:
+    """The shop's users with raw outputs that put spade first, then roll, bread, cheese and milk."""
+    for profiles, users, found, _ in shops.describer(events=events)(events):
+        raw = found.item.astype(np.float32)
+        yield Scored(profiles, users, found, raw, np.diff(users.matrix.indptr) > 0)
+
+
+def sums(events: Profiles, *, start: int = CUTOFF, end: int = END) -> Sums:
+    return evaluate.add([evaluate.evaluate(batch, start=start, end=end, factors=FACTORS) for batch in batches(events)])
+
+
+def summarised(events: Profiles, *, start: int = CUTOFF, end: int = END) -> Mapping[str, Any]:
+    return evaluate.summary(sums(events, start=start, end=end))
+
+
+@pytest.fixture(scope="module")
+def summary() -> Mapping[str, Any]:
+    return summarised(shops.whole())
+
+
+def figures(summary: Mapping[str, Any], model: str, name: str) -> list[float]:
+    """NDCG, recall, hit rate and MAP at 10."""
+    return [summary["models"][model][name][f"{metric}@10"] for metric in ("ndcg", "recall", "hitrate", "map")]
+
+
+def ideal(relevant: int) -> float:
+    return sum(1 / log2(rank + 1) for rank in range(1, relevant + 1))
+
+
+# ---- what users wanted
+
+
+def relevant(found: evaluate.Truth) -> list[list[int]]:
+    return [found.items[start:stop].tolist() for start, stop in zip(found.offsets, found.offsets[1:], strict=False)]
+
+
+def test_relevant_is_what_was_wanted_in_the_horizon() -> None:
+    found = evaluate.truth(shops.whole(), start=CUTOFF, end=END, new=False)
+    assert relevant(found) == [[BREAD, ROLL, NOTHING], [CHEESE], [SPADE], [BREAD], [BREAD]]
+    assert found.count.tolist() == [3, 1, 1, 1, 1]
+
+
+def test_new_is_what_was_never_bought_before_even_before_the_history() -> None:
+    found = evaluate.truth(shops.whole(), start=CUTOFF, end=END, new=True)
+    # Ann bought bread in the history and her sixth item before it; bob only viewed cheese; dee bought bread before the history.
+    assert relevant(found) == [[ROLL], [CHEESE], [SPADE], [], [BREAD]]
+
+
+def test_relevant_items_are_distinct_and_ascending() -> None:
+    bought = [Event(BOB, item, 100.0 + hour) for hour, item in enumerate([SPADE, MILK, SPADE, ROLL, MILK])]
+    assert relevant(evaluate.truth(shops.group(bought), start=CUTOFF, end=END, new=False))[BOB] == [MILK, ROLL, SPADE]
+
+
+# ---- numbers by hand
+
+
+def test_users_count_who_have_history_and_a_relevant_item(summary: Mapping[str, Any]) -> None:
+    # Not eve, who has no history; for new items not dee, who bought hers before.
+    assert summary["users"] == {"all": 4, "new": 3}
+
+
+def test_own_lists_what_the_user_bought_most_often(summary: Mapping[str, Any]) -> None:
+    # Ann's list is milk, bread, cheese: one hit, at rank 2, of 3 relevant. Nobody else bought again.
+    assert figures(summary, "own", "all") == pytest.approx([1 / log2(3) / ideal(3) / 4, 1 / 3 / 4, 1 / 4, 1 / 2 / 3 / 4])
+    assert figures(summary, "own", "new") == [0, 0, 0, 0]
+
+
+def test_popular_lists_the_same_for_all(summary: Mapping[str, Any]) -> None:
+    # Milk, bread, roll, cheese, spade; cake is not available. Ann hits at 2 and 3, bob at 4, cid at 5, dee at 2.
+    assert figures(summary, "popular", "all") == pytest.approx(
+        [
+            ((1 / log2(3) + 1 / log2(4)) / ideal(3) + 1 / log2(5) + 1 / log2(6) + 1 / log2(3)) / 4,
+            (2 / 3 + 1 + 1 + 1) / 4,
+            4 / 4,
+            ((1 / 2 + 2 / 3) / 3 + 1 / 4 + 1 / 5 + 1 / 2) / 4,
+        ]
+    )
+
+
+def test_a_list_of_new_items_leaves_out_what_was_bought_before(summary: Mapping[str, Any]) -> None:
+    # Ann's is roll, spade: 1. Bob's is bread, cheese, spade: 2. Cid's is roll, cheese, spade: 3.
+    assert figures(summary, "popular", "new") == pytest.approx([(1 + 1 / log2(3) + 1 / log2(4)) / 3, 1, 1, (1 + 1 / 2 + 1 / 3) / 3])
+
+
+def test_popular_of_a_window_lists_only_what_was_bought_in_it(summary: Mapping[str, Any]) -> None:
+    # Milk, roll, bread. Ann hits at 2 and 3, dee at 3.
+    expected = [
+        ((1 / log2(3) + 1 / log2(4)) / ideal(3) + 1 / log2(4)) / 4,
+        (2 / 3 + 1) / 4,
+        2 / 4,
+        ((1 / 2 + 2 / 3) / 3 + 1 / 3) / 4,
+    ]
+    assert figures(summary, "popular_7d", "all") == pytest.approx(expected)
+    assert figures(summary, "popular_28d", "all") == pytest.approx(expected)
+
+
+def test_the_windows_of_popularity_are_told_apart() -> None:
+    events = [*HISTORY, *[Event(user, SPADE, 75.5) for user in range(5)], Event(ANN, SPADE, 105.5)]
+    found = summarised(shops.group(events))["models"]
+    assert found["popular_28d"]["all"]["ndcg@10"] == 1  # spade was bought most in 28 days, not at all in 7
+    assert found["popular_7d"]["all"]["ndcg@10"] == 0
+
+
+def test_own_then_popular_fills_up_with_what_is_popular(summary: Mapping[str, Any]) -> None:
+    # Ann: milk, bread, cheese, roll, spade: 2 and 4. Bob: roll, milk, bread, cheese: 4. Cid: milk, bread, roll, cheese, spade: 5.
+    # Dee: spade, milk, roll, bread: 4.
+    assert figures(summary, "own_then_popular", "all") == pytest.approx(
+        [
+            ((1 / log2(3) + 1 / log2(5)) / ideal(3) + 1 / log2(5) + 1 / log2(6) + 1 / log2(5)) / 4,
+            (2 / 3 + 1 + 1 + 1) / 4,
+            1,
+            ((1 / 2 + 2 / 4) / 3 + 1 / 4 + 1 / 5 + 1 / 4) / 4,
+        ]
+    )
+
+
+def test_the_model_lists_its_candidates_by_raw_output(summary: Mapping[str, Any]) -> None:
+    # Spade, roll, bread, cheese, milk. Ann hits at 2 and 3, bob at 4, cid at 1, dee at 3.
+    assert figures(summary, "mlp", "all") == pytest.approx(
+        [
+            ((1 / log2(3) + 1 / log2(4)) / ideal(3) + 1 / log2(5) + 1 + 1 / log2(4)) / 4,
+            (2 / 3 + 1 + 1 + 1) / 4,
+            1,
+            ((1 / 2 + 2 / 3) / 3 + 1 / 4 + 1 + 1 / 3) / 4,
+        ]
+    )
+    # New items alone: ann's spade, roll: 2. Bob's spade, bread, cheese: 3. Cid's spade: 1.
+    assert figures(summary, "mlp", "new") == pytest.approx([(1 / log2(3) + 1 / log2(4) + 1) / 3, 1, 1, (1 / 2 + 1 / 3 + 1) / 3])
+
+
+def test_neighbours_and_factors_are_their_sources_alone() -> None:
+    (batch,) = batches(shops.whole())
+    found = summarised(shops.whole())["models"]
+    for source in (candidates.Neighbours(), FACTORS):
+        alone = candidates.propose(batch.users, [(source, 20)], per_user=20, repeats=True)
+        expected = 0.0
+        for user, wanted in ((ANN, [BREAD, ROLL, NOTHING]), (1, [CHEESE]), (2, [SPADE]), (3, [BREAD])):
+            codes = [int(batch.users.signals.items[item]) for item in shops.items_of(alone, user, source.name)]
+            expected += sum(code in wanted for code in codes) / len(wanted)
+        assert found[source.name]["all"]["recall@10"] == pytest.approx(expected / 4)
+        assert found[source.name]["all"]["recall@10"] > 0
+
+
+def test_metrics_are_at_10_and_at_20() -> None:
+    found = summarised(shops.whole())["models"]
+    assert list(found) == list(evaluate.MODELS)
+    for model in found.values():
+        assert list(model) == ["all", "new"]
+        for name in ("all", "new"):
+            assert sorted(model[name]) == sorted(f"{metric}@{k}" for metric in ("ndcg", "recall", "hitrate", "map") for k in (10, 20))
+
+
+def test_an_item_that_is_not_available_is_in_no_list() -> None:
+    events = shops.group([*HISTORY, *[Event(user, CAKE, 101.5) for user in range(4)]])
+    found = summarised(events)
+    assert found["users"] == {"all": 4, "new": 3}  # cid had cake before
+    assert {value for model in found["models"].values() for name in ("all", "new") for value in model[name].values()} == {0.0}
+
+
+# ---- candidates
+
+
+def test_recall_of_the_candidates_by_source(summary: Mapping[str, Any]) -> None:
+    found = summary["candidates"]
+    assert list(found["recall"]) == ["own", "neighbours", "factors", "category", "popular", "union"]
+    assert found["recall"]["own"] == pytest.approx(1 / 3 / 4)  # ann's bread
+    assert found["recall"]["category"] == pytest.approx(2 / 3 / 4)  # ann's bread and roll
+    assert found["recall"]["popular"] == found["recall"]["union"] == pytest.approx((2 / 3 + 1 + 1 + 1) / 4)
+    assert found["per_user"] == 5
+
+
+# ---- sums
+
+
+def test_two_batches_add_up_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sums(shops.whole())
+    monkeypatch.setattr(candidates, "MATRIX_CELLS", 3 * 6)
+    assert len(list(batches(shops.whole()))) == 2
+    parts = sums(shops.whole())
+    for name in evaluate.SLICES:
+        assert parts[name] == pytest.approx(whole[name])
+        assert whole[name]["users"] > 0
+
+
+def test_sums_of_sums_are_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "MATRIX_CELLS", 6)
+    one, *others = [evaluate.evaluate(batch, start=CUTOFF, end=END, factors=FACTORS) for batch in batches(shops.whole())]
+    assert len(others) == 4
+    together = evaluate.add([one, *others])
+    again = evaluate.add([one, evaluate.add([*others])])
+    for name in evaluate.SLICES:
+        assert again[name] == pytest.approx(together[name])
+
+
+def test_without_users_to_count_every_mean_is_null() -> None:
+    found = summarised(shops.whole(), start=END + DAY_US, end=END + 2 * DAY_US)
+    assert found["users"] == {"all": 0, "new": 0}
+    assert {value for model in found["models"].values() for name in ("all", "new") for value in model[name].values()} == {None}
+    assert set(found["candidates"]["recall"].values()) == {None}
+    assert found["candidates"]["per_user"] is None
+
+
+def test_no_batches_at_all_count_nobody() -> None:
+    found = evaluate.summary(evaluate.add([]))
+    assert found["users"] == {"all": 0, "new": 0}
+
+
+def test_what_is_bought_after_the_horizon_or_only_viewed_changes_nothing(summary: Mapping[str, Any]) -> None:
+    more = [Event(BOB, SPADE, 110.0), Event(ANN, MILK, 105.5, wanted=False)]
+    assert summarised(shops.group([*BEFORE, *HISTORY, *AFTER, *more])) == summary

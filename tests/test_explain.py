@@ -1,0 +1,158 @@
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys import explain
+from recsys.candidates import Candidates, Users
+from recsys.explain import Reasons
+from recsys.rank import Ranked
+from tests import shops
+from tests.shops import ANN, BOB, BREAD, CHEESE, CID, EVE, MILK, ROLL
+
+P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
+NAMES = ("own", "neighbours", "factors", "category", "popular")
+
+
+@pytest.fixture(scope="module")
+def users() -> Users:
+    return shops.batch()
+
+
+def weighed(users: Users, weights: dict[tuple[int, int], float]) -> Users:
+    """The users with neighbour weights that are given as {(bought, scored): weight}."""
+    matrix = sp.csr_matrix((list(weights.values()), tuple(zip(*weights, strict=True))), shape=(6, 6), dtype=np.float32)
+    offsets, items = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
+    signals = replace(users.signals, neighbour_offsets=offsets, neighbour_items=items, neighbour_weights=matrix.data)
+    return replace(users, signals=signals)
+
+
+def explained(users: Users, *rows: tuple[int, int, list[int]]) -> Reasons:
+    """The reasons of rows of (user, active position, rank by each source), listed in that order."""
+    rank = np.array([row[2] for row in rows], np.int32)
+    user, item = (np.array([row[place] for row in rows], np.int64) for place in (0, 1))
+    candidates = Candidates(NAMES, user, item, rank, np.zeros(rank.shape, np.float32))
+    return explain.reasons(Ranked(np.arange(len(rows)), np.ones(len(rows), np.int32)), candidates, users)
+
+
+def one(users: Users, user: int, item: int, source: str) -> tuple[str, str, int]:
+    """Kind, sentence and item of the reason of one row that one source proposed."""
+    found = explained(users, (user, item, [int(name == source) for name in NAMES]))
+    return found.kind[0], found.text[0], int(found.item[0])
+
+
+# ---- the source
+
+
+def test_the_source_is_the_one_that_ranked_the_item_highest(users: Users) -> None:
+    found = explained(users, (ANN, P_MILK, [4, 3, 7, 2, 9]), (ANN, P_SPADE, [0, 0, 8, 0, 5]))
+    assert found.source == ["category", "popular"]
+    assert found.sources == [list(NAMES), ["factors", "popular"]]
+
+
+def test_of_sources_with_the_same_rank_the_first_is_taken(users: Users) -> None:
+    assert explained(users, (ANN, P_MILK, [0, 3, 2, 2, 2]), (ANN, P_MILK, [1, 0, 0, 0, 1])).source == ["factors", "own"]
+
+
+def test_reasons_follow_the_order_of_the_list(users: Users) -> None:
+    candidates = Candidates(
+        NAMES,
+        np.array([ANN, ANN, BOB]),
+        np.array([P_MILK, P_ROLL, P_MILK]),
+        np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 2], [0, 0, 4, 0, 0]], np.int32),
+        np.zeros((3, 5), np.float32),
+    )
+    found = explain.reasons(Ranked(np.array([1, 0, 2]), np.array([1, 2, 1], np.int32)), candidates, users)
+    assert found.source == ["popular", "own", "factors"]
+    assert found.kind == ["popular", "bought_before", "similar_taste"]
+
+
+# ---- the sentence
+
+
+def test_an_own_item_says_how_often_and_when_it_was_bought(users: Users) -> None:
+    assert one(users, ANN, P_MILK, "own") == ("bought_before", "Bought on 3 days, last 1 day before.", -1)
+    assert one(users, ANN, P_CHEESE, "own") == ("bought_before", "Bought on 1 day, last 94 days before.", -1)
+    assert one(users, BOB, P_ROLL, "own") == ("bought_before", "Bought on 2 days, last 2 days before.", -1)
+    assert one(users, CID, P_MILK, "own") == ("bought_before", "Bought on 1 day, last 0 days before.", -1)
+
+
+def test_taste_and_popularity_are_said_in_words(users: Users) -> None:
+    assert one(users, ANN, P_SPADE, "factors") == ("similar_taste", "Bought by people who buy what you buy.", -1)
+    assert one(users, EVE, P_SPADE, "popular") == ("popular", "Popular in the last 28 days.", -1)
+
+
+def test_a_category_is_named(users: Users) -> None:
+    assert one(users, ANN, P_ROLL, "category") == ("popular_in", "Popular in bakery, where you often buy.", -1)
+
+
+def with_brand(users: Users, codes: list[int]) -> Users:
+    """The users in a shop with a second categorical column, of the active items' codes."""
+    words = [[None, "north", "south"][code] for code in [*codes[:5], 0, codes[5]]]
+    table = users.catalog.table.append_column("brand", pa.array(words))
+    categories = {**users.categories, "brand": np.array(codes, np.int32)}
+    return replace(users, catalog=replace(users.catalog, table=table), categories=categories)
+
+
+def test_of_two_categories_the_one_that_is_more_the_users_own_is_named(users: Users) -> None:
+    # Of everybody's 12 purchases 6 are dairy, 5 bakery, 9 of the north (milk, cheese, bread, cake), 2 of the south (roll).
+    both = with_brand(users, [1, 1, 1, 2, 1, 0])
+    # Ann's 5 purchases: dairy 4/5 / 6/12 = 1.6, bakery 1/5 / 5/12 = 0.48, north 5/5 / 9/12 = 1.33.
+    assert one(both, ANN, P_MILK, "category")[1] == "Popular in dairy, where you often buy."
+    assert one(both, ANN, P_BREAD, "category")[1] == "Popular in north, where you often buy."
+    # Bob's 3: bakery 2/3 / 5/12 = 1.6, south 2/3 / 2/12 = 4.
+    assert one(both, BOB, P_ROLL, "category")[1] == "Popular in south, where you often buy."
+
+
+def test_of_two_categories_that_are_the_users_own_alike_the_first_column_is_named(users: Users) -> None:
+    same = with_brand(users, [2, 2, 1, 1, 1, 0])
+    assert one(same, ANN, P_ROLL, "category")[1] == "Popular in bakery, where you often buy."
+
+
+def test_a_neighbour_is_named_with_the_item_it_goes_with(users: Users) -> None:
+    given_weights = weighed(users, {(P_MILK, P_SPADE): 0.2, (P_BREAD, P_SPADE): 0.3, (P_ROLL, P_SPADE): 0.9, (P_SPADE, P_MILK): 0.7})
+    assert one(given_weights, ANN, P_SPADE, "neighbours") == ("goes_with", "Goes with bread, which you bought.", BREAD)
+    assert one(given_weights, BOB, P_SPADE, "neighbours") == ("goes_with", "Goes with roll, which you bought.", ROLL)
+    assert one(given_weights, CID, P_SPADE, "neighbours") == ("goes_with", "Goes with bread, which you bought.", BREAD)
+
+
+def test_how_often_an_item_was_bought_does_not_make_it_the_reason(users: Users) -> None:
+    assert one(weighed(users, {(P_MILK, P_SPADE): 0.2, (P_CHEESE, P_SPADE): 0.3}), ANN, P_SPADE, "neighbours")[2] == CHEESE
+
+
+def test_of_equal_weights_the_first_item_is_the_reason(users: Users) -> None:
+    assert one(weighed(users, {(P_MILK, P_SPADE): 0.3, (P_BREAD, P_SPADE): 0.3}), ANN, P_SPADE, "neighbours")[2] == MILK
+
+
+def test_an_item_that_goes_badly_with_all_purchases_rests_on_the_least_bad(users: Users) -> None:
+    weights = {(P_BREAD, P_SPADE): -0.1, (P_CHEESE, P_SPADE): -0.3, (P_ROLL, P_SPADE): 0.4}
+    assert one(weighed(users, weights), ANN, P_SPADE, "neighbours")[2] == BREAD
+
+
+@given(data=st.data())
+def test_the_reasons_item_is_the_purchase_with_the_largest_weight(users: Users, data: st.DataObject) -> None:
+    cells = data.draw(
+        st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 5)), st.sampled_from([-0.5, -0.25, 0.25, 0.5, 1.0]), min_size=1)
+    )
+    others = weighed(users, cells)
+    bought = users.matrix.toarray() > 0
+    rows = [(user, item) for user in range(4) for item in range(6) if any(bought[user, cell[0]] and cell[1] == item for cell in cells)]
+    if not rows:
+        return
+    found = explained(others, *((user, item, [0, 1, 0, 0, 0]) for user, item in rows))
+    for number, (user, item) in enumerate(rows):
+        mine = [place for place in range(6) if bought[user, place] and (place, item) in cells]
+        expected = max(mine, key=lambda place: (cells[place, item], -place))
+        assert found.item[number] == users.signals.items[expected]
+
+
+def test_no_rows_have_no_reasons(users: Users) -> None:
+    candidates = Candidates(
+        NAMES, np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 5), np.int32), np.empty((0, 5), np.float32)
+    )
+    found = explain.reasons(Ranked(np.empty(0, np.int64), np.empty(0, np.int32)), candidates, users)
+    assert (found.source, found.sources, found.kind, found.text, found.item.tolist()) == ([], [], [], [], [])

@@ -1,0 +1,453 @@
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import typer
+import typer.main
+
+from recsys import publish, runtime, synthetic
+from recsys.tables import ITEM_ID, RANK, TIMESTAMP, TS, USER_ID
+
+# Ray Data makes a DataContext, which warns of its own defaults
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+
+ROOT = Path(__file__).parents[1]
+VERBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if not path.stem.startswith("_"))
+STAGES = ("ingest", "train", "score", "backtest", "nightly")  # verbs that take a shop and a day
+
+
+class Ended(NamedTuple):
+    """How a verb ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """A verb as `python -m jobs.NAME` runs it, in this process."""
+
+    def verb(name: str, *arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", [f"jobs.{name}", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
+        shown = capsys.readouterr()
+        assert isinstance(ended.value.code, int | None)
+        return Ended(ended.value.code or 0, shown.out, shown.err)
+
+    return verb
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_help_says_what_a_verb_does_and_explains_each_option(name: str, run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch):
+    commands: list[Any] = []
+    build = typer.main.get_command
+
+    def seen(app: typer.Typer) -> Any:
+        commands.append(build(app))
+        return commands[-1]
+
+    monkeypatch.setattr(typer.main, "get_command", seen)
+    shown = run(name, "--help")
+    assert shown.status == 0
+    (command,) = commands
+    assert command.help
+    assert command.help.split()[0] in shown.out
+    for option in command.params:
+        assert getattr(option, "help", None), f"jobs.{name}: {option.name} has no help"
+        assert option.opts[0] in shown.out
+
+
+def test_every_stage_takes_a_shop_and_a_day(run: Callable[..., Ended]):
+    for name in STAGES:
+        shown = run(name, "--help").out
+        assert re.search(r"--config\b.*settings", shown)
+        assert re.search(r"--as-of\b.*known\s+before", shown, re.DOTALL)
+
+
+# ---- mistakes, told before any work starts
+
+FIRST, LAST = date(2024, 1, 1), date(2024, 5, 31)
+DAY = "2024-06-01"
+
+
+def events(**columns: Any) -> pa.Table:
+    """Three events from FIRST to LAST, with columns replaced, or dropped where None."""
+    times = [datetime(day.year, day.month, day.day, 12, tzinfo=UTC) for day in (FIRST, date(2024, 4, 1), LAST)]
+    table = {USER_ID: pa.array([1, 1, 2]), ITEM_ID: pa.array([5, 6, 5]), TS: pa.array(times, TIMESTAMP)} | columns
+    return pa.table({name: values for name, values in table.items() if values is not None})
+
+
+ITEMS = pa.table({ITEM_ID: [5, 6], "brand": ["x", "y"], "available": [True, True]})
+WORDS = pa.array(["a", "b", "c"])
+NAIVE = pa.array([datetime(2024, 1, 1), datetime(2024, 4, 1), datetime(2024, 5, 31)], pa.timestamp("us"))
+
+
+class Mistake(NamedTuple):
+    """A shop with one mistake in it, and the sentence that must name it."""
+
+    sentence: str
+    events: pa.Table | None = events()
+    items: pa.Table | None = ITEMS
+    toml: str = ""
+    as_of: str = DAY
+
+
+MISTAKES = {
+    "a wrong key": Mistake(r"shop\.toml: unknown key 'rank\.K'", toml="[rank]\nK = 5"),
+    "a wrong value": Mistake(r"shop\.toml: key 'rank\.k': .* got 'ten'", toml='[rank]\nk = "ten"'),
+    "no toml": Mistake(r"shop\.toml: not a TOML file", toml="[rank"),
+    "no events": Mistake(r"events\.parquet: no such file or folder\. Check shop\.events", events=None),
+    "no items": Mistake(r"items\.parquet: no such file or folder\. Check shop\.items", items=None),
+    "no users": Mistake(r"nobody: no such file or folder\. Check shop\.users", toml='users = "nobody"'),
+    "a missing column": Mistake(r"events\.parquet: column 'user_id' is missing; seen item_id, ts", events=events(user_id=None)),
+    "a missing column under the shop's name": Mistake(
+        r"column 'who' is missing; .* shop\.columns\.user_id", toml='[shop.columns]\nuser_id = "who"'
+    ),
+    "a missing feature": Mistake(r"items\.parquet: column 'colour' is missing", toml='[features]\nitem_categorical = ["colour"]'),
+    "a wrong type of id": Mistake(
+        r"column 'item_id' must be an integer .* got double", events=events(item_id=pa.array([0.5, 1.5, 2.5]))
+    ),
+    "another type of id in items": Mistake(r"items\.parquet: column 'item_id' must be string as in", events=events(item_id=WORDS)),
+    "a wrong type of time": Mistake(r"column 'ts' must be timestamp, got int64", events=events(ts=pa.array([1, 2, 3]))),
+    "times without a zone": Mistake(r"column 'ts' has times without a zone .* Set shop\.timezone", events=events(ts=NAIVE)),
+    "a wrong type of quantity": Mistake(r"column 'quantity' must be a number, got string", events=events(quantity=WORDS)),
+    "a wrong type of availability": Mistake(
+        r"'available' must be bool, got int64", items=ITEMS.set_column(2, "available", pa.array([1, 0]))
+    ),
+    "a wrong type of feature": Mistake(r"column 'brand' must be a number, got string", toml='[features]\nitem_numeric = ["brand"]'),
+    "an empty table": Mistake(r"events\.parquet: shop\.events has no rows", events=events().slice(0, 0)),
+    "only nulls": Mistake(r"column 'ts' holds only nulls", events=events(ts=pa.nulls(3, TIMESTAMP))),
+    "a day before the data": Mistake(r"--as-of 2023-06-01: needs three label windows .* 2024-01-01 to 2024-05-31", as_of="2023-06-01"),
+    "a day too early": Mistake(r"--as-of 2024-03-24: needs three label windows of 28 days", as_of="2024-03-24"),
+    "a day after the data": Mistake(
+        r"--as-of 2024-06-29: more than window\.label_days \(28\) after the last event", as_of="2024-06-29"
+    ),
+}
+
+
+def write(folder: Path, mistake: Mistake) -> list[str]:
+    """The arguments that name the shop written into the folder."""
+    for name in ("events", "items"):
+        if (table := getattr(mistake, name)) is not None:
+            pq.write_table(table, folder / f"{name}.parquet")
+    text = f"""
+    [table]
+    path = "{folder}/table"
+    [run]
+    work = "{folder}/work"
+    [shop]
+    events = "{folder}/events.parquet"
+    items = "{folder}/items.parquet"
+    {mistake.toml}
+    """
+    (folder / "shop.toml").write_text(text)
+    return ["--config", str(folder / "shop.toml"), "--as-of", mistake.as_of]
+
+
+def refused(ended: Ended, folder: Path) -> str:
+    """The one line that a verb left, having done nothing else."""
+    assert ended.status == 1
+    assert ended.out == ""
+    (line,) = ended.err.splitlines()
+    assert re.search(r"[.)]$", line)
+    assert not (folder / "work").exists()
+    assert not (folder / "table").exists()
+    return line
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect() -> None:
+        raise AssertionError("work starts")
+
+    monkeypatch.setattr(runtime, "connect", connect)
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence_and_status_1_before_any_work(mistake: Mistake, run: Callable[..., Ended], tmp_path: Path):
+    arguments = write(tmp_path, mistake)
+    assert re.search(mistake.sentence, refused(run("nightly", *arguments), tmp_path))
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_refuses_alike(name: str, run: Callable[..., Ended], tmp_path: Path):
+    arguments = write(tmp_path, MISTAKES["a missing column"])
+    assert "column 'user_id' is missing" in refused(run(name, *arguments), tmp_path)
+    assert "no such settings file" in refused(run(name, "--config", "nowhere.toml", "--as-of", DAY), tmp_path)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_without_a_mistake_work_starts(run: Callable[..., Ended], tmp_path: Path):
+    for as_of in (DAY, "2024-06-28", "2024-03-25"):  # the last and the first day that could be meant
+        with pytest.raises(AssertionError, match="work starts"):
+            run("ingest", *write(tmp_path, Mistake("", as_of=as_of)))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_folder_that_is_no_bundle_is_refused_before_any_work(run: Callable[..., Ended], tmp_path: Path):
+    arguments = write(tmp_path, Mistake(""))
+    assert "nothing" in refused(run("score", *arguments, "--bundle", str(tmp_path / "nothing")), tmp_path)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_horizon_without_events_is_refused_before_any_work(run: Callable[..., Ended], tmp_path: Path):
+    arguments = write(tmp_path, Mistake(""))
+    assert "--as-of 2024-06-01: no event from then on" in refused(run("backtest", *arguments), tmp_path)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_night_whose_backtest_has_too_few_windows_is_refused_before_any_work(run: Callable[..., Ended], tmp_path: Path):
+    arguments = write(tmp_path, Mistake("", as_of="2024-04-21"))  # three windows and 27 days; the backtest is as of a window before
+    assert "2024-03-24" in refused(run("nightly", *arguments), tmp_path)
+
+
+# ---- a second shop, other columns, string ids, no items, no users: a night on two CPUs, killed, and run again
+
+SHOP_DAY, LABEL_DAYS, SHARDS = date(2024, 6, 1), 14, 6
+NAMES = {USER_ID: "klant", ITEM_ID: "artikel", TS: "moment", "quantity": "stuks", "price": "prijs", "kind": "soort"}
+
+# The verb on a Ray of two CPUs whatever the machine has, and scoring slow enough to be killed in the middle of it. Each training
+# worker and each scoring actor leaves a file that tells of it.
+SLOWLY = """
+import functools, os, pathlib, runpy, sys, time
+from recsys import pipeline, runtime, train
+
+told = pathlib.Path(sys.argv.pop(1))
+
+def score_task(*arguments):
+    from recsys.pipeline import _score_task
+    score = _score_task(*arguments)
+    def task(name, unit):
+        (told / f"actor-{os.getpid()}").touch()
+        time.sleep(1.5)
+        return score(name, unit)
+    return task
+
+def work(job):
+    import ray.train
+    from recsys.train import _work
+    (told / f"worker-{ray.train.get_context().get_world_rank()}-{os.getpid()}").touch()
+    return _work(job)
+
+pipeline._score_task, train._work = score_task, work
+runtime.connect = functools.partial(runtime.connect, cpus=2)
+runpy.run_module("jobs.nightly", run_name="__main__", alter_sys=False)
+"""
+
+
+class Killed(NamedTuple):
+    """The shop's night: killed in the middle of scoring, then run again."""
+
+    arguments: list[str]
+    folder: Path
+    planted: synthetic.Planted
+    told: list[str]
+    """Of training workers and scoring actors."""
+    scored: list[str]
+    """Shards that were finished when the kill came."""
+    before: dict[Path, int]
+    """When each receipt was written that the killed run left."""
+    log: str
+    """What the second run said."""
+
+
+def settings_of(folder: Path, planted: synthetic.Planted) -> str:
+    columns = "\n".join(f'{ours} = "{theirs}"' for ours, theirs in NAMES.items())
+    return f"""
+[shop]
+events = "{planted.events}"
+label_kinds = ["purchase"]
+[shop.columns]
+{columns}
+[window]
+label_days = {LABEL_DAYS}
+cutoffs = 2
+[signals]
+factors = 8
+als_iterations = 4
+ease_l2 = 20.0
+[candidates]
+per_user = 50
+[model]
+hidden = [16]
+[train]
+epochs = 1
+batch_size = 128
+workers = 2
+[run]
+work = "{folder}/work"
+shards = {SHARDS}
+actors = 2
+[table]
+path = "{folder}/table"
+"""
+
+
+def descendants(of: int) -> set[int]:
+    """Ids of a process and of all that it started."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [(int(line.split()[0]), int(line.split()[1])) for line in listed.splitlines()]
+    found = {of}
+    while more := {pid for pid, parent in pairs if parent in found} - found:
+        found |= more
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,stat="], capture_output=True, text=True, check=True).stdout
+    return pids & {int(line.split()[0]) for line in listed.splitlines() if not line.split()[1].startswith("Z")}
+
+
+def receipts(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.glob("work/*/receipts/*.json"))}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    folder = tmp_path_factory.mktemp("second")
+    planted = synthetic.shop(
+        folder,
+        users=120,
+        items=70,
+        days=84,
+        seed=4,
+        end=SHOP_DAY,
+        ids="string",
+        events_per_user=25,
+        columns=NAMES,
+        with_items=False,
+        with_users=False,
+        kinds=True,
+    )
+    (folder / "shop.toml").write_text(settings_of(folder, planted))
+    (folder / "told").mkdir()
+    arguments = ["--config", str(folder / "shop.toml"), "--as-of", SHOP_DAY.isoformat()]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+    command = [sys.executable, "-c", SLOWLY, str(folder / "told"), *arguments]
+    with (folder / "first.log").open("w") as log:
+        first = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    started: set[int] = set()
+    try:
+        while len(list(folder.glob("work/score-*/receipts/*.json"))) < 2:
+            assert first.poll() is None, (folder / "first.log").read_text()
+            time.sleep(0.05)
+        started = descendants(first.pid)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        for _ in range(600):  # Ray's processes notice and end
+            if not alive(started):
+                break
+            time.sleep(0.1)
+        assert not alive(started)
+    finally:
+        for pid in {first.pid} | alive(started):
+            if first.poll() is None or pid != first.pid:
+                os.kill(pid, signal.SIGKILL)
+    before = receipts(folder)
+    scored = [path.stem for path in before if path.parts[-3].startswith("score-")]
+    assert not (folder / "table" / "_delta_log").exists()
+
+    command = [sys.executable, "-m", "jobs.nightly", *arguments]
+    second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    told = sorted(path.name for path in (folder / "told").iterdir())
+    return Killed(arguments, folder, planted, told, scored, before, second.stdout + second.stderr)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_two_training_workers_and_two_scoring_actors_run_on_two_cpus(killed: Killed) -> None:
+    # Two fits, of the night and of its backtest.
+    assert [name.rsplit("-", 1)[0] for name in killed.told] == ["actor", "actor", "worker-0", "worker-0", "worker-1", "worker-1"]
+    assert len({name.rsplit("-", 1)[1] for name in killed.told}) == 6
+
+
+@pytest.mark.ray
+def test_after_a_kill_in_the_middle_of_scoring_the_same_command_does_what_is_left(killed: Killed) -> None:
+    assert 2 <= len(killed.scored) < SHARDS
+    after = receipts(killed.folder)
+    assert {path: after[path] for path in killed.before} == killed.before
+    new = after.keys() - killed.before.keys()
+    assert {path.parts[-3].split("-")[0] for path in new} == {"score"}
+    assert sorted([*killed.scored, *(path.stem for path in new)]) == [f"part-{shard:05d}" for shard in range(SHARDS)]
+    assert "Committed as version 1 of the table" in killed.log
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_every_verb_runs_on_the_second_shop_and_shares_what_the_night_did(killed: Killed, run: Callable[..., Ended]) -> None:
+    made = receipts(killed.folder)
+    shown = run("ingest", *killed.arguments)
+    assert shown.status == 0
+    assert f"120 users with {killed.planted.rows:,} events; 70 items in the catalog." in shown.out
+    shown = run("train", *killed.arguments, "--out", str(killed.folder / "bundle"))
+    assert shown.status == 0
+    assert "Best epoch 1." in shown.out
+    shown = run("score", *killed.arguments, "--bundle", str(killed.folder / "bundle"))
+    assert shown.status == 0
+    assert "nothing was committed" in shown.out
+    shown = run("score", *killed.arguments)  # the bundle that jobs.train makes
+    assert shown.status == 0
+    assert "nothing was committed" in shown.out
+    before = (SHOP_DAY - timedelta(days=LABEL_DAYS)).isoformat()
+    backtest = ["--config", killed.arguments[1], "--as-of", before, "--horizon-days", str(LABEL_DAYS)]
+    shown = run("backtest", *backtest, "--out", str(killed.folder / "metrics.json"))
+    assert shown.status == 0
+    assert receipts(killed.folder) == made
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_backtest_writes_the_promised_json(killed: Killed, run: Callable[..., Ended]) -> None:
+    out = killed.folder / "promised.json"
+    before = (SHOP_DAY - timedelta(days=LABEL_DAYS)).isoformat()
+    run("backtest", "--config", killed.arguments[1], "--as-of", before, "--out", str(out))
+    result = json.loads(out.read_text())
+    assert result.keys() == {"as_of", "horizon_days", "users", "models", "candidates"}
+    assert (result["as_of"], result["horizon_days"]) == (before, LABEL_DAYS)
+    assert result["users"].keys() == {"all", "new"}
+    assert 120 >= result["users"]["all"] > result["users"]["new"] > 0
+    assert list(result["models"]) == ["mlp", "popular", "popular_28d", "popular_7d", "own", "own_then_popular", "neighbours", "factors"]
+    metrics = {f"{name}@{k}" for name in ("ndcg", "recall", "hitrate", "map") for k in (10, 20)}
+    for model in result["models"].values():
+        assert model.keys() == {"all", "new"}
+        for values in model.values():
+            assert values.keys() == metrics
+            assert all(0 <= value <= 1 for value in values.values())
+    assert result["candidates"].keys() == {"recall", "per_user"}
+    assert set(result["candidates"]["recall"]) >= {"own", "neighbours", "factors", "popular", "union"}
+    recall = {name: value for name, value in result["candidates"]["recall"].items() if name != "union"}
+    assert max(recall.values()) <= result["candidates"]["recall"]["union"] <= sum(recall.values())
+    assert 0 < result["candidates"]["per_user"] <= 50
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_table_of_the_killed_night_is_that_of_an_undisturbed_one(killed: Killed, run: Callable[..., Ended]) -> None:
+    undisturbed = killed.folder / "undisturbed.toml"
+    undisturbed.write_text(settings_of(killed.folder, killed.planted).replace("/table", "/undisturbed"))
+    assert run("score", "--config", str(undisturbed), *killed.arguments[2:]).status == 0
+    table = publish.read(str(killed.folder / "table"), as_of=SHOP_DAY)
+    assert publish.read(str(killed.folder / "undisturbed"), as_of=SHOP_DAY).equals(table)
+    assert set(table[USER_ID].to_pylist()) == set(killed.planted.user_ids.to_pylist())
+    assert table[RANK].to_pylist() == [*range(1, 11)] * 120

@@ -1,0 +1,260 @@
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+import polars
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import ray.cloudpickle
+from deltalake import DeltaTable
+
+from recsys import bundle, pipeline, publish, runtime, synthetic
+from recsys.config import Settings
+from recsys.ingest import midnight, open_shop
+from recsys.pipeline import Prepared, Published, Trained
+from recsys.runtime import Task
+from recsys.tables import AS_OF, DAY_US, ITEM_ID, RANK, REASON, RUN_ID, SCORE, SOURCE, TS, USER_ID, recommendations_schema
+from recsys.work import Receipt
+
+# Ray Data and Ray Train make a DataContext, which warns of its own defaults
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
+
+DAY = date(2024, 6, 1)
+K = 7
+NEWCOMER = 5  # a user without an event; no planted id
+
+
+class Night(NamedTuple):
+    """A planted shop's published night; seven shards, two actors."""
+
+    planted: synthetic.Planted
+    settings: Settings
+    prepared: Prepared
+    trained: Trained
+    published: Published
+    table: pa.Table
+
+    def with_run(self, table: Path, **run: int) -> Settings:
+        """The settings with another table and another cut of the work."""
+        settings = self.settings.model_dump()
+        return Settings.model_validate({**settings, "table": {"path": str(table)}, "run": settings["run"] | run})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_actors(ray_cluster: None) -> Iterator[None]:
+    """Two actors a stage, as on two CPUs: eight would spend their time importing. Workers cannot import this file."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "cpus", lambda: 2)
+        yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def night(two_actors: None, tmp_path_factory: pytest.TempPathFactory) -> Night:
+    folder = tmp_path_factory.mktemp("night")
+    planted = synthetic.shop(folder, users=210, items=150, days=98, seed=8, end=DAY, events_per_user=35)
+    assert planted.users is not None
+    newcomer = pa.table({USER_ID: [NEWCOMER], "age": ["65+"], "region": ["north"]})
+    pq.write_table(newcomer, planted.users / "newcomer.parquet")
+    settings = Settings.model_validate(
+        {
+            "shop": {"events": str(planted.events), "items": str(planted.items), "users": str(planted.users)},
+            "features": {"item_categorical": ["category", "brand"], "item_numeric": ["size"], "user_categorical": ["age"]},
+            "window": {"label_days": 14, "history_days": 90, "cutoffs": 3},
+            "signals": {"factors": 8, "als_iterations": 5, "ease_l2": 20.0},
+            "candidates": {"per_user": 60},
+            "model": {"hidden": [16]},
+            "train": {"epochs": 2, "batch_size": 128, "learning_rate": 0.01},
+            "rank": {"k": K},
+            "run": {"work": str(folder / "work"), "shards": 7, "actors": 2},
+            "table": {"path": str(folder / "table")},
+        }
+    )
+    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+    trained = pipeline.train(prepared, as_of=DAY)
+    published = pipeline.score(prepared, trained.bundle, as_of=DAY)
+    return Night(planted, settings, prepared, trained, published, publish.read(settings.table.path, as_of=DAY))
+
+
+def modified(folder: str | Path) -> dict[Path, int]:
+    """When each file below a folder was written; `stage.json` is touched by every use."""
+    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.is_file() and path.name != "stage.json"}
+
+
+def lists(table: pa.Table) -> dict[int, list[int]]:
+    """Item ids in rank order by user."""
+    found: dict[int, list[int]] = {}
+    for row in table.sort_by([(USER_ID, "ascending"), (RANK, "ascending")]).select([USER_ID, ITEM_ID]).to_pylist():
+        found.setdefault(row[USER_ID], []).append(row[ITEM_ID])
+    return found
+
+
+# ---- the table
+
+
+def test_every_user_has_ranks_1_to_k_of_distinct_available_items(night: Night) -> None:
+    table = night.table
+    table.validate(full=True)
+    assert pa.schema(table.schema).names == recommendations_schema(pa.int64(), pa.int64()).names
+    found = lists(table)
+    assert found.keys() == {*night.planted.user_ids.to_pylist(), NEWCOMER}
+    ranks = table[RANK].to_numpy().reshape(-1, K)
+    assert (ranks == np.arange(1, K + 1)).all()
+    assert all(len(set(items)) == K for items in found.values())
+    gone = set(night.planted.item_ids.filter(pa.array(~night.planted.available)).to_pylist())
+    bought = set(pq.read_table(night.planted.events)[ITEM_ID].to_pylist())
+    assert gone & bought  # what could have been recommended
+    assert not gone & set(table[ITEM_ID].to_pylist())
+
+
+def test_what_is_printed_of_the_night_is_what_the_table_holds(night: Night) -> None:
+    assert (night.published.rows, night.published.users, night.published.short_users) == (211 * K, 211, 0)
+    assert night.published.version == 1  # the table was made as version 0
+    assert set(night.table[RUN_ID].to_pylist()) == {night.published.run_id}
+    assert set(night.table[AS_OF].to_pylist()) == {DAY}
+    assert set(night.table["model_version"].to_pylist()) == {night.trained.bundle.model_version}
+
+
+def test_a_user_without_history_gets_what_is_popular_and_no_score(night: Night) -> None:
+    newcomer = pc.equal(night.table[USER_ID], NEWCOMER)
+    assert set(night.table.filter(newcomer)[SOURCE].to_pylist()) == {"popular"}
+    assert night.table.filter(newcomer)[SCORE].null_count == K
+    others = night.table.filter(pc.invert(newcomer))
+    assert others[SCORE].null_count == 0
+    assert 0 < pc.min(others[SCORE]).as_py() < pc.max(others[SCORE]).as_py() < 1
+    assert all(night.table[REASON].to_pylist())
+
+
+def test_polars_and_duckdb_read_the_same_rows(night: Night) -> None:
+    path = night.settings.table.path
+    columns = [USER_ID, RANK, ITEM_ID, SCORE, REASON]
+    by_polars = polars.read_delta(path).filter(polars.col(AS_OF) == DAY).sort(USER_ID, RANK).select(columns).to_arrow()
+    files = DeltaTable(path).file_uris()
+    # The extension that has delta_scan is fetched from the network.
+    query = f"SELECT {', '.join(columns)} FROM read_parquet($files, hive_partitioning = true) WHERE as_of = $day ORDER BY user_id, rank"
+    by_duckdb = duckdb.execute(query, {"files": files, "day": DAY}).fetchall()
+    expected = night.table.select(columns).to_pylist()
+    assert by_polars.to_pylist() == expected
+    assert by_duckdb == [tuple(row.values()) for row in expected]
+
+
+def test_lists_recover_the_planted_taste_better_than_popularity(night: Night) -> None:
+    planted = night.planted
+    code = {item: number for number, item in enumerate(planted.item_ids.to_pylist())}
+    events = pq.read_table(planted.events)
+    month = events.filter(pc.greater_equal(events[TS].cast(pa.int64()), midnight(DAY) - 28 * DAY_US))
+    sold = np.bincount([code[item] for item in month[ITEM_ID].to_pylist()], minlength=150)
+    popular = np.argsort(-np.where(planted.available, sold, -1), kind="stable")[:K]
+
+    found = lists(night.table)
+    ours: list[float] = []
+    theirs: list[float] = []
+    staples: list[float] = []
+    for user, user_id in enumerate(planted.user_ids.to_pylist()):
+        mine = [code[item] for item in found[user_id]]
+        ours.append(planted.liked(user)[mine].mean())
+        theirs.append(planted.liked(user)[popular].mean())
+        own = planted.staples(user)[planted.available[planted.staples(user)]]
+        if len(own):
+            staples.append(np.isin(own, mine).sum() / min(K, len(own)) - np.isin(own, popular).sum() / min(K, len(own)))
+    assert np.mean(ours) > np.mean(theirs) + 0.5
+    assert np.mean(staples) > 0.5
+
+
+# ---- again, cut otherwise, and disturbed
+
+
+def test_running_again_changes_no_file_and_makes_no_commit(night: Night) -> None:
+    work, table = modified(night.settings.run.work), modified(night.settings.table.path)
+    version = DeltaTable(night.settings.table.path).version()
+    prepared = pipeline.prepare(open_shop(night.settings, as_of=DAY), end=DAY)
+    trained = pipeline.train(prepared, as_of=DAY)
+    again = pipeline.score(prepared, trained.bundle, as_of=DAY)
+    assert (again.run_id, again.version, again.rows, again.seconds) == (night.published.run_id, None, night.published.rows, 0.0)
+    assert (trained.examples, trained.history) == (night.trained.examples, night.trained.history)
+    assert modified(night.settings.run.work) == work
+    assert modified(night.settings.table.path) == table
+    assert DeltaTable(night.settings.table.path).version() == version
+
+
+def test_three_shards_and_one_actor_give_the_same_table(night: Night, tmp_path: Path) -> None:
+    settings = night.with_run(tmp_path / "table", shards=3, actors=1)
+    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+    assert len(prepared.ingest.shards) == 3
+    pipeline.score(prepared, night.trained.bundle, as_of=DAY)
+    assert publish.read(settings.table.path, as_of=DAY).equals(night.table)
+
+
+def dies_once(marker: Path) -> Any:
+    """The score stage's task, whose actor is killed at the first sight of the fourth shard, when the part is staged."""
+
+    def make(*arguments: Any) -> Task:
+        from recsys.pipeline import _score_task
+
+        score = _score_task(*arguments)
+
+        def task(name: str, unit: dict[str, Any]) -> Receipt:
+            receipt = score(name, unit)
+            if unit["shard"] == "00003" and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return receipt
+
+        return task
+
+    return make
+
+
+def test_a_scoring_task_that_was_killed_and_a_part_that_was_lost_change_nothing(
+    night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = night.with_run(tmp_path / "table")
+    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+    monkeypatch.setattr(pipeline, "_score_task", dies_once(tmp_path / "died"))
+    first = pipeline.score(prepared, night.trained.bundle, as_of=DAY)
+    assert (tmp_path / "died").exists()
+    assert publish.read(settings.table.path, as_of=DAY).equals(night.table)
+
+    parts = sorted((tmp_path / "table").rglob("part-*.parquet"))
+    assert len(parts) == 7
+    before = modified(tmp_path / "table")
+    parts[2].unlink()
+    second = pipeline.score(prepared, night.trained.bundle, as_of=DAY)
+    assert (first.version, second.version) == (1, None)
+    assert publish.read(settings.table.path, as_of=DAY).equals(night.table)
+    after = modified(tmp_path / "table")
+    assert [path for path in before if after[path] != before[path]] == [parts[2]]  # the other shards were not scored again
+
+
+def test_a_copied_bundle_gives_the_same_run(night: Night, tmp_path: Path) -> None:
+    shutil.copytree(night.trained.bundle.folder, tmp_path / "bundle")
+    again = pipeline.score(night.prepared, bundle.load(tmp_path / "bundle"), as_of=DAY)
+    assert (again.run_id, again.version) == (night.published.run_id, None)
+
+
+# ---- dates
+
+
+def test_cutoffs_are_a_label_length_apart_and_have_as_much_history_before_them(night: Night) -> None:
+    dates = pipeline.cutoffs(night.settings, as_of=DAY, first=date(2024, 2, 24))
+    assert dates == [date(2024, 4, 20), date(2024, 5, 4), date(2024, 5, 18)]
+    assert pipeline.cutoffs(night.settings, as_of=DAY, first=date(2024, 4, 6)) == dates
+    assert pipeline.cutoffs(night.settings, as_of=DAY, first=date(2024, 4, 7)) == dates[1:]
+
+
+def test_a_horizon_past_the_data_is_shortened_with_a_warning(night: Night, caplog: pytest.LogCaptureFixture) -> None:
+    sources = night.prepared.sources
+    assert pipeline.horizon_end(sources, as_of=date(2024, 5, 4), horizon_days=28) == DAY
+    assert not caplog.records
+    assert pipeline.horizon_end(sources, as_of=date(2024, 5, 4), horizon_days=29) == DAY
+    assert caplog.messages == ["backtest: the data ends on 2024-05-31, so the horizon is 28 days, not 29"]
