@@ -8,7 +8,7 @@ import typer
 
 from jobs import AsOf, Config, _print, job, main
 from recsys import config, pipeline, runtime
-from recsys.ingest import open_shop
+from recsys.shop import open_shop
 from recsys.work import write_atomically
 
 

@@ -2,7 +2,7 @@
 
 from jobs import AsOf, Config, _print, job, main
 from recsys import config, pipeline, runtime
-from recsys.ingest import open_shop
+from recsys.shop import open_shop
 
 
 def ingest(config_path: Config, as_of: AsOf) -> None:

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from jobs import AsOf, Config, _print, job, main
 from recsys import config, pipeline, runtime, work
-from recsys.ingest import check_as_of, open_shop
+from recsys.shop import check_as_of, open_shop
 
 
 def nightly(config_path: Config, as_of: AsOf) -> None:

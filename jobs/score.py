@@ -7,7 +7,7 @@ import typer
 
 from jobs import AsOf, Config, _print, job, main
 from recsys import bundle, config, pipeline, runtime
-from recsys.ingest import open_shop
+from recsys.shop import open_shop
 
 
 def score(

@@ -9,7 +9,9 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     work.py          one stage's folder: named by the digest of what goes in, one receipt per finished unit
     -- the flow --
     inputs.py        Parquet inputs: where they lie, their columns, identity and parts
-    ingest.py      R events, items, users -> catalog + profiles; bad rows counted by reason
+    shop.py          the shop's inputs opened and held against the settings, before work starts
+    clean.py         raw rows -> rows that can be used; bad rows dropped and counted by reason
+    ingest.py      R events, items, users -> catalog + profiles, hashed into shards
     catalog.py       the catalog in memory: one row per item; a row's number is the item's code
     profiles.py      a batch of users in memory: their events as flat arrays, cut by time
     signals.py       what history says about items as of a date: popularity, neighbours, factors

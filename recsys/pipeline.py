@@ -28,10 +28,12 @@ from recsys.catalog import item_vocabularies
 from recsys.config import Settings
 from recsys.errors import BundleError, DataError
 from recsys.features import Describer
-from recsys.ingest import Ingest, Sources, midnight, stable_hash
+from recsys.ingest import Ingest
+from recsys.profiles import stable_hash
 from recsys.recommend import recommendations, scored
 from recsys.runtime import Task, log
 from recsys.score import Device, Scorer
+from recsys.shop import Sources, midnight
 from recsys.signals import Signals
 from recsys.tables import DAY_US, DENSE, USER_ID
 from recsys.work import Receipt, Stage, digest, write_atomically

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -152,3 +153,16 @@ def _one_array(column: pa.ChunkedArray) -> pa.ListArray:
     if column.num_chunks == 1:
         return column.chunk(0)
     return pa.array([], column.type)
+
+
+def shard_of(user_id: pa.Array | pa.ChunkedArray, shards: int) -> np.ndarray:
+    """int32 (N): the shard of each user, by a hash that is the same on every machine and in every run."""
+    values = user_id.to_numpy(zero_copy_only=False) if isinstance(user_id, pa.Array) else user_id.to_numpy()
+    return (stable_hash(values) % np.uint64(shards)).astype(np.int32)
+
+
+def stable_hash(ids: np.ndarray) -> np.ndarray:
+    """uint64 (N): pandas' keyless hash of int64 or string ids."""
+    if ids.dtype.kind in "iu":
+        return pd.util.hash_array(ids.astype(np.int64))
+    return pd.util.hash_array(ids.astype(object), categorize=True)

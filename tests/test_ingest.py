@@ -14,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys import ingest, runtime, synthetic
+from recsys.clean import build_catalog, clean
 from recsys.config import Settings
 from recsys.errors import DataError
-from recsys.ingest import Ingest, Sources, build_catalog, clean, midnight, open_shop, shard_of, utc
+from recsys.ingest import Ingest
+from recsys.profiles import shard_of
+from recsys.shop import Sources, midnight, open_shop, utc
 from recsys.tables import AVAILABLE, ITEM, ITEM_ID, KIND, NAME, PRICE, QUANTITY, TIMESTAMP, TS, USER_ID, WANTED, events_schema
 
 # a Ray Data job makes a DataContext, which warns of its own defaults

@@ -21,7 +21,7 @@ from recsys import publish, runtime, synthetic
 from recsys.tables import ITEM_ID, RANK, TIMESTAMP, TS, USER_ID
 
 # Ray Data makes a DataContext, which warns of its own defaults
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
 
 ROOT = Path(__file__).parents[1]
 VERBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if not path.stem.startswith("_"))
@@ -375,7 +375,6 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_two_training_workers_and_two_scoring_actors_run_on_two_cpus(killed: Killed) -> None:
     # Two fits, of the night and of its backtest.
     assert [name.rsplit("-", 1)[0] for name in killed.told] == ["actor", "actor", "worker-0", "worker-0", "worker-1", "worker-1"]

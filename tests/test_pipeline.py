@@ -19,9 +19,9 @@ from deltalake import DeltaTable
 
 from recsys import bundle, pipeline, publish, runtime, synthetic
 from recsys.config import Settings
-from recsys.ingest import midnight, open_shop
 from recsys.pipeline import Prepared, Published, Trained
 from recsys.runtime import Task
+from recsys.shop import midnight, open_shop
 from recsys.tables import AS_OF, DAY_US, ITEM_ID, RANK, REASON, RUN_ID, SCORE, SOURCE, TS, USER_ID, recommendations_schema
 from recsys.work import Receipt
 

@@ -1,0 +1,200 @@
+"""The shop's inputs, opened and held against the settings: whatever is wrong with them is said here, before work starts."""
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import tables
+from recsys.config import Settings
+from recsys.errors import DataError
+from recsys.inputs import Input, bounds, open_input
+from recsys.tables import TIMESTAMP
+
+SHARD_EVENTS = 200_000  # of one shard, where the settings do not say: some 10 MB in memory
+
+
+def midnight(day: date) -> int:
+    """Microseconds since 1970 of the day's first moment, UTC."""
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1_000_000
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The shop's inputs, opened and checked."""
+
+    settings: Settings
+    events: Input
+    items: Input | None
+    users: Input | None
+    user_id: pa.DataType
+    item_id: pa.DataType
+    first: date
+    """Of the first event, UTC."""
+    last: date
+    """Of the last event, UTC."""
+
+    @property
+    def shards(self) -> int:
+        """Parts that the users are hashed into."""
+        return self.settings.run.shards or max(16, math.ceil(self.events.rows / SHARD_EVENTS))
+
+    def user_fields(self) -> list[pa.Field]:
+        """Fields of the users' features: strings, then float32 numbers."""
+        features = self.settings.features
+        return [pa.field(name, pa.string()) for name in features.user_categorical] + [
+            pa.field(name, pa.float32()) for name in features.user_numeric
+        ]
+
+    def item_fields(self) -> list[pa.Field]:
+        """Fields of the items' features: strings, then float32 numbers."""
+        features = self.settings.features
+        return [pa.field(name, pa.string()) for name in features.item_categorical] + [
+            pa.field(name, pa.float32()) for name in features.item_numeric
+        ]
+
+    def schema(self) -> pa.Schema:
+        """The profiles' schema."""
+        return tables.profiles_schema(self.user_id, self.user_fields())
+
+    def identity(self) -> list[str]:
+        """Digests of the three inputs; empty where one is absent."""
+        return [source.identity() if source else "" for source in (self.events, self.items, self.users)]
+
+
+def open_shop(settings: Settings, *, as_of: date) -> Sources:
+    """The shop's inputs, with every column that the settings name found and of a usable type.
+
+    Only footers are read, and the times where footers lack statistics.
+
+    Raises:
+        DataError: an input is missing, empty or of wrong types; times without a zone and no shop.timezone; as_of outside the data.
+    """
+    shop, columns = settings.shop, settings.shop.columns
+    events = open_input("events", shop.events, shop.storage_options)
+    user_id = _id(events, columns.user_id, "user_id")
+    item_id = _id(events, columns.item_id, "item_id")
+    _check_times(events, settings)
+    for setting in ("quantity", "price"):
+        _number(events, getattr(columns, setting), setting=f"shop.columns.{setting}", required=False)
+    if columns.kind in events.columns:
+        _text(events, columns.kind, setting="shop.columns.kind")
+    items = users = None
+    if shop.items is not None:
+        items = open_input("items", shop.items, shop.storage_options)
+        _same_id(_id(items, columns.item_id, "item_id"), item_id, items, "item_id", events)
+        if columns.available in items.columns and not pa.types.is_boolean(items.columns[columns.available]):
+            raise DataError(
+                f"{items.location}: column '{columns.available}' must be bool, got {items.columns[columns.available]}. "
+                "Convert it, or set shop.columns.available."
+            )
+        for name in settings.features.item_categorical:
+            _text(items, name, setting="features.item_categorical")
+        for name in settings.features.item_numeric:
+            _number(items, name, setting="features.item_numeric", required=True)
+    if shop.users is not None:
+        users = open_input("users", shop.users, shop.storage_options)
+        _same_id(_id(users, columns.user_id, "user_id"), user_id, users, "user_id", events)
+        for name in settings.features.user_categorical:
+            _text(users, name, setting="features.user_categorical")
+        for name in settings.features.user_numeric:
+            _number(users, name, setting="features.user_numeric", required=True)
+    first, last = _span(events, settings)
+    sources = Sources(settings, events, items, users, user_id, item_id, first, last)
+    check_as_of(sources, as_of)
+    return sources
+
+
+def _id(source: Input, column: str, setting: str) -> pa.DataType:
+    dtype = source.require(column, setting=f"shop.columns.{setting}")
+    return tables.id_type(dtype, where=source.location, column=column)
+
+
+def _same_id(dtype: pa.DataType, expected: pa.DataType, source: Input, column: str, events: Input) -> None:
+    if dtype != expected:
+        raise DataError(
+            f"{source.location}: column '{column}' must be {expected} as in {events.location}, got {dtype}. Convert one of them."
+        )
+
+
+def _number(source: Input, column: str, *, setting: str, required: bool) -> None:
+    if column not in source.columns and not required:
+        return
+    dtype = source.require(column, setting=setting)
+    if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_decimal(dtype) or pa.types.is_boolean(dtype)):
+        raise DataError(f"{source.location}: column '{column}' must be a number, got {dtype}. Convert it, or change {setting}.")
+
+
+def _text(source: Input, column: str, *, setting: str) -> None:
+    dtype = source.require(column, setting=setting)
+    value = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+    if not (
+        pa.types.is_string(value)
+        or pa.types.is_large_string(value)
+        or pa.types.is_string_view(value)
+        or pa.types.is_integer(value)
+        or pa.types.is_boolean(value)
+    ):
+        raise DataError(
+            f"{source.location}: column '{column}' must be a string, integer or bool to be a category, got {dtype}. "
+            f"Convert it, or change {setting}."
+        )
+
+
+def _check_times(events: Input, settings: Settings) -> None:
+    column = settings.shop.columns.ts
+    dtype = events.require(column, setting="shop.columns.ts")
+    if not (pa.types.is_timestamp(dtype) or pa.types.is_date(dtype)):
+        raise DataError(f"{events.location}: column '{column}' must be timestamp, got {dtype}. Set shop.columns.ts or convert it.")
+    if (pa.types.is_date(dtype) or dtype.tz is None) and settings.shop.timezone is None:
+        raise DataError(
+            f"{events.location}: column '{column}' has times without a zone ({dtype}). Set shop.timezone, for example to \"UTC\"."
+        )
+    if settings.shop.timezone is not None:
+        try:
+            pc.assume_timezone(pa.array([0], pa.timestamp("us")), settings.shop.timezone)
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"shop.timezone: '{settings.shop.timezone}' is no IANA time zone. Use a name such as \"Europe/Berlin\"."
+            ) from error
+
+
+def _span(events: Input, settings: Settings) -> tuple[date, date]:
+    """The days, UTC, of the first and the last event."""
+    column = settings.shop.columns.ts
+    ends = bounds(events, column)
+    if ends[0] is None:
+        raise DataError(f"{events.location}: column '{column}' holds only nulls. Nothing can be learned from it.")
+    first, last = utc(pa.array(ends, events.columns[column]), settings.shop.timezone).to_pylist()
+    return first.date(), last.date()
+
+
+def check_as_of(sources: Sources, as_of: date) -> None:
+    """Refuse a date without label windows behind it, or so late that the last window would be empty."""
+    label_days = sources.settings.window.label_days
+    span = f"the events span {sources.first} to {sources.last}"
+    if (as_of - sources.last).days > label_days:
+        raise DataError(
+            f"--as-of {as_of}: more than window.label_days ({label_days}) after the last event; {span}. "
+            "Use an earlier date, or look why newer events are missing."
+        )
+    if (as_of - sources.first).days < 3 * label_days:
+        raise DataError(
+            f"--as-of {as_of}: needs three label windows of {label_days} days before it (history, training, validation); {span}. "
+            "Use a later date, or a smaller window.label_days."
+        )
+
+
+def utc(column: pa.Array | pa.ChunkedArray, timezone: str | None) -> pa.Array | pa.ChunkedArray:
+    """The times as UTC microseconds; those without a zone are taken to be in `timezone`.
+
+    A time that a clock change makes ambiguous is the earlier one; one that it skips is the moment after the gap.
+    """
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("us"))
+    if column.type.tz is None:
+        assert timezone is not None
+        column = pc.assume_timezone(column, timezone, ambiguous="earliest", nonexistent="latest")
+    return column.cast(TIMESTAMP, safe=False)  # nanoseconds are cut off
