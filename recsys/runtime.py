@@ -39,6 +39,7 @@ ENVIRONMENT = {  # read by Ray and TensorFlow when they start, here and in every
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint counts once polled; at Ray's 2 s short epochs wait for it
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
+ATTEMPTS = 4  # of one unit in one run; Ray Data tries without end, a hang for a unit that kills every worker
 LOG_SECONDS = 10.0  # between two log lines of one stage when not on a terminal
 
 
@@ -121,6 +122,11 @@ class _Worker:
 
     def _error(self, name: str, values: dict[str, Any]) -> RecsysError | None:
         """Why the unit could not be finished; None where it was."""
+        if self.stage.attempt(name) > ATTEMPTS:
+            return ClusterError(
+                f"{self.stage.path}: unit {name} ended its worker {ATTEMPTS} times, as when memory runs out. "
+                "Give the nodes more memory, or cut smaller units: raise run.shards."
+            )
         started = time.monotonic()
         try:
             if self.task is None:
@@ -170,6 +176,8 @@ def run(
         if wanted > have:
             raise ClusterError(f"{wanted} actors need {wanted} {what}, Ray has {have}. Lower run.actors, or add nodes.")
         pool = min(wanted, len(pending))
+        for name in pending:
+            stage.forget(name)  # and with it the attempts of earlier runs
         rows = [{"name": name, "unit": json.dumps(dict(values))} for name, values in pending.items()]
         dataset = ray.data.from_items(rows, override_num_blocks=len(pending)).map_batches(
             _Worker,

@@ -86,8 +86,17 @@ class Stage:
         return receipt
 
     def forget(self, unit: str) -> None:
-        """The unit is not finished any more, as when its outputs were removed."""
+        """The unit is neither finished nor begun any more, as when its outputs were removed."""
         (self.path / "receipts" / f"{unit}.json").unlink(missing_ok=True)
+        (self.path / "attempts" / unit).unlink(missing_ok=True)
+
+    def attempt(self, unit: str) -> int:
+        """How often the unit was begun since it was last forgotten, this time included."""
+        path = self.path / "attempts" / unit
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as file:
+            file.write(b".")
+        return path.stat().st_size
 
 
 def prune(root: str | Path, *, before: float) -> list[str]:

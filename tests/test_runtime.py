@@ -133,6 +133,21 @@ def test_the_unit_of_a_killed_worker_is_done_by_another(stage: Stage):
     assert calls(stage) == sorted(UNITS)
 
 
+def dies_always() -> Task:
+    def task(_name: str, _unit: dict[str, Any]) -> Receipt:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    return task
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_unit_that_kills_every_worker_ends_the_run(stage: Stage):
+    with pytest.raises(ClusterError, match="unit a ended its worker 4 times"):
+        run(stage, dies_always, units={"a": {}}, actors=1)
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_more_actors_than_cpus_are_refused_before_any_unit_runs(stage: Stage):
