@@ -6,7 +6,7 @@ CONFIG ?= jobs/demo_shop.toml
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE# without compiled modules TensorFlow takes twice as long to import
 
-.PHONY: nightly backtest test test-fast lint types format bench pins clean
+.PHONY: cluster-up cluster-down nightly backtest test test-fast lint types format bench pins clean
 
 nightly: .venv/ready
 	.venv/bin/python -m jobs.demo_shop --out var/shop
@@ -35,6 +35,12 @@ format: .venv/ready
 
 bench: .venv/ready
 	.venv/bin/python -m jobs.bench
+
+cluster-up: .venv/ready
+	.venv/bin/python -m cluster.local up
+
+cluster-down: .venv/ready
+	.venv/bin/python -m cluster.local down
 
 # uv makes the environment; where the machine has none, pip fetches it into a folder of its own.
 .venv/ready: requirements/dev.txt Makefile
