@@ -137,11 +137,14 @@ def read(source: Input, file: File, row_groups: Sequence[int] | None, columns: S
         return parquet.read_row_groups(list(row_groups), columns=list(columns), use_threads=False)
 
 
-def bounds(source: Input, column: str) -> tuple[Any, Any]:
+def bounds(source: Input, column: str, *, below: Any = None) -> tuple[Any, Any]:
     """The least and the greatest value of a column: from footers where they hold statistics, else from the column itself.
 
+    Args:
+        below: values from this one on have no part; None: all have.
+
     Returns:
-        (None, None) where every value is null.
+        (None, None) where no value is left.
     """
     low: Any = None
     high: Any = None
@@ -153,10 +156,11 @@ def bounds(source: Input, column: str) -> tuple[Any, Any]:
             position = leaves.index(column)
             for group in range(file.row_groups):
                 statistics = parquet.metadata.row_group(group).column(position).statistics
-                if statistics is not None and statistics.has_min_max:
+                if statistics is not None and statistics.has_min_max and (below is None or statistics.max < below):
                     values = [statistics.min, statistics.max]
                 else:
-                    values = [v for v in parquet.read_row_group(group, [column]).column(0).to_pylist() if v is not None]
+                    read = parquet.read_row_group(group, [column]).column(0).to_pylist()
+                    values = [value for value in read if value is not None and (below is None or value < below)]
                 if values:
                     low = min(values) if low is None else min(low, *values)
                     high = max(values) if high is None else max(high, *values)

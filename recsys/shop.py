@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -101,7 +101,7 @@ def open_shop(settings: Settings, *, as_of: date) -> Sources:
             _text(users, name, setting="features.user_categorical")
         for name in settings.features.user_numeric:
             _number(users, name, setting="features.user_numeric", required=True)
-    first, last = _span(events, settings)
+    first, last = _span(events, settings, as_of=as_of)
     sources = Sources(settings, events, items, users, user_id, item_id, first, last)
     check_as_of(sources, as_of)
     return sources
@@ -161,13 +161,16 @@ def _check_times(events: Input, settings: Settings) -> None:
             ) from error
 
 
-def _span(events: Input, settings: Settings) -> tuple[date, date]:
-    """The days, UTC, of the first and the last event."""
+def _span(events: Input, settings: Settings, *, as_of: date) -> tuple[date, date]:
+    """The days, UTC, of the first and the last event; one dated more than a year after as_of is a mistake and says nothing."""
     column = settings.shop.columns.ts
-    ends = bounds(events, column)
+    dtype = events.columns[column]
+    limit = as_of + timedelta(days=366)
+    zone = None if pa.types.is_date(dtype) or dtype.tz is None else UTC
+    ends = bounds(events, column, below=limit if pa.types.is_date(dtype) else datetime.combine(limit, time(), zone))
     if ends[0] is None:
-        raise DataError(f"{events.location}: column '{column}' holds only nulls. Nothing can be learned from it.")
-    first, last = utc(pa.array(ends, events.columns[column]), settings.shop.timezone).to_pylist()
+        raise DataError(f"{events.location}: column '{column}' holds no time before {limit}. Nothing can be learned from it.")
+    first, last = utc(pa.array(ends, dtype), settings.shop.timezone).to_pylist()
     return first.date(), last.date()
 
 

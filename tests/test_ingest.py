@@ -186,6 +186,19 @@ def test_times_without_a_zone_are_refused_without_shop_timezone(tmp_path: Path) 
     assert (sources.first, sources.last) == (date(2023, 12, 31), date(2024, 2, 28))  # 23:00 UTC of the day before
 
 
+@pytest.mark.parametrize("kind", ["zoned", "naive", "date"])
+def test_one_event_of_a_far_year_does_not_move_the_span(tmp_path: Path, kind: str) -> None:
+    days = [datetime(2024, 1, 1), datetime(2024, 2, 29), datetime(2100, 1, 1)]
+    ts = {
+        "zoned": pa.array([day.replace(tzinfo=UTC) for day in days], TIMESTAMP),
+        "naive": pa.array(days, pa.timestamp("us")),
+        "date": pa.array([day.date() for day in days]),
+    }[kind]
+    events = pa.table({USER_ID: pa.array([1, 2, 3]), ITEM_ID: pa.array([3, 7, 7]), TS: ts})
+    sources = opened(tmp_path, events=events, timezone="UTC")
+    assert (sources.first, sources.last) == (date(2024, 1, 1), date(2024, 2, 29))
+
+
 # ---- shards
 
 

@@ -230,6 +230,15 @@ def test_bounds_are_the_same_with_and_without_statistics(tmp_path: Path, statist
     assert inputs.bounds(found, "user_id") == (2, 11)
 
 
+@pytest.mark.parametrize("statistics", [True, False])
+def test_values_from_a_limit_on_have_no_part_in_bounds(tmp_path: Path, statistics: bool) -> None:
+    write(tmp_path / "a.parquet", events([5, 3, 9, 90, 80]), row_group_size=2, write_statistics=statistics)  # 5 3 | 9 90 | 80
+    found = opened(tmp_path)
+    assert inputs.bounds(found, "ts", below=later(80)) == (later(3), later(9))
+    assert inputs.bounds(found, "ts", below=later(9)) == (later(3), later(5))
+    assert inputs.bounds(found, "ts", below=later(3)) == (None, None)
+
+
 @pytest.mark.parametrize("unit", ["ms", "us"])
 @pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
 def test_bounds_of_times_are_the_same_instants_with_and_without_statistics(tmp_path: Path, unit: str, zone: str | None) -> None:

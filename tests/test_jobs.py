@@ -133,7 +133,7 @@ MISTAKES = {
     ),
     "a wrong type of feature": Mistake(r"column 'brand' must be a number, got string", toml='[features]\nitem_numeric = ["brand"]'),
     "an empty table": Mistake(r"events\.parquet: shop\.events has no rows", events=events().slice(0, 0)),
-    "only nulls": Mistake(r"column 'ts' holds only nulls", events=events(ts=pa.nulls(3, TIMESTAMP))),
+    "only nulls": Mistake(r"column 'ts' holds no time before", events=events(ts=pa.nulls(3, TIMESTAMP))),
     "a day before the data": Mistake(r"--as-of 2023-06-01: needs three label windows .* 2024-01-01 to 2024-05-31", as_of="2023-06-01"),
     "a day too early": Mistake(r"--as-of 2024-03-24: needs three label windows of 28 days", as_of="2024-03-24"),
     "a day after the data": Mistake(
