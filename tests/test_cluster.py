@@ -500,7 +500,7 @@ from datetime import date
 import ray
 from ray.cluster_utils import Cluster
 from recsys import config, pipeline, runtime
-from recsys.ingest import open_shop
+from recsys.shop import open_shop
 
 def main():
     day = date.fromisoformat(sys.argv[2])
