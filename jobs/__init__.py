@@ -12,11 +12,13 @@ import typer
 
 from recsys.errors import RecsysError
 
-Config = Annotated[Path, typer.Option("--config", help="The shop's settings, a TOML file.")]
+Config = Annotated[Path, typer.Option("--config", help="The settings, a TOML file.")]
 AsOf = Annotated[
     datetime,
     typer.Option("--as-of", formats=["%Y-%m-%d"], help="What was known before this day, 00:00 UTC; no event from then on is used."),
 ]
+
+Day = Annotated[datetime, typer.Option("--as-of", formats=["%Y-%m-%d"], help="The day whose table this becomes.")]
 
 
 @contextmanager

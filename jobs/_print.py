@@ -9,9 +9,12 @@ from rich.table import Table
 from recsys import publish
 from recsys.evaluate import MODELS
 from recsys.ingest import Ingest
-from recsys.pipeline import Prepared, Published, Trained
+from recsys.night import Published
+from recsys.pairs_train import Fitted
+from recsys.pipeline import Prepared
 from recsys.runtime import console, log
 from recsys.tables import ITEM_ID, RANK, REASON, SCORE, SOURCE, USER_ID
+from recsys.training import Trained
 
 
 def epoch_line(epoch: Mapping[str, Any]) -> None:
@@ -39,7 +42,10 @@ def rows(shop: Ingest) -> None:
 def training(trained: Trained) -> None:
     """Examples, epochs, and where the bundle lies."""
     counts = trained.examples
-    console.print(f"{counts['rows']:,} examples ({counts['positives']:,} bought) sampled from {counts['candidates']:,} candidates.")
+    if "candidates" in counts:
+        console.print(f"{counts['rows']:,} examples ({counts['positives']:,} bought) sampled from {counts['candidates']:,} candidates.")
+    else:
+        console.print(f"{counts['rows']:,} rows ({counts['positives']:,} with a label above 0), {counts['held_out']:,} held out.")
     table = Table(title="Epochs", title_justify="left")
     names = {name: name.removeprefix("val_") for name in trained.history[0] if name.startswith("val_") and name != "val_loss"}
     for column in ("phase", "epoch", "loss", "val_loss", *names.values(), "rows/s"):
@@ -49,6 +55,17 @@ def training(trained: Trained) -> None:
         table.add_row(epoch["phase"], str(epoch["epoch"]), *numbers, f"{epoch['rows_per_second']:,.0f}")
     console.print(table)
     console.print(f"Best epoch {trained.best_epoch}. Model {trained.bundle.model_version} in {trained.bundle.folder}")
+
+
+def pairs_test(fitted: Fitted) -> None:
+    """Rejected rows by reason, and the metrics on the test rows."""
+    if fitted.rejected:
+        console.print("Rejected: " + ", ".join(f"{reason} {count:,}" for reason, count in fitted.rejected.items()) + ".")
+    if fitted.test is not None:
+        print(f"Test Accuracy: {fitted.test['accuracy']:.4f}")
+        shown = {"precision": "precision", "recall": "recall", "f1": "F1", "auc": "AUC", "loss": "log loss"}
+        figures = ", ".join(f"{label} {fitted.test[name]:.4f}" for name, label in shown.items())
+        print(f"Test {figures}, {fitted.test['rows']:,} rows")
 
 
 def metrics(result: Mapping[str, Any]) -> None:
@@ -79,8 +96,8 @@ def published(night: Published, prepared: Prepared, *, as_of: date) -> None:
     console.print(f"{night.rows:,} rows for {night.users:,} users{short}; run {night.run_id}.")
     if night.seconds:
         console.print(
-            f"Scored {night.candidates:,} pairs of {night.users:,} users in {night.seconds:.1f} s with start-up: "
-            f"{night.users / night.seconds:,.0f} users/s, {night.candidates / night.seconds:,.0f} pairs/s."
+            f"Scored {night.scored:,} pairs of {night.users:,} users in {night.seconds:.1f} s with start-up: "
+            f"{night.users / night.seconds:,.0f} users/s, {night.scored / night.seconds:,.0f} pairs/s."
         )
     if night.version is None:
         console.print(f"This run is what stands for {as_of}; nothing was committed.")

@@ -8,7 +8,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     errors.py        one small tree of errors, drawn in its docstring
     work.py          one stage's folder: named by the digest of what goes in, one receipt per finished unit
     -- the flow --
-    inputs.py        Parquet inputs: where they lie, their columns, identity and parts
+    inputs.py        inputs, Parquet or CSV: where they lie, their columns, identity and parts
     shop.py          the shop's inputs opened and held against the settings, before work starts
     clean.py         raw rows -> rows that can be used; bad rows dropped and counted by reason
     ingest.py      R events, items, users -> catalog + profiles, hashed into shards
@@ -19,16 +19,25 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     features.py      candidate rows -> model inputs; training, scoring and backtest all call it
     examples.py      labels and sampled negatives: candidates and the window after them -> examples
     spec.py          what a model was fed: names, normalisation and vocabularies of its inputs
+    pairs.py         the pairs door's rows opened, held against the settings, cut into shards
+    encode.py        columns of any numeric or word type -> float32 and int32 matrices; what is fitted to them
+    joined.py        tables of users and items that rows are joined to: encoded once, found by id
+    rows.py          batches of a shard -> model inputs, rows that cannot be used counted by reason
     model.py         settings -> keras.Model; no Ray, no files
     feed.py          examples on disk -> the batches of one training worker
     train.py       R data-parallel fit, checkpoints, resume
+    training.py    R examples of either door -> a bundle, made once
     bundle.py        model + spec + provenance in one folder, checksummed, no pickle
     score.py         Scorer: one bundle, numpy in, raw outputs out; knows nothing of Ray
     rank.py          order by raw output, fixed tie order, the first k
     explain.py       why this item: source and a sentence for people
     recommend.py     profiles -> rows of the recommendation table, one user's whole road in one call
+    lists.py         scored rows of any users -> the best k of each, in a shard or over several
     publish.py       stage -> audit -> one atomic commit; retention, history, reading back
-    pipeline.py    R the whole dataflow on one page
+    night.py       R the end of both doors' roads: scored units -> audit -> one commit
+    pipeline.py    R the shop door's dataflow on one page
+    pairs_train.py R the pairs door's training on one page
+    pairs_score.py R the pairs door's night on one page
     metrics.py       ranking and classification metrics; numpy, per user
     evaluate.py      time-split backtest: lists and baselines against what users bought
     -- around it --

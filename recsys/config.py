@@ -6,7 +6,7 @@ command runs in.
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
@@ -17,6 +17,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 # TOML has arrays, not tuples: the array is let through, its values are checked as strictly as all others.
 Names = Annotated[tuple[str, ...], Strict(False)]
 Counts = Annotated[tuple[Positive, ...], Strict(False)]
+
+
+Door = TypeVar("Door", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -175,6 +178,132 @@ class Rank(Section):
     """May an item that the user bought before be recommended?"""
 
 
+class Scaling(Section):
+    """What is done to numbers before the model sees them, in this order; the figures come from the training rows."""
+
+    divide: Annotated[float, Field(gt=0)] = 1.0
+    """Divide by this, such as 255 for pixels."""
+    log1p: bool = False
+    """Take log(1 + x); values below 0 are refused in training and rejected in scoring."""
+    scale: Literal["standard", "minmax", "none"] = "standard"
+    """standard: centred, by the standard deviation, cut at 8 of them. minmax: the training rows' range to 0..1. none: as it is."""
+    fill: Annotated[float, Strict(False)] | Literal["mean"] = "mean"
+    """What stands for a missing value: the training rows' mean, or this value of the column."""
+    indicator: bool = False
+    """A further input: 1 where the value is missing, else 0."""
+
+
+class Words(Section):
+    """What is done to words before the model sees them."""
+
+    max_vocabulary: Positive = 10_000
+    """Values kept, the most frequent first; the rest, and unseen ones, share code 0."""
+    max_values: Positive = 20
+    """Of a list column: the first so many of a row's values count."""
+
+
+class Column(Section):
+    """One column's own rules; what is absent is as for all columns."""
+
+    divide: Annotated[float, Field(gt=0)] | None = None
+    """As pairs.scaling.divide."""
+    log1p: bool | None = None
+    """As pairs.scaling.log1p."""
+    scale: Literal["standard", "minmax", "none"] | None = None
+    """As pairs.scaling.scale."""
+    fill: Annotated[float, Strict(False)] | Literal["mean"] | None = None
+    """As pairs.scaling.fill."""
+    indicator: bool | None = None
+    """As pairs.scaling.indicator."""
+    max_vocabulary: Positive | None = None
+    """As pairs.words.max_vocabulary."""
+    max_values: Positive | None = None
+    """As pairs.words.max_values."""
+
+
+class Pairs(Section):
+    """Feature rows: where they lie and what their columns are. Every column is named here, has its standard name, or is ignored."""
+
+    path: str
+    """Rows to train on, and to score where `score` is absent: a Parquet or CSV file or a folder of them, path or URI."""
+    test: str | None = None
+    """Labelled rows that training never sees; `jobs.train` prints the metrics on them."""
+    score: str | None = None
+    """Rows to score; absent: those of `path`."""
+    users: str | None = None
+    """A Parquet table of user_id and features of users, joined to the rows by user_id."""
+    items: str | None = None
+    """A Parquet table of item_id and features of items, joined to the rows by item_id."""
+    format: Literal["parquet", "csv", "original_csv"] = "parquet"
+    """original_csv: a CSV with a header whose last column is the label and all others are numeric features; it cannot be scored into
+    a table, as it has no ids."""
+    user_id: str = "user_id"
+    """Whose list the row may enter: an integer or a string."""
+    item_id: str = "item_id"
+    """What the list may show: an integer or a string."""
+    label: str = "label"
+    """What is predicted, from 0 to 1; read in training only."""
+    weight: str = "weight"
+    """Weight of the row in training; optional, absent 1."""
+    numeric: Names = ()
+    """Columns of numbers, truth values, or lists of numbers of one length."""
+    categorical: Names = ()
+    """Columns of words: strings, integers or truth values."""
+    multivalued: Names = ()
+    """Columns of lists of words; a row's embedding is the mean of its known values' embeddings."""
+    ignore: Names = ()
+    """Columns that are left unread."""
+    scaling: Scaling = Scaling()
+    """For all numeric columns."""
+    words: Words = Words()
+    """For all categorical and multi-valued columns."""
+    columns: dict[str, Column] = {}
+    """Rules of single columns by name."""
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the training rows held out to choose the epochs: whole users where rows have a user_id, else single rows."""
+    storage_options: dict[str, str] = {}
+    """Options of the object store, such as region and endpoint; secrets come from the environment."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All feature columns, in the order of the model's inputs."""
+        return self.numeric + self.categorical + self.multivalued
+
+    def scaling_of(self, column: str) -> Scaling:
+        """The rules of a numeric column."""
+        return self.scaling.model_copy(update=self._own(column, Scaling))
+
+    def words_of(self, column: str) -> Words:
+        """The rules of a categorical or multi-valued column."""
+        return self.words.model_copy(update=self._own(column, Words))
+
+    def _own(self, column: str, rules: type[Section]) -> dict[str, object]:
+        own = self.columns.get(column, Column())
+        return {name: value for name in rules.model_fields if (value := getattr(own, name)) is not None}
+
+    @model_validator(mode="after")
+    def _columns_agree(self) -> "Pairs":
+        standard = (self.user_id, self.item_id, self.label, self.weight)
+        names = [*standard, *self.named, *self.ignore]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"pairs: column '{twice[0]}' is named twice; name it once")
+        words = self.categorical + self.multivalued
+        for name, own in self.columns.items():
+            if self.format != "original_csv" and name not in self.named:
+                raise ValueError(
+                    f"pairs.columns: '{name}' is no feature column; name it in numeric, categorical or multivalued, or remove it"
+                )
+            other = Scaling if name in words else Words
+            wrong = sorted(own.model_fields_set & other.model_fields.keys())
+            if wrong:
+                kind = "words" if name in words else "numbers"
+                raise ValueError(f"pairs.columns.{name}: '{wrong[0]}' is no rule for a column of {kind}; remove it")
+        if self.format == "original_csv" and (self.named or self.users or self.items):
+            raise ValueError("pairs.format 'original_csv' names its columns itself; remove the names of features, users, items")
+        return self
+
+
 class Table(Section):
     """The published table."""
 
@@ -201,8 +330,26 @@ class Run(Section):
     """Every random choice derives from it."""
 
 
+class PairsTrain(Train):
+    """The fit of the pairs door; its defaults are the original system's."""
+
+    batch_size: Positive = 64
+    """The global batch, over all workers; large tables train faster with some thousands."""
+
+
+class PairsSettings(Section):
+    """The whole file of the pairs door: feature rows in, a model or a table out."""
+
+    pairs: Pairs
+    model: Model = Model()
+    train: PairsTrain = PairsTrain()
+    rank: Rank = Rank()
+    table: Table = Table(path="var/pairs_recommendations")
+    run: Run = Run()
+
+
 class Settings(Section):
-    """The whole file."""
+    """The whole file of the shop door: events, items and users in, a model or a table out."""
 
     shop: Shop
     features: Features = Features()
@@ -234,29 +381,56 @@ class Settings(Section):
 
 
 def load(path: str | Path) -> Settings:
-    """The settings of one TOML file.
+    """The shop door's settings, of one TOML file.
 
     Raises:
-        ConfigError: no such file, not TOML, an unknown key, a missing one, or a value that is not allowed.
+        ConfigError: no such file, not TOML, the other door's, an unknown key, a missing one, or a value that is not allowed.
     """
+    return _load(path, Settings, "shop", other="pairs")
+
+
+def load_pairs(path: str | Path) -> PairsSettings:
+    """As `load`, of the pairs door."""
+    return _load(path, PairsSettings, "pairs", other="shop")
+
+
+def load_either(path: str | Path) -> Settings | PairsSettings:
+    """As `load`, of the door that the file is for: one with a section [pairs] is the pairs door's.
+
+    Raises:
+        ConfigError: as `load`; or the file has both doors' sections.
+    """
+    values = _read(path)
+    if "pairs" in values and "shop" in values:
+        raise ConfigError(f"{path}: must have a section [shop] or a section [pairs], got both. Write a file for each.")
+    return load_pairs(path) if "pairs" in values else load(path)
+
+
+def _load(path: str | Path, door: type[Door], section: str, *, other: str) -> Door:
+    values = _read(path)
+    if other in values and section not in values:
+        raise ConfigError(f"{path}: must have a section [{section}], got [{other}]. Pass the settings file of the {section} door.")
+    try:
+        return door.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_sentence(error, door)}") from error
+
+
+def _read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such settings file. Pass --config with the path of a TOML file.")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}.") from error
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentence(error)}") from error
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, door: type[BaseModel]) -> str:
     """The first mistake of a failed validation in words, and how many more there are."""
     mistakes = error.errors()
     first = mistakes[0]
-    section: type[BaseModel] = Settings
+    section: type[BaseModel] = door
     for part in first["loc"][:-1]:
         field = section.model_fields.get(str(part))
         if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):

@@ -71,7 +71,7 @@ def evaluate(batch: Scored, *, start: int, end: int, factors: Factors) -> dict[s
             if model == "mlp":
                 kept = ~np.isin(_keys(candidates, users), seen) if new else np.ones(len(candidates), bool)
                 mine = candidates.keep(kept)
-                lists = as_lists(top(mine, batch.raw[kept], k=K), mine, users.signals.items, users=len(users), k=K)
+                lists = as_lists(top(mine.user_row, mine.item, batch.raw[kept], k=K), mine, users.signals.items, users=len(users), k=K)
             else:
                 lists = _lists(scores[model], users, seen if new else None)
             hits = metrics.hits(lists[counted], *_of(actual, counted))

@@ -73,8 +73,8 @@ def to_table(candidates: Candidates, users: Users, inputs: Inputs, label: np.nda
         {
             USER_ID: user_id.take(pa.array(candidates.user_row[chosen])),
             ITEM_ID: item_id.take(pa.array(users.signals.items[candidates.item[chosen]])),
-            DENSE: _lists(inputs.dense[chosen], pa.float32()),
-            CODES: _lists(inputs.codes[chosen], pa.int32()),
+            DENSE: as_lists(inputs.dense[chosen], pa.float32()),
+            CODES: as_lists(inputs.codes[chosen], pa.int32()),
             LABEL: pa.array(label[chosen].astype(np.float32)),
             WEIGHT: pa.array(np.ones(rows, np.float32)),
         },
@@ -82,7 +82,7 @@ def to_table(candidates: Candidates, users: Users, inputs: Inputs, label: np.nda
     )
 
 
-def _lists(matrix: np.ndarray, dtype: pa.DataType) -> pa.Array:
+def as_lists(matrix: np.ndarray, dtype: pa.DataType) -> pa.Array:
     """The rows of a matrix as fixed-size lists; of width 0 too, which Arrow cannot infer."""
     rows, width = matrix.shape
     if width == 0:

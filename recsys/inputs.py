@@ -1,22 +1,29 @@
-"""Parquet inputs: where they lie, their columns, their identity, and how they are cut into parts; all read before work starts."""
+"""Inputs, Parquet or CSV: where they lie, their columns, identity and parts; all read before work starts."""
 
-from collections.abc import Mapping, Sequence
+import functools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.csv as pcsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from recsys.errors import ConfigError, DataError
-from recsys.work import digest
+from recsys.work import digest, write_atomically
+
+FOOTERS = 8  # read at once: they are small and far away
+BATCH_ROWS = 65_536  # of one batch of `batches`
 
 
 @dataclass(frozen=True)
 class File:
-    """One Parquet file of an input."""
+    """One file of an input; a CSV file is one row group."""
 
     path: str
     size: int
@@ -29,11 +36,13 @@ class File:
 class Input:
     """One input table: its files in path order and the columns they share."""
 
-    name: str
+    setting: str
+    """That names the location, such as shop.events."""
     location: str
     files: tuple[File, ...]
     columns: Mapping[str, pa.DataType]
     storage_options: Mapping[str, str]
+    csv: bool = False
 
     @property
     def rows(self) -> int:
@@ -79,52 +88,62 @@ def filesystem(location: str, storage_options: Mapping[str, str]) -> tuple[pafs.
     return store, root.rstrip("/")
 
 
-def open_input(name: str, location: str, storage_options: Mapping[str, str]) -> Input:
-    """The input at a path or URI: a Parquet file, or a folder whose `*.parquet` files are one table.
+def open_input(setting: str, location: str, storage_options: Mapping[str, str], *, csv: bool = False) -> Input:
+    """The input at a path or URI: a Parquet file, or a folder whose `*.parquet` files are one table; or CSV with a header.
 
-    Files whose names start with `.` or `_` are passed over. Only footers are read.
+    Files whose names start with `.` or `_` are passed over. Of Parquet only footers are read; CSV, which has none, is read.
+
+    Args:
+        setting: that names the location, for messages.
 
     Raises:
-        DataError: nothing there, no rows, a file that is not Parquet, or files whose columns differ.
+        DataError: nothing there, no rows, a file that cannot be read, or files whose columns differ.
     """
+    suffix = ".csv" if csv else ".parquet"
     store, path = filesystem(location, storage_options)
     try:
         info = store.get_file_info(path)
     except OSError as error:
-        raise DataError(f"{location}: cannot be reached: {error}. Check shop.{name} and the credentials.") from error
+        raise DataError(f"{location}: cannot be reached: {error}. Check {setting} and the credentials.") from error
     if info.type == pafs.FileType.NotFound:
-        raise DataError(f"{location}: no such file or folder. Check shop.{name}; relative paths start where the command runs.")
+        raise DataError(f"{location}: no such file or folder. Check {setting}; relative paths start where the command runs.")
     if info.type == pafs.FileType.File:
         found = [info]
     else:
         listed = store.get_file_info(pafs.FileSelector(path, recursive=True))
         found = sorted(
-            (entry for entry in listed if entry.type == pafs.FileType.File and _is_data(entry.path, path)),
+            (entry for entry in listed if entry.type == pafs.FileType.File and _is_data(entry.path, path, suffix)),
             key=lambda entry: entry.path,
         )
     if not found:
-        raise DataError(f"{location}: the folder has no *.parquet file. Check shop.{name}.")
+        raise DataError(f"{location}: the folder has no *{suffix} file. Check {setting}.")
     files: list[File] = []
     columns: dict[str, pa.DataType] = {}
-    for entry in found:
-        footer = _footer(store, entry.path)
-        seen = {field.name: field.type for field in footer.schema.to_arrow_schema()}
-        if columns and (lacking := sorted(columns.keys() ^ seen.keys())):
-            raise DataError(
-                f"{entry.path}: column '{lacking[0]}' is not in every file of shop.{name} ({files[0].path} differs). "
-                "Write all files with the same columns."
-            )
-        for column, dtype in seen.items():
-            if columns.setdefault(column, dtype) != dtype and _family(columns[column]) != _family(dtype):
+    footer = functools.partial(_csv_footer if csv else _footer, store)
+    with ThreadPoolExecutor(FOOTERS) as pool:
+        footers = pool.map(footer, [entry.path for entry in found])
+        for entry, (schema, rows, row_groups) in zip(found, footers, strict=True):
+            seen = {field.name: field.type for field in schema}
+            if len(seen) < len(schema):
+                raise DataError(f"{entry.path}: column names must differ, got {', '.join(schema.names)}. Rename one of each two.")
+            if columns and (lacking := sorted(columns.keys() ^ seen.keys())):
                 raise DataError(
-                    f"{entry.path}: column '{column}' must be {columns[column]} as in {files[0].path}, got {dtype}. "
-                    "Write all files with the same types."
+                    f"{entry.path}: column '{lacking[0]}' is not in every file of {setting} ({files[0].path} differs). "
+                    "Write all files with the same columns."
                 )
-        modified = entry.mtime_ns
-        files.append(File(entry.path, entry.size, modified or 0, footer.metadata.num_rows, footer.metadata.num_row_groups))
+            for column, dtype in seen.items():
+                common = _common(columns.setdefault(column, dtype), dtype)
+                if common is not None:
+                    columns[column] = common
+                else:
+                    raise DataError(
+                        f"{entry.path}: column '{column}' must be {columns[column]} as in {files[0].path}, got {dtype}. "
+                        "Write all files with the same types."
+                    )
+            files.append(File(entry.path, entry.size, entry.mtime_ns or 0, rows, row_groups))
     if sum(file.rows for file in files) == 0:
-        raise DataError(f"{location}: shop.{name} has no rows in {len(files)} file(s). Nothing can be learned from it.")
-    return Input(name, location, tuple(files), columns, dict(storage_options))
+        raise DataError(f"{location}: {setting} has no rows in {len(files)} file(s). Nothing can be made of it.")
+    return Input(setting, location, tuple(files), columns, dict(storage_options), csv)
 
 
 def read(source: Input, file: File, row_groups: Sequence[int] | None, columns: Sequence[str]) -> pa.Table:
@@ -135,6 +154,93 @@ def read(source: Input, file: File, row_groups: Sequence[int] | None, columns: S
         if row_groups is None:
             return parquet.read(columns=list(columns), use_threads=False)
         return parquet.read_row_groups(list(row_groups), columns=list(columns), use_threads=False)
+
+
+def batches(source: Input, path: str, row_groups: Sequence[int], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The given columns of row groups of one file, at most BATCH_ROWS rows at a time and no more in memory."""
+    store, _ = filesystem(source.location, source.storage_options)
+    with store.open_input_file(path) as handle:
+        if source.csv:
+            yield from _read_csv(handle, columns).to_batches(BATCH_ROWS)
+            return
+        # words are looked up once for each page's dictionary instead of once a row
+        words = [name for name in columns if pa.types.is_string(source.columns[name])]
+        parquet = pq.ParquetFile(handle, read_dictionary=words, pre_buffer=False)
+        yield from parquet.iter_batches(BATCH_ROWS, row_groups=list(row_groups), columns=list(columns), use_threads=False)
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group, as its file's footer tells; a CSV file is one."""
+
+    path: str
+    number: int
+    first_row: int
+    """Of the file's rows."""
+    rows: int
+    size: int
+    """Bytes of the columns that are read, decoded."""
+    low: Any
+    """At most the least value of the key column; None where the footer does not say."""
+    high: Any
+    """At least the greatest one."""
+
+
+def row_groups(source: Input, columns: Sequence[str], *, key: str | None = None) -> list[RowGroup]:
+    """All row groups that have rows, in the order of the files.
+
+    Args:
+        columns: that are to be read.
+        key: the column whose least and greatest values are wanted.
+    """
+    if source.csv:
+        return [RowGroup(file.path, 0, 0, file.rows, file.size, None, None) for file in source.files if file.rows]
+    store, _ = filesystem(source.location, source.storage_options)
+    wanted = set(columns)
+
+    def groups(file: File) -> list[RowGroup]:
+        with store.open_input_file(file.path) as handle:
+            metadata = pq.ParquetFile(handle).metadata
+        leaves = [metadata.schema.column(place).path.split(".")[0] for place in range(metadata.num_columns)]
+        read = [place for place, name in enumerate(leaves) if name in wanted]
+        found: list[RowGroup] = []
+        first = 0
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            low = high = None
+            if key is not None and (statistics := group.column(leaves.index(key)).statistics) is not None and statistics.has_min_max:
+                low, high = statistics.min, statistics.max
+            size = sum(group.column(place).total_uncompressed_size for place in read)
+            found.append(RowGroup(file.path, number, first, group.num_rows, size, low, high))
+            first += group.num_rows
+        return [group for group in found if group.rows]
+
+    with ThreadPoolExecutor(FOOTERS) as pool:
+        return [group for found in pool.map(groups, source.files) for group in found]
+
+
+def write(path: str, name: str, content: bytes, storage_options: Mapping[str, str]) -> None:
+    """A file below a folder, path or URI, there whole or not at all."""
+    store, root = filesystem(path, storage_options)
+    if not isinstance(store, pafs.LocalFileSystem):
+        with store.open_output_stream(f"{root}/{name}") as stream:  # an object appears when its upload completes
+            stream.write(content)
+        return
+
+    def synced(file: Path) -> None:
+        with file.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    write_atomically(Path(root) / name, synced)
+
+
+def names(folder: str, storage_options: Mapping[str, str]) -> list[str]:
+    """The files of a folder, path or URI, by name; those that start with `.` are passed over. None where there is no folder."""
+    store, root = filesystem(folder, storage_options)
+    found = store.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+    return sorted(entry.base_name for entry in found if entry.type == pafs.FileType.File and not entry.base_name.startswith("."))
 
 
 def bounds(source: Input, column: str, *, below: Any = None) -> tuple[Any, Any]:
@@ -167,17 +273,43 @@ def bounds(source: Input, column: str, *, below: Any = None) -> tuple[Any, Any]:
     return low, high
 
 
-def _is_data(path: str, root: str) -> bool:
+def _is_data(path: str, root: str, suffix: str) -> bool:
     parts = path.removeprefix(root).strip("/").split("/")
-    return path.endswith(".parquet") and not any(part.startswith((".", "_")) for part in parts)
+    return path.endswith(suffix) and not any(part.startswith((".", "_")) for part in parts)
 
 
-def _footer(store: pafs.FileSystem, path: str) -> pq.ParquetFile:
+def _footer(store: pafs.FileSystem, path: str) -> tuple[pa.Schema, int, int]:
+    """Columns, rows and row groups of a Parquet file."""
     try:
         with store.open_input_file(path) as handle:
-            return pq.ParquetFile(handle)
+            parquet = pq.ParquetFile(handle)
+            return parquet.schema_arrow, parquet.metadata.num_rows, parquet.metadata.num_row_groups
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a Parquet file: {error}. Remove it or write it again.") from error
+
+
+def _csv_footer(store: pafs.FileSystem, path: str) -> tuple[pa.Schema, int, int]:
+    """What `_footer` tells, of a CSV file."""
+    try:
+        with store.open_input_file(path) as handle:
+            table = _read_csv(handle, None)
+            return table.schema, table.num_rows, 1
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a CSV file with a header: {error}. Mend it, or write Parquet.") from error
+
+
+def _read_csv(handle: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table:
+    return pcsv.read_csv(handle, convert_options=pcsv.ConvertOptions(include_columns=list(columns) if columns else None))
+
+
+def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type of a column that is `one` in some files and `other` in the next; None where that is a mistake."""
+    families = {_family(one), _family(other)}
+    if len(families) == 1 or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    return pa.float64() if families == {"integer", "float"} else None  # as pandas writes integers with and without nulls
 
 
 def _family(dtype: pa.DataType) -> str:
@@ -190,6 +322,8 @@ def _family(dtype: pa.DataType) -> str:
         return "integer"
     if pa.types.is_floating(dtype) or pa.types.is_decimal(dtype):
         return "float"
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype):
+        return f"list of {_family(dtype.value_type)}"
     if pa.types.is_timestamp(dtype):
         return "timestamp with zone" if dtype.tz else "timestamp without zone"
     return str(dtype)

@@ -1,6 +1,7 @@
 """The model: settings in, a Keras multilayer perceptron out. No Ray, no files.
 
-Dense inputs come normalised (`FeatureSpec.normalise`); each code column has its own embedding; all are joined and pass through
+Dense inputs come normalised (`FeatureSpec.normalise`); each code column has its own embedding, a multi-valued one the mean of its
+values' embeddings; all are joined and pass through
 hidden layers with dropout. The default is the original model: 512, 256 and 128 units, relu, dropout 0.2, one sigmoid.
 """
 
@@ -30,11 +31,11 @@ def build(spec: FeatureSpec, settings: Model, *, seed: int) -> keras.Model:
     if spec.codes:
         codes = keras.Input((len(spec.codes),), name="codes", dtype="int32")
         inputs.append(codes)
-        for column, size in enumerate(spec.sizes()):
+        for column, count, size in spec.embeddings():
             uniform = keras.initializers.RandomUniform(-0.05, 0.05, seed=_seed(seed, column, "embedding"))
             width = min(settings.max_embedding, embedding_width(size))
             embedding = keras.layers.Embedding(size, width, embeddings_initializer=uniform, name=f"embedding_{column}")
-            parts.append(embedding(codes[:, column]))
+            parts.append(embedding(codes[:, column]) if count == 1 else _mean(embedding, codes[:, column : column + count]))
     units = keras.layers.Concatenate(name="inputs")(parts) if len(parts) > 1 else dense
     for layer, width in enumerate(settings.hidden):
         glorot = keras.initializers.GlorotUniform(seed=_seed(seed, layer, "hidden"))
@@ -53,6 +54,13 @@ def logits(model: keras.Model) -> keras.Model:
 def embedding_width(size: int) -> int:
     """Width for a column of `size` codes: round(1.6 size^0.56), fast.ai's rule (`emb_sz_rule`, fastai/tabular/model.py)."""
     return round(1.6 * size**0.56)
+
+
+def _mean(embedding: keras.layers.Layer, codes: keras.KerasTensor) -> keras.KerasTensor:
+    """The mean embedding of a row's known codes; 0 where it has none: code 0 is padding or unseen."""
+    embedded = embedding(codes)
+    known = keras.ops.expand_dims(keras.ops.cast(codes > 0, embedded.dtype), -1)
+    return keras.ops.sum(embedded * known, axis=1) / keras.ops.maximum(keras.ops.sum(known, axis=1), 1)
 
 
 def _seed(seed: int, layer: int, role: str) -> int:

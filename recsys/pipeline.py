@@ -4,7 +4,6 @@ Each function below is one stage: it names the stage's folder by the digest of w
 to Ray. A stage whose receipts are all there does nothing. The pure work is done by the modules that a task calls.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ import pyarrow.ipc
 import ray
 
 from recsys import bundle as bundles
-from recsys import evaluate, examples, publish, runtime, spec
+from recsys import evaluate, examples, runtime, spec
 from recsys import ingest as ingest_stage
 from recsys import signals as signals_module
-from recsys import train as train_stage
 from recsys.bundle import Bundle
 from recsys.candidates import Factors
 from recsys.catalog import item_vocabularies
@@ -29,6 +27,7 @@ from recsys.config import Settings
 from recsys.errors import BundleError, DataError
 from recsys.features import Describer
 from recsys.ingest import Ingest
+from recsys.night import Night, Published, device_of, publish_parts, score_units
 from recsys.profiles import stable_hash
 from recsys.recommend import recommendations, scored
 from recsys.runtime import Task, log
@@ -36,6 +35,7 @@ from recsys.score import Device, Scorer
 from recsys.shop import Sources, midnight
 from recsys.signals import Signals
 from recsys.tables import DAY_US, DENSE, USER_ID
+from recsys.training import Trained, fit_bundle
 from recsys.work import Receipt, Stage, digest, write_atomically
 
 
@@ -190,17 +190,6 @@ def _examples_task(prepared: Prepared) -> Task:
 # Train --------------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A bundle and what its training printed."""
-
-    bundle: Bundle
-    examples: dict[str, int]
-    """Rows, positives and candidates over all cutoffs."""
-    history: list[dict[str, Any]]
-    best_epoch: int
-
-
 def train(prepared: Prepared, *, as_of: date, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> Trained:
     """The bundle of a model that knows what was known before as_of: early stopping on the last window, then a fit on all.
 
@@ -230,38 +219,22 @@ def train(prepared: Prepared, *, as_of: date, on_epoch: Callable[[dict[str, Any]
             "seed": settings.run.seed,
         },
     )
-    folder = stage.path / "bundle"
-    receipt = stage.receipt("bundle")
-    if receipt is None:
-        log.info("train: as of %s, %s examples, %d workers", as_of, f"{counts['rows']:,}", settings.train.workers)
-        files = {day: [prepared.examples.path / f"{day.isoformat()}-{shard}.arrow" for shard in prepared.ingest.shards] for day in days}
-        fitting = [file for day in days[:-1] for file in files[day]]
-        fed = _feature_spec(fitting, parts[0]["features"], prepared)
-        fit = train_stage.fit(
-            fitting,
-            files[days[-1]],
-            spec=fed,
-            model=settings.model,
-            train=settings.train,
-            seed=settings.run.seed,
-            folder=stage.path,
-            name="fit",
-            on_epoch=on_epoch,
-        )
-        bundles.save(
-            folder,
-            fit.model(),
-            fed,
-            settings=settings.model_dump(mode="json"),
-            window={
-                "as_of": as_of.isoformat(),
-                "cutoffs": [day.isoformat() for day in days],
-                "label_days": settings.window.label_days,
-            },
-            metrics={"history": fit.history, "best_epoch": fit.best_epoch, "examples": counts},
-        )
-        receipt = stage.finish("bundle", {"history": fit.history, "best_epoch": fit.best_epoch})
-    return Trained(bundles.load(folder), counts, receipt["history"], receipt["best_epoch"])
+    files = {day: [prepared.examples.path / f"{day.isoformat()}-{shard}.arrow" for shard in prepared.ingest.shards] for day in days}
+    fitting = [file for day in days[:-1] for file in files[day]]
+    return fit_bundle(
+        stage,
+        fitting,
+        files[days[-1]],
+        spec=lambda: _feature_spec(fitting, parts[0]["features"], prepared),
+        settings=settings,
+        window={
+            "as_of": as_of.isoformat(),
+            "cutoffs": [day.isoformat() for day in days],
+            "label_days": settings.window.label_days,
+        },
+        counts=counts,
+        on_epoch=on_epoch,
+    )
 
 
 def _feature_spec(files: Sequence[Path], names: Sequence[str], prepared: Prepared) -> spec.FeatureSpec:
@@ -281,26 +254,11 @@ def _feature_spec(files: Sequence[Path], names: Sequence[str], prepared: Prepare
 # Score and publish --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Published:
-    """Tonight's table."""
-
-    run_id: str
-    version: int | None
-    """Of the table; None where this very run stood there already."""
-    rows: int
-    users: int
-    short_users: int
-    candidates: int
-    seconds: float
-    """From the first to the last finished shard of this call; 0 where there was nothing to do."""
-
-
 def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
     """The recommendation table of as_of: a shard of users is a unit, its receipt names a staged part; one commit publishes all."""
     settings = prepared.settings
     check_bundle(bundle, settings)
-    device = _device(settings)
+    device = device_of(settings.run)
     run_id = digest(
         {
             "as_of": as_of.isoformat(),
@@ -311,48 +269,37 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
             "device": device,
         }
     )
-    where, storage = settings.table.path, settings.shop.storage_options
-    stage = Stage(settings.run.work, "score", {"run": run_id, "ingest": prepared.ingest.digest, "table": where})
-    units = {f"part-{shard}": {"shard": shard} for shard in prepared.ingest.shards}
-    done = {name: receipt["part"] for name in units if (receipt := stage.receipt(name))}
-    for part in publish.missing(where, list(done.values()), storage_options=storage):
-        stage.forget(f"part-{part['shard']:05d}")
-    fresh = len([name for name in units if stage.receipt(name) is None])
+    night = Night(
+        settings.table,
+        settings.shop.storage_options,
+        as_of,
+        run_id,
+        bundle.model_version,
+        settings.rank.k,
+        prepared.sources.user_id,
+        prepared.sources.item_id,
+    )
+    stage = Stage(settings.run.work, "score", {"run": run_id, "ingest": prepared.ingest.digest, "table": settings.table.path})
     signals = read_signals(prepared, as_of)
-    shared = ray.put(signals.arrays())  # one copy a node, read by all its actors
-    started = time.monotonic()
-    receipts = runtime.run(
+    receipts, seconds = score_units(
         stage,
-        units,
+        {f"part-{shard}": {"shard": shard} for shard in prepared.ingest.shards},
         _score_task,
         prepared,
         (str(bundle.folder), device),
-        shared,
-        as_of,
-        run_id,
+        ray.put(signals.arrays()),  # one copy a node, read by all its actors
+        night,
+        night=night,
         actors=settings.run.actors,
         device=device,
         unit="shards",
     )
-    seconds = time.monotonic() - started if fresh else 0.0
     parts = [receipt["part"] for receipt in receipts.values()]
-    types = {"user_id": prepared.sources.user_id, "item_id": prepared.sources.item_id}
-    audit = publish.audit(where, parts, as_of=as_of, k=settings.rank.k, storage_options=storage, **types)
-    version = publish.commit(
-        where,
-        parts,
-        as_of=as_of,
-        run_id=run_id,
-        model_version=bundle.model_version,
-        keep_nights=settings.table.keep_nights,
-        storage_options=storage,
-        **types,
-    )
-    candidates = sum(receipt["candidates"] for receipt in receipts.values())
-    return Published(run_id, version, audit.rows, audit.users, audit.short_users, candidates, seconds)
+    scored = sum(receipt["candidates"] for receipt in receipts.values())
+    return publish_parts(night, parts, scored=scored, seconds=seconds)
 
 
-def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], as_of: date, run_id: str) -> Task:
+def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], night: Night) -> Task:
     settings = prepared.settings
     describer, scorer = _scoring(prepared, model, Signals(**arrays))
 
@@ -362,17 +309,9 @@ def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str,
         for batch in scored(prepared.ingest.profiles(unit["shard"]), describer, scorer):
             candidates += len(batch.candidates)
             tables.append(
-                recommendations(batch, rank=settings.rank, as_of=as_of, model_version=scorer.bundle.model_version, run_id=run_id)
+                recommendations(batch, rank=settings.rank, as_of=night.as_of, model_version=night.model_version, run_id=night.run_id)
             )
-        part = publish.stage(
-            settings.table.path,
-            pa.concat_tables(tables),
-            as_of=as_of,
-            run_id=run_id,
-            shard=int(unit["shard"]),
-            storage_options=settings.shop.storage_options,
-        )
-        return {"part": part, "candidates": candidates}
+        return {"part": night.stage(pa.concat_tables(tables), shard=int(unit["shard"])), "candidates": candidates}
 
     return task
 
@@ -392,11 +331,6 @@ def check_bundle(bundle: Bundle, settings: Settings) -> None:
                     f"{bundle.folder}: was trained with {section}.{name} = {then.get(section, {}).get(name)!r}, the settings say "
                     f"{now[section][name]!r}. Train again, or score with the settings of the bundle."
                 )
-
-
-def _device(settings: Settings) -> Device:
-    """What scores: as the settings say, else the GPU where the cluster has one."""
-    return settings.run.device or ("gpu" if runtime.gpus() else "cpu")
 
 
 def _scoring(prepared: Prepared, model: tuple[str, Device], signals: Signals) -> tuple[Describer, Scorer]:
@@ -435,7 +369,7 @@ def backtest(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> d
     """
     trained_as_of = bundle.about["window"]["as_of"]
     assert trained_as_of <= as_of.isoformat(), f"a bundle as of {trained_as_of} cannot be tested as of {as_of}"
-    device = _device(prepared.settings)
+    device = device_of(prepared.settings.run)
     signals = read_signals(prepared, as_of)
     stage = Stage(
         prepared.settings.run.work,

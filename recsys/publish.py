@@ -11,7 +11,6 @@ parts of a running night. So the parts of a run that was given up stay until som
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections import Counter
@@ -24,14 +23,13 @@ from typing import Any, TypedDict
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
 from recsys.errors import PublishError
-from recsys.inputs import filesystem
+from recsys.inputs import filesystem, write
 from recsys.tables import (
     AS_OF,
     ITEM_ID,
@@ -45,7 +43,6 @@ from recsys.tables import (
     check,
     recommendations_schema,
 )
-from recsys.work import write_atomically
 
 RECLAIM_HOURS = 7 * 24  # Delta's own default: how long files that no night refers to stay on disk
 # A checkpoint forgets removed files older than this, and what is forgotten is never reclaimed (delta-rs#3644): so much longer.
@@ -121,7 +118,7 @@ def stage(path: str, rows: pa.Table, *, as_of: date, run_id: str, shard: int, st
         content = sink.getvalue().to_pybytes()
     name = f"{AS_OF}={as_of.isoformat()}/part-{shard:05d}-{run_id}-{hashlib.sha256(content).hexdigest()[:8]}.parquet"
     if content:
-        _write(path, name, content, storage_options)
+        write(path, name, content, storage_options)
     return Part(
         shard=shard,
         path=name,
@@ -356,22 +353,6 @@ def _stats(rows: pa.Table) -> str:
             low[name], high[name] = ends["min"], ends["max"]
     nulls = {name: rows[name].null_count for name in rows.column_names if name != SOURCES}
     return json.dumps({"numRecords": rows.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls})
-
-
-def _write(path: str, name: str, content: bytes, storage_options: Mapping[str, str]) -> None:
-    store, root = filesystem(path, storage_options)
-    if not isinstance(store, pafs.LocalFileSystem):
-        with store.open_output_stream(f"{root}/{name}") as stream:  # an object appears when its upload completes
-            stream.write(content)
-        return
-
-    def synced(file: Path) -> None:
-        with file.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    write_atomically(Path(root) / name, synced)
 
 
 def _refuse_missing(path: str, parts: Sequence[Part], storage_options: Mapping[str, str]) -> None:

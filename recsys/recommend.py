@@ -63,7 +63,7 @@ def scored(profiles: Profiles, describer: Describer, scorer: Scorer) -> Iterator
 
 def recommendations(batch: Scored, *, rank: config.Rank, as_of: date, model_version: str, run_id: str) -> pa.Table:
     """The batch's rows with `recommendations_schema`."""
-    ranked: Ranked = top(batch.candidates, batch.raw, k=rank.k)
+    ranked: Ranked = top(batch.candidates.user_row, batch.candidates.item, batch.raw, k=rank.k)
     users, candidates = batch.users, batch.candidates
     row = candidates.user_row[ranked.row]
     items = users.signals.items[candidates.item[ranked.row]]

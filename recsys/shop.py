@@ -73,7 +73,7 @@ def open_shop(settings: Settings, *, as_of: date) -> Sources:
         DataError: an input is missing, empty or of wrong types; times without a zone and no shop.timezone; as_of outside the data.
     """
     shop, columns = settings.shop, settings.shop.columns
-    events = open_input("events", shop.events, shop.storage_options)
+    events = open_input("shop.events", shop.events, shop.storage_options)
     user_id = _id(events, columns.user_id, "user_id")
     item_id = _id(events, columns.item_id, "item_id")
     _check_times(events, settings)
@@ -83,7 +83,7 @@ def open_shop(settings: Settings, *, as_of: date) -> Sources:
         _text(events, columns.kind, setting="shop.columns.kind")
     items = users = None
     if shop.items is not None:
-        items = open_input("items", shop.items, shop.storage_options)
+        items = open_input("shop.items", shop.items, shop.storage_options)
         _same_id(_id(items, columns.item_id, "item_id"), item_id, items, "item_id", events)
         if columns.available in items.columns and not pa.types.is_boolean(items.columns[columns.available]):
             raise DataError(
@@ -95,7 +95,7 @@ def open_shop(settings: Settings, *, as_of: date) -> Sources:
         for name in settings.features.item_numeric:
             _number(items, name, setting="features.item_numeric", required=True)
     if shop.users is not None:
-        users = open_input("users", shop.users, shop.storage_options)
+        users = open_input("shop.users", shop.users, shop.storage_options)
         _same_id(_id(users, columns.user_id, "user_id"), user_id, users, "user_id", events)
         for name in settings.features.user_categorical:
             _text(users, name, setting="features.user_categorical")

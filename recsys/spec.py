@@ -2,11 +2,38 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+Place = Literal["rows", "users", "items"]
 CLIP = 8.0  # standard deviations; keeps one absurd value from owning a layer
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """One raw column of the pairs door and what `encode` makes of it."""
+
+    name: str
+    kind: Literal["number", "numbers", "word", "words"]
+    """number and word: one value a row; numbers and words: a list."""
+    table: Place = "rows"
+    """Where it stands: in the rows themselves, or joined to them by user_id or item_id."""
+    width: int = 1
+    """numbers: the length of every row's list. words: how many of a row's values count."""
+    divide: float = 1.0
+    log1p: bool = False
+    indicator: bool = False
+    """Numbers: a further dense input says whether the value is missing."""
+
+    def dense(self) -> tuple[str, ...]:
+        """Names of its dense inputs, in order."""
+        names = {"number": (self.name,), "numbers": tuple(f"{self.name}[{place}]" for place in range(self.width))}.get(self.kind, ())
+        return (*names, f"{self.name} is missing") if self.indicator else names
+
+    def codes(self) -> tuple[str, ...]:
+        """Names of its code inputs, in order."""
+        return (self.name,) * self.width if self.kind in ("word", "words") else ()
 
 
 @dataclass(frozen=True)
@@ -15,18 +42,32 @@ class FeatureSpec:
 
     dense: tuple[str, ...]
     mean: tuple[float, ...]
+    """Subtracted from each dense column: the training rows' mean, or what stands in its place (the minimum, 0)."""
     scale: tuple[float, ...]
-    """Standard deviation of each dense column over the training rows; 1 where it is constant or always missing."""
+    """What each is then divided by: the training rows' standard deviation, or their range, or 1; 1 where the column is constant."""
     codes: tuple[str, ...]
+    """Names of the code columns; the name of a multi-valued one stands once for each value that counts."""
     vocabularies: Mapping[str, tuple[str, ...]]
     """Values of each code column, most frequent first: the value at position i has code i + 1; code 0 is anything else."""
+    fill: tuple[float, ...] = ()
+    """What stands for a missing value after scaling; absent, 0 for all: the mean."""
+    limit: tuple[float, ...] = ()
+    """How far from 0 a scaled value may be, beyond it is cut; absent, 8 for all."""
+    columns: tuple[ColumnSpec, ...] = ()
+    """The raw columns, where `encode` made the inputs; absent where the shop's features did."""
 
     def sizes(self) -> tuple[int, ...]:
         """How many codes each code column has, code 0 included."""
         return tuple(len(self.vocabularies[name]) + 1 for name in self.codes)
 
+    def embeddings(self) -> list[tuple[int, int, int]]:
+        """First code column, number of code columns, and number of codes of each embedding: one a name."""
+        return [
+            (self.codes.index(name), self.codes.count(name), len(self.vocabularies[name]) + 1) for name in dict.fromkeys(self.codes)
+        ]
+
     def normalise(self, dense: np.ndarray) -> np.ndarray:
-        """Model-ready dense inputs: centred, scaled, clipped to +-8 standard deviations; a missing value becomes the mean.
+        """Model-ready dense inputs: shifted, scaled, cut at the limits; a missing value becomes its fill.
 
         Args:
             dense: float32 (B, F) in the order of `self.dense`; NaN is missing.
@@ -34,9 +75,13 @@ class FeatureSpec:
         Returns:
             float32 (B, F), no NaN, a new array.
         """
-        inputs = (dense - np.asarray(self.mean, np.float32)) * (1.0 / np.asarray(self.scale, np.float32))
-        np.nan_to_num(inputs, copy=False, nan=0.0)
-        return np.clip(inputs, -CLIP, CLIP, out=inputs)
+        inputs = dense - np.asarray(self.mean, np.float32)
+        inputs *= 1.0 / np.asarray(self.scale, np.float32)
+        missing = np.isnan(inputs)
+        if missing.any():
+            inputs[missing] = np.broadcast_to(np.asarray(self.fill or 0.0, np.float32), inputs.shape)[missing]
+        limit = np.asarray(self.limit or CLIP, np.float32)
+        return np.clip(inputs, -limit, limit, out=inputs)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` turns back into an equal spec."""
@@ -51,7 +96,54 @@ class FeatureSpec:
             scale=tuple(values["scale"]),
             codes=tuple(values["codes"]),
             vocabularies={name: tuple(words) for name, words in values["vocabularies"].items()},
+            fill=tuple(values["fill"]),
+            limit=tuple(values["limit"]),
+            columns=tuple(ColumnSpec(**column) for column in values["columns"]),
         )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over the present values of each dense column; float64 (F) each."""
+
+    count: np.ndarray
+    total: np.ndarray
+    squares: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @staticmethod
+    def of(blocks: Iterable[np.ndarray], width: int) -> "Moments":
+        """Those of float32 (B, width) blocks; NaN and infinities are not present."""
+        count, total, squares = np.zeros((3, width))
+        low, high = np.full(width, np.inf), np.full(width, -np.inf)
+        for block in blocks:
+            values = block.astype(np.float64)
+            present = np.isfinite(values)
+            low = np.minimum(low, np.where(present, values, np.inf).min(axis=0, initial=np.inf))
+            high = np.maximum(high, np.where(present, values, -np.inf).max(axis=0, initial=-np.inf))
+            values[~present] = 0.0
+            count += present.sum(axis=0)
+            total += values.sum(axis=0)
+            squares += (values**2).sum(axis=0)
+        return Moments(count, total, squares, low, high)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            self.count + other.count,
+            self.total + other.total,
+            self.squares + other.squares,
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+        )
+
+    def standard(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation, float64 (F): 0 and 1 for a column without values, deviation 1 for a constant one."""
+        count = np.maximum(self.count, 1)
+        mean = self.total / count
+        deviation = np.sqrt(np.maximum(self.squares / count - mean**2, 0.0))
+        constant = deviation <= 1e-6 * np.maximum(np.abs(mean), 1.0)
+        return mean, np.where(constant, 1.0, deviation)
 
 
 def fit_normalisation(blocks: Iterable[np.ndarray], width: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -63,18 +155,5 @@ def fit_normalisation(blocks: Iterable[np.ndarray], width: int) -> tuple[tuple[f
     Returns:
         `mean` and `scale`, one float a column; 0 and 1 for a column without values, scale 1 for a constant one.
     """
-    count = np.zeros(width)
-    total = np.zeros(width)
-    squares = np.zeros(width)
-    for block in blocks:
-        values = block.astype(np.float64)
-        present = np.isfinite(values)
-        values[~present] = 0.0
-        count += present.sum(axis=0)
-        total += values.sum(axis=0)
-        squares += (values**2).sum(axis=0)
-    mean = total / np.maximum(count, 1)
-    variance = np.maximum(squares / np.maximum(count, 1) - mean**2, 0.0)
-    scale = np.sqrt(variance)
-    constant = scale <= 1e-6 * np.maximum(np.abs(mean), 1.0)
-    return tuple(mean.tolist()), tuple(np.where(constant, 1.0, scale).tolist())
+    mean, deviation = Moments.of(blocks, width).standard()
+    return tuple(mean.tolist()), tuple(deviation.tolist())

@@ -27,6 +27,7 @@ WEIGHT = "weight"  # of the row in the loss
 
 AS_OF = "as_of"
 RANK = "rank"
+RAW = "raw"  # the model's output before the sigmoid, float32: what lists are ordered by
 SCORE = "score"
 SOURCE = "source"
 SOURCES = "sources"

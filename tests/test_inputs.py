@@ -28,7 +28,7 @@ def write(path: Path, table: pa.Table, **options: Any) -> Path:
 
 
 def opened(path: Path) -> Input:
-    return inputs.open_input("events", str(path), {})
+    return inputs.open_input("shop.events", str(path), {})
 
 
 def refusal(path: Path) -> str:
@@ -46,7 +46,7 @@ def test_a_file_is_an_input(tmp_path: Path) -> None:
     found = opened(path)
     assert [(file.path, file.rows, file.row_groups, file.size) for file in found.files] == [(str(path), 3, 2, path.stat().st_size)]
     assert found.columns == {"user_id": pa.int64(), "ts": pa.timestamp("us", tz="UTC")}
-    assert (found.name, found.location, found.rows) == ("events", str(path), 3)
+    assert (found.setting, found.location, found.rows) == ("shop.events", str(path), 3)
 
 
 def test_a_folder_and_its_subfolders_are_one_input_in_path_order(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_relative_path_starts_where_the_command_runs(tmp_path: Path, monkeypat
 
 def test_a_uri_is_read_like_a_path(tmp_path: Path) -> None:
     write(tmp_path / "part.parquet", events([1, 2]))
-    found = inputs.open_input("events", f"file://{tmp_path}/", {})
+    found = inputs.open_input("shop.events", f"file://{tmp_path}/", {})
     assert inputs.read(found, found.files[0], None, ["user_id"]).column("user_id").to_pylist() == [1, 2]
 
 
@@ -96,7 +96,7 @@ def test_a_folder_without_parquet_is_refused(tmp_path: Path) -> None:
 def test_an_input_without_rows_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", events([]))
     write(tmp_path / "b.parquet", events([]))
-    assert refusal(tmp_path) == f"{tmp_path}: shop.events has no rows in 2 file(s). Nothing can be learned from it."
+    assert refusal(tmp_path) == f"{tmp_path}: shop.events has no rows in 2 file(s). Nothing can be made of it."
 
 
 def test_an_empty_file_beside_a_full_one_is_fine(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_files_with_different_columns_are_refused(tmp_path: Path, first: str) ->
     ("one", "other"),
     [
         (pa.array([1]), pa.array(["1"])),
-        (pa.array([1]), pa.array([1.0])),
         (pa.array([1]), pa.array([1], pa.uint64())),
+        (pa.array(["a"]), pa.array([1.0])),
         (pa.array([NOON], pa.timestamp("us", tz="UTC")), pa.array([NOON.replace(tzinfo=None)], pa.timestamp("us"))),
         (pa.array([True]), pa.array([1])),
     ],
@@ -140,6 +140,21 @@ def test_files_with_different_types_are_refused(tmp_path: Path, one: pa.Array, o
         f"{tmp_path}/b.parquet: column 'x' must be {one.type} as in {tmp_path}/a.parquet, got {other.type}. "
         "Write all files with the same types."
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "common"),
+    [
+        (pa.array([1]), pa.array([1.5]), pa.float64()),  # as pandas writes integers without and with nulls
+        (pa.array([1.5], pa.float32()), pa.array([1]), pa.float64()),
+        (pa.array([None], pa.null()), pa.array(["a"]), pa.string()),
+        (pa.array(["a"]), pa.array([None], pa.null()), pa.string()),
+    ],
+)
+def test_a_column_may_hold_whole_numbers_or_nothing_in_some_files(tmp_path: Path, one: pa.Array, other: pa.Array, common: pa.DataType):
+    write(tmp_path / "a.parquet", events([1], x=one))
+    write(tmp_path / "b.parquet", events([1], x=other))
+    assert opened(tmp_path).columns["x"] == common
 
 
 @pytest.mark.parametrize(
@@ -168,9 +183,9 @@ def test_a_missing_column_is_refused_with_the_setting_that_names_it(tmp_path: Pa
 
 def test_an_unknown_scheme_or_storage_option_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^ftp://shop/events: cannot be opened: .* Check the URI\.$"):
-        inputs.open_input("events", "ftp://shop/events", {})
+        inputs.open_input("shop.events", "ftp://shop/events", {})
     with pytest.raises(ConfigError, match=r"^s3://shop/events: storage_options may be region and endpoint, got 'secret'\."):
-        inputs.open_input("events", "s3://shop/events", {"secret": "x", "region": "eu"})
+        inputs.open_input("shop.events", "s3://shop/events", {"secret": "x", "region": "eu"})
 
 
 # ---- identity

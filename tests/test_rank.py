@@ -25,7 +25,7 @@ def made(rows: list[tuple[int, int, float]]) -> tuple[Candidates, np.ndarray]:
 @given(ROWS, st.integers(1, 6))
 def test_top_is_what_sorting_every_users_candidates_gives(rows: list[tuple[int, int, float]], k: int) -> None:
     candidates, raw = made(rows)
-    ranked = rank.top(candidates, raw, k=k)
+    ranked = rank.top(candidates.user_row, candidates.item, raw, k=k)
     expected: list[tuple[int, int, int]] = []
     for user in range(4):
         mine = sorted((-value, item) for who, item, value in rows if who == user)
@@ -38,7 +38,7 @@ def test_top_is_what_sorting_every_users_candidates_gives(rows: list[tuple[int, 
 @given(ROWS, st.integers(1, 6))
 def test_ranks_are_1_to_k_without_gaps(rows: list[tuple[int, int, float]], k: int) -> None:
     candidates, raw = made(rows)
-    ranked = rank.top(candidates, raw, k=k)
+    ranked = rank.top(candidates.user_row, candidates.item, raw, k=k)
     for user in range(4):
         ranks = ranked.rank[candidates.user_row[ranked.row] == user].tolist()
         assert ranks == list(range(1, min(k, sum(who == user for who, _, _ in rows)) + 1))
@@ -46,14 +46,14 @@ def test_ranks_are_1_to_k_without_gaps(rows: list[tuple[int, int, float]], k: in
 
 def test_equal_outputs_go_by_item() -> None:
     candidates, raw = made([(0, 4, 1.0), (0, 2, 1.0), (0, 7, 3.0), (1, 9, 1.0), (1, 3, 1.0)])
-    ranked = rank.top(candidates, raw, k=2)
+    ranked = rank.top(candidates.user_row, candidates.item, raw, k=2)
     assert candidates.item[ranked.row].tolist() == [7, 2, 3, 9]
 
 
 def test_lists_hold_item_codes_in_rank_order_and_are_padded() -> None:
     candidates, raw = made([(0, 0, 1.0), (0, 2, 5.0), (0, 3, 3.0), (2, 1, 9.0), (2, 0, 10.0)])
     items = np.array([10, 20, 35, 47], np.int32)
-    ranked = rank.top(candidates, raw, k=2)
+    ranked = rank.top(candidates.user_row, candidates.item, raw, k=2)
     lists = rank.as_lists(ranked, candidates, items, users=4, k=3)
     assert lists.tolist() == [[35, 47, -1], [-1, -1, -1], [10, 20, -1], [-1, -1, -1]]
     assert lists.dtype == np.int32

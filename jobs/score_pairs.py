@@ -1,0 +1,46 @@
+"""Score feature rows and publish the best k of each user as the table of a day."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs import Config, Day, job, main
+from recsys import bundle, config, pairs_score, runtime
+from recsys.pairs import open_rows
+from recsys.runtime import console
+
+
+def score_pairs(
+    config_path: Config,
+    as_of: Day,
+    bundle_path: Annotated[Path, typer.Option("--bundle", help="The model's folder, as jobs.train wrote it.")],
+    all_scores: Annotated[
+        str | None, typer.Option(help="A folder, path or URI, for every row's score as Parquet: empty, or this run's.")
+    ] = None,
+) -> None:
+    """Score feature rows and publish the best k of each user as the table of a day."""
+    with job():
+        settings = config.load_pairs(config_path)
+        loaded = bundle.load(bundle_path)
+        pairs_score.check_bundle(loaded, settings)
+        rows = open_rows(settings, "score", loaded.spec)
+        with runtime.connect():
+            night = pairs_score.score(settings, rows, loaded, as_of=as_of.date(), all_scores=all_scores)
+        table = night.published
+        console.print(f"{table.rows:,} rows for {table.users:,} users; run {table.run_id}.")
+        rejected = ", ".join(f"{reason} {count:,}" for reason, count in night.rejected.items())
+        console.print(
+            f"{night.rows:,} rows read, {sum(night.rejected.values()):,} rejected{': ' if rejected else ''}{rejected}; "
+            f"{night.repeated:,} repeats of a user's item passed over."
+        )
+        if table.seconds:
+            console.print(f"Scored in {table.seconds:.1f} s with the actors' start: {table.scored / table.seconds:,.0f} rows/s.")
+        if table.version is None:
+            console.print(f"This run is what stands for {as_of.date()}; nothing was committed.")
+        else:
+            console.print(f"Committed as version {table.version} of {settings.table.path}, a Delta table partitioned by as_of.")
+
+
+if __name__ == "__main__":
+    main(score_pairs)

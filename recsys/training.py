@@ -1,0 +1,74 @@
+"""Examples of either door -> a bundle, made once for the same examples and settings."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys import bundle as bundles
+from recsys import train
+from recsys.bundle import Bundle
+from recsys.config import PairsSettings, Settings
+from recsys.runtime import log
+from recsys.spec import FeatureSpec
+from recsys.work import Stage
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A bundle and what its training printed."""
+
+    bundle: Bundle
+    examples: Mapping[str, int]
+    """Rows, positives and what else the door counted."""
+    history: list[dict[str, Any]]
+    best_epoch: int
+
+
+def fit_bundle(
+    stage: Stage,
+    fitting: Sequence[Path],
+    validating: Sequence[Path],
+    *,
+    spec: Callable[[], FeatureSpec],
+    settings: Settings | PairsSettings,
+    window: Mapping[str, Any],
+    counts: Mapping[str, int],
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Trained:
+    """The stage's bundle; the fit runs where it is not there yet.
+
+    Args:
+        stage: its digest names everything that the weights depend on.
+        fitting: files of examples to fit, as `train.fit` takes them.
+        validating: files of examples that decide the number of epochs.
+        spec: makes the spec of the inputs; called only where the fit runs.
+        window: the dates of the examples, as plain values.
+        counts: of the examples; `rows` at least.
+    """
+    folder = stage.path / "bundle"
+    receipt = stage.receipt("bundle")
+    if receipt is None:
+        log.info("train: %s examples, %s workers", f"{counts['rows']:,}", settings.train.workers)
+        fed = spec()
+        fit = train.fit(
+            fitting,
+            validating,
+            spec=fed,
+            model=settings.model,
+            train=settings.train,
+            seed=settings.run.seed,
+            folder=stage.path,
+            name="fit",
+            on_epoch=on_epoch,
+        )
+        bundles.save(
+            folder,
+            fit.model(),
+            fed,
+            settings=settings.model_dump(mode="json"),
+            window=window,
+            metrics={"history": fit.history, "best_epoch": fit.best_epoch, "examples": counts},
+        )
+        receipt = stage.finish("bundle", {"history": fit.history, "best_epoch": fit.best_epoch})
+    return Trained(bundles.load(folder), counts, receipt["history"], receipt["best_epoch"])
