@@ -21,7 +21,10 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     spec.py          what a model was fed: names, normalisation and vocabularies of its inputs
     model.py         settings -> keras.Model; no Ray, no files
     feed.py          examples on disk -> the batches of one training worker
-    train.py       R data-parallel fit, checkpoints, resume
+    checkpoint.py    what a fit has reached, on disk
+    epochs.py        one worker's way through a fit: epochs, early stopping, refit
+    learner.py       one worker's model, optimizer and step; what makes N workers equal one
+    train.py       R data-parallel fit: the workers started, and started again
     bundle.py        model + spec + provenance in one folder, checksummed, no pickle
     score.py         Scorer: one bundle, numpy in, raw outputs out; knows nothing of Ray
     rank.py          order by raw output, fixed tie order, the first k
