@@ -32,6 +32,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     training.py    R examples of either door -> a bundle, made once
     bundle.py        model + spec + provenance in one folder, checksummed, no pickle
     score.py         Scorer: one bundle, numpy in, raw outputs out; knows nothing of Ray
+    halves.py        Scorer of rows joined to tables: users' and items' parts of the first layer, once each
     rank.py          order by raw output, fixed tie order, the first k
     explain.py       why this item: source and a sentence for people
     recommend.py     profiles -> rows of the recommendation table, one user's whole road in one call

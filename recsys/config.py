@@ -395,6 +395,8 @@ class Run(Section):
     """After a night, stage folders that no run used for so long are removed, with the bundles in them: see `jobs.train --out`."""
     shards: Positive | None = None
     """Parts that the users are hashed into; a unit of work and of resuming. Absent: one for 200,000 events, at least 16."""
+    shard_bytes: Positive = 128 * 2**20
+    """Of feature rows, decoded, that the pairs door takes as one unit of work; a second or two of scoring."""
     actors: Positive | None = None
     """Scoring actors. Absent: as many as the cluster has CPUs for."""
     device: Literal["cpu", "gpu"] | None = None

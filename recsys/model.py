@@ -84,7 +84,7 @@ def split(model: keras.Model, spec: FeatureSpec) -> tuple[dict[str, np.ndarray],
     first = model.get_layer("hidden_0")
     arrays = {f"embedding_{column}": model.get_layer(f"embedding_{column}").get_weights()[0] for column, _, _ in spec.embeddings()}
     kernel, bias = first.get_weights()
-    rest = keras.Model(first.output, model.get_layer(LOGIT).output, name="rest")
+    rest = keras.Model([first.output], model.get_layer(LOGIT).output, name="rest")
     return {"kernel": kernel, "bias": bias, **arrays}, rest
 
 
