@@ -397,7 +397,7 @@ def test_an_empty_vocabulary_and_an_empty_batch_are_fine() -> None:
     assert codes(ColumnSpec("x", "words", width=2), pa.array([], pa.list_(pa.string())), ["a"]) == []
 
 
-WORD_LISTS = [["b", "zz", "a"], None, [], ["zz", "zz"], ["a", None], ["a", "b", "a", "b"]]
+WORD_LISTS: list[list[str | None] | None] = [["b", "zz", "a"], None, [], ["zz", "zz"], ["a", None], ["a", "b", "a", "b"]]
 
 
 @pytest.mark.parametrize("dtype", [pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.list_(pa.string_view())], ids=str)
@@ -548,6 +548,12 @@ def test_every_value_of_a_list_is_counted(values: pa.Array) -> None:
     counts = {"x": Counter[str]()}
     count_words([ColumnSpec("x", "words", width=1)], batch(x=values), counts)
     assert counts["x"] == {"a": 2, "b": 1}
+
+
+def test_a_null_within_a_dictionary_is_not_counted() -> None:
+    counts = {"x": Counter[str]()}
+    count_words([WORD], batch(x=pa.DictionaryArray.from_arrays(pa.array([0, 1, 0, None]), pa.array(["a", None]))), counts)
+    assert counts["x"] == {"a": 2}
 
 
 def test_numbers_are_not_counted() -> None:
