@@ -72,7 +72,7 @@ class Encoder:
 
     def _numbers(self, column: ColumnSpec, values: pa.Array, unfit: dict[str, np.ndarray]) -> list[np.ndarray]:
         if column.kind == "number":
-            matrix: np.ndarray = _floats(values)
+            matrix = _floats(values)
         else:
             matrix, wrong = _matrix(values, column.width)
             _mark(unfit, f"{column.name}: a list of another length", wrong)
@@ -89,7 +89,7 @@ class Encoder:
         missing = np.isnan(matrix)
         if missing.ndim == 2:
             missing = missing.any(axis=1)
-        return [matrix, missing.astype(np.float32)]
+        return [matrix, np.asarray(missing, np.float32)]
 
     def _codes(self, column: ColumnSpec, values: pa.Array) -> np.ndarray:
         """int32 (N): position in the vocabulary from 1, 0 for what is not there or null."""
