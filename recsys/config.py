@@ -4,12 +4,14 @@ Each model below is one section of the file. Paths are taken as they stand: a UR
 command runs in.
 """
 
+import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from recsys.errors import ConfigError
 
@@ -20,6 +22,14 @@ Names = Annotated[tuple[str, ...], Strict(False)]
 Counts = Annotated[tuple[Positive, ...], Strict(False)]
 
 
+def _fill(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number and value != "mean":
+        raise PydanticCustomError("fill", "input should be a finite number or 'mean'")
+    return value
+
+
+Fill = Annotated[float | Literal["mean"], BeforeValidator(_fill)]  # one mistake, not one for each of the two
 Door = TypeVar("Door", bound=BaseModel)
 
 
@@ -260,10 +270,10 @@ class Scaling(Section):
     """Take log(1 + x); values below 0 are refused in training and rejected in scoring."""
     scale: Literal["standard", "minmax", "none"] = "standard"
     """standard: centred, by the standard deviation, cut at 8 of them. minmax: the training rows' range to 0..1. none: as it is."""
-    fill: Annotated[float, Strict(False)] | Literal["mean"] = "mean"
+    fill: Fill = "mean"
     """What stands for a missing value: the training rows' mean, or this value of the column."""
     indicator: bool = False
-    """A further input: 1 where the value is missing, else 0."""
+    """A further input: 1 where the value, or one of a list's, is missing, else 0."""
 
 
 class Words(Section):
@@ -284,7 +294,7 @@ class Column(Section):
     """As pairs.scaling.log1p."""
     scale: Literal["standard", "minmax", "none"] | None = None
     """As pairs.scaling.scale."""
-    fill: Annotated[float, Strict(False)] | Literal["mean"] | None = None
+    fill: Fill | None = None
     """As pairs.scaling.fill."""
     indicator: bool | None = None
     """As pairs.scaling.indicator."""
@@ -356,11 +366,14 @@ class Pairs(Section):
 
     @model_validator(mode="after")
     def _columns_agree(self) -> "Pairs":
-        standard = (self.user_id, self.item_id, self.label, self.weight)
-        names = [*standard, *self.named, *self.ignore]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"pairs: column '{twice[0]}' is named twice; name it once")
+        roles: dict[str, str] = {}
+        for role in ("user_id", "item_id", "label", "weight", "numeric", "categorical", "multivalued", "ignore"):
+            value = getattr(self, role)
+            as_what = f"pairs.{role}" if role in self.model_fields_set else f"pairs.{role} by its standard name"
+            for name in (value,) if isinstance(value, str) else value:
+                if name in roles:
+                    raise ValueError(f"pairs: column '{name}' is named twice, as {roles[name]} and {as_what}; give one of them another")
+                roles[name] = as_what
         words = self.categorical + self.multivalued
         for name, own in self.columns.items():
             if self.format != "original_csv" and name not in self.named:
@@ -372,8 +385,14 @@ class Pairs(Section):
             if wrong:
                 kind = "words" if name in words else "numbers"
                 raise ValueError(f"pairs.columns.{name}: '{wrong[0]}' is no rule for a column of {kind}; remove it")
-        if self.format == "original_csv" and (self.named or self.users or self.items):
-            raise ValueError("pairs.format 'original_csv' names its columns itself; remove the names of features, users, items")
+        for where, rules in [("scaling", self.scaling), *((f"columns.{name}", self.scaling_of(name)) for name in self.columns)]:
+            if rules.log1p and rules.fill != "mean" and rules.fill < 0:
+                raise ValueError(f"pairs.{where}: fill must be 0 or more under log1p, got {rules.fill}; fill with 0 or 'mean'")
+        if self.format == "original_csv":
+            given = self.model_fields_set
+            named = [name for name in ("users", "items", "numeric", "categorical", "multivalued", "label", "weight") if name in given]
+            if named:
+                raise ValueError(f"pairs.format 'original_csv' names its columns itself; remove pairs.{named[0]}")
         return self
 
 
@@ -509,16 +528,10 @@ def _sentence(error: ValidationError, door: type[BaseModel]) -> str:
     """The first mistake of a failed validation in words, and how many more there are."""
     mistakes = error.errors()
     first = mistakes[0]
-    section: type[BaseModel] = door
-    for part in first["loc"][:-1]:
-        field = section.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
-            break
-        section = field.annotation
     key = ".".join(str(part) for part in first["loc"])
     match first["type"]:
         case "extra_forbidden":
-            text = f"unknown key '{key}'. Known here: {', '.join(section.model_fields)}."
+            text = f"unknown key '{key}'. Known here: {', '.join(_section(door, first['loc'][:-1]).model_fields)}."
         case "missing":
             text = f"key '{key}' is missing. Add it."
         case "value_error":
@@ -526,3 +539,14 @@ def _sentence(error: ValidationError, door: type[BaseModel]) -> str:
         case _:
             text = f"key '{key}': {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}."
     return text + (f" ({len(mistakes) - 1} more mistakes.)" if len(mistakes) > 1 else "")
+
+
+def _section(door: type[BaseModel], path: tuple[int | str, ...]) -> Any:
+    """The section at a path of names."""
+    section: Any = door
+    for name in path:
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            section = section.model_fields[str(name)].annotation
+        else:  # a section by a name of the user's
+            section = get_args(section)[-1]
+    return section

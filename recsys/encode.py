@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.config import Pairs
-from recsys.spec import CLIP, ColumnSpec, FeatureSpec, Moments, Place
+from recsys.spec import CLIP, TINY, ColumnSpec, FeatureSpec, Moments, Place
 
 UNLIMITED = float(np.finfo(np.float32).max)
 BLOCK = 1024  # rows of one transposed block: 64 columns of it stay in the first caches
@@ -86,13 +86,17 @@ class Encoder:
             _mark(unfit, f"{column.name}: infinite", np.isinf(matrix))
         if not column.indicator:
             return [matrix]
-        return [matrix, np.isnan(matrix if matrix.ndim == 1 else matrix[:, 0]).astype(np.float32)]
+        missing = np.isnan(matrix)
+        if missing.ndim == 2:
+            missing = missing.any(axis=1)
+        return [matrix, np.asarray(missing, np.float32)]
 
     def _codes(self, column: ColumnSpec, values: pa.Array) -> np.ndarray:
         """int32 (N): position in the vocabulary from 1, 0 for what is not there or null."""
         if pa.types.is_dictionary(values.type):
             table = np.append(self._codes(column, values.dictionary), np.int32(0))
-            return table[values.indices.fill_null(len(table) - 1).to_numpy()]
+            places = values.indices.cast(pa.int64())  # an index of int8 cannot say 128
+            return table[places.fill_null(len(table) - 1).to_numpy()]
         values = _widen(values)
         found = pc.index_in(values, value_set=self._words(column.name, values.type))
         return (found.fill_null(-1).to_numpy() + 1).astype(np.int32, copy=False)
@@ -110,7 +114,7 @@ class Encoder:
         row = np.repeat(np.arange(len(values)), lengths)
         place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         counts = place < column.width
-        out[row[counts], place[counts]] = self._codes(column, values.drop_null().flatten())[counts]
+        out[row[counts], place[counts]] = self._codes(column, values.flatten())[counts]
 
 
 def encoder(spec: FeatureSpec, table: Place) -> Encoder:
@@ -132,10 +136,10 @@ def count_words(columns: Sequence[ColumnSpec], batch: pa.RecordBatch, counts: Ma
         if pa.types.is_null(values.type):
             continue
         if column.kind == "words":
-            values = values.drop_null().flatten()
+            values = values.flatten()
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
-        seen = values.drop_null().value_counts()
+        seen = _widen(values).drop_null().value_counts()
         words = seen.field("values").cast(pa.string()).to_pylist()
         counts[column.name].update(dict(zip(words, seen.field("counts").to_pylist(), strict=True)))
 
@@ -168,7 +172,7 @@ def fitted(pairs: Pairs, columns: Sequence[ColumnSpec], moments: Moments, counts
             spread = moments.high[place] - moments.low[place] if present else 0.0
             shift, scale, limit = {
                 "standard": (mean[place], deviation[place], CLIP),
-                "minmax": (moments.low[place] if present else 0.0, spread or 1.0, UNLIMITED),
+                "minmax": (moments.low[place] if present else 0.0, spread if spread > TINY else 1.0, UNLIMITED),
                 "none": (0.0, 1.0, UNLIMITED),
             }[rules.scale]
             fill = mean[place] if rules.fill == "mean" else rules.fill / rules.divide
@@ -241,7 +245,7 @@ def _widest(dtype: pa.DataType) -> pa.DataType:
     """The type that words are looked up in."""
     if pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype) or pa.types.is_null(dtype):
         return pa.string()
-    return pa.int64() if pa.types.is_signed_integer(dtype) else pa.uint64() if pa.types.is_unsigned_integer(dtype) else dtype
+    return pa.int64() if pa.types.is_integer(dtype) and not pa.types.is_uint64(dtype) else dtype
 
 
 def _widen(values: pa.Array) -> pa.Array:

@@ -132,7 +132,8 @@ def open_input(setting: str, location: str, storage_options: Mapping[str, str], 
                     "Write all files with the same columns."
                 )
             for column, dtype in seen.items():
-                common = _common(columns.setdefault(column, dtype), dtype)
+                known = columns.setdefault(column, dtype)
+                common = known if known == dtype else _common(known, dtype)
                 if common is not None:
                     columns[column] = common
                 else:
@@ -161,7 +162,7 @@ def batches(source: Input, path: str, row_groups: Sequence[int], columns: Sequen
     store, _ = filesystem(source.location, source.storage_options)
     with store.open_input_file(path) as handle:
         if source.csv:
-            yield from _read_csv(handle, columns).to_batches(BATCH_ROWS)
+            yield from _read_csv(handle, {name: source.columns[name] for name in columns}).to_batches(BATCH_ROWS)
             return
         # words are looked up once for each page's dictionary instead of once a row
         words = [name for name in columns if pa.types.is_string(source.columns[name])]
@@ -201,16 +202,19 @@ def row_groups(source: Input, columns: Sequence[str], *, key: str | None = None)
     def groups(file: File) -> list[RowGroup]:
         with store.open_input_file(file.path) as handle:
             metadata = pq.ParquetFile(handle).metadata
-        leaves = [metadata.schema.column(place).path.split(".")[0] for place in range(metadata.num_columns)]
-        read = [place for place, name in enumerate(leaves) if name in wanted]
+        leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+        names = [_column_of(leaf.path, source.columns) for leaf in leaves]
+        read = [(place, _width(leaves[place])) for place, name in enumerate(names) if name in wanted]
         found: list[RowGroup] = []
         first = 0
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             low = high = None
-            if key is not None and (statistics := group.column(leaves.index(key)).statistics) is not None and statistics.has_min_max:
+            if key is not None and (statistics := group.column(names.index(key)).statistics) is not None and statistics.has_min_max:
                 low, high = statistics.min, statistics.max
-            size = sum(group.column(place).total_uncompressed_size for place in read)
+            # a dictionary of one value takes next to no bytes in the file, and as many as any other column when it is read
+            chunks = ((group.column(place), width) for place, width in read)
+            size = sum(max(chunk.total_uncompressed_size, chunk.num_values * width) for chunk, width in chunks)
             found.append(RowGroup(file.path, number, first, group.num_rows, size, low, high))
             first += group.num_rows
         return [group for group in found if group.rows]
@@ -298,17 +302,42 @@ def _csv_footer(store: pafs.FileSystem, path: str) -> tuple[pa.Schema, int, int]
         raise DataError(f"{path}: not a CSV file with a header: {error}. Mend it, or write Parquet.") from error
 
 
-def _read_csv(handle: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table:
-    return pcsv.read_csv(handle, convert_options=pcsv.ConvertOptions(include_columns=list(columns) if columns else None))
+def _read_csv(handle: pa.NativeFile, types: Mapping[str, pa.DataType] | None) -> pa.Table:
+    """The columns of these types; None: all columns, of the types that their values have."""
+    if types is not None:
+        known = {name: dtype for name, dtype in types.items() if not pa.types.is_null(dtype)}
+        return pcsv.read_csv(handle, convert_options=pcsv.ConvertOptions(include_columns=list(types), column_types=known))
+    try:
+        return pcsv.read_csv(handle)
+    except pa.ArrowInvalid:  # types are guessed from the first block: 1 for 0.5 further down
+        handle.seek(0)
+        return pcsv.read_csv(handle, read_options=pcsv.ReadOptions(block_size=min(handle.size() + 1, 2**31 - 1)))
+
+
+def _column_of(path: str, columns: Mapping[str, pa.DataType]) -> str:
+    """The column that a leaf of a Parquet file is part of; names may have dots."""
+    while path not in columns and "." in path:
+        path = path.rpartition(".")[0]
+    return path
+
+
+def _width(leaf: pq.ColumnSchema) -> int:
+    """Bytes that one value of a leaf takes when it is read, at least."""
+    return {"BOOLEAN": 1, "INT64": 8, "DOUBLE": 8, "INT96": 8}.get(leaf.physical_type, 4)
 
 
 def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     """The type of a column that is `one` in some files and `other` in the next; None where that is a mistake."""
-    families = {_family(one), _family(other)}
-    if len(families) == 1 or pa.types.is_null(other):
+    if pa.types.is_null(other):
         return one
     if pa.types.is_null(one):
         return other
+    if _is_list(one) and _is_list(other):
+        values = _common(one.value_type, other.value_type)
+        return one if values == one.value_type else None if values is None else pa.list_(values)
+    families = {_family(one), _family(other)}
+    if len(families) == 1:
+        return other if pa.types.is_decimal(other) else one  # the narrower reader decides whether it takes decimals
     return pa.float64() if families == {"integer", "float"} else None  # as pandas writes integers with and without nulls
 
 
@@ -322,8 +351,10 @@ def _family(dtype: pa.DataType) -> str:
         return "integer"
     if pa.types.is_floating(dtype) or pa.types.is_decimal(dtype):
         return "float"
-    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype):
-        return f"list of {_family(dtype.value_type)}"
     if pa.types.is_timestamp(dtype):
         return "timestamp with zone" if dtype.tz else "timestamp without zone"
     return str(dtype)
+
+
+def _is_list(dtype: pa.DataType) -> bool:
+    return pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype)

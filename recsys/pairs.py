@@ -86,10 +86,16 @@ def open_rows(settings: PairsSettings, role: Role, spec: FeatureSpec | None = No
     pairs = settings.pairs
     location = getattr(pairs, role) or pairs.path
     csv = pairs.format != "parquet"
+    if not csv and location.endswith(".csv"):
+        raise DataError(f"{location}: pairs.format is parquet, got a CSV file. Set pairs.format to 'csv' or 'original_csv'.")
     source = open_input(f"pairs.{role}", location, pairs.storage_options, csv=csv)
     if pairs.format == "original_csv":
         *numeric, label = source.columns
-        pairs = pairs.model_copy(update={"numeric": tuple(numeric), "label": label, "ignore": ()})
+        numeric = [name for name in numeric if name not in pairs.ignore]
+        pairs = pairs.model_copy(update={"numeric": tuple(numeric), "label": label})
+        for name in pairs.columns:
+            if name not in numeric:
+                raise DataError(f"{location}: pairs.columns names '{name}', the features are {', '.join(numeric)}. Mend the name.")
     joined: dict[Place, Input] = {}
     sides: tuple[tuple[Place, str], ...] = (("users", pairs.user_id), ("items", pairs.item_id))
     for table, key in sides:
@@ -103,11 +109,14 @@ def open_rows(settings: PairsSettings, role: Role, spec: FeatureSpec | None = No
         if not ids:
             raise DataError(f"{location}: rows of the original CSV have no user_id and item_id, so no lists. Use pairs.format = 'csv'.")
     ids = tuple(name for name in ids if name in source.columns)
+    for name in ids:
+        tables.id_type(source.columns[name], where=location, column=name)
     labels: tuple[str, ...] = ()
     if role != "score":
         _check_number(source, pairs.label, source.require(pairs.label, setting="pairs.label"))
-        labels = (pairs.label, pairs.weight) if pairs.weight in source.columns else (pairs.label,)
-        if pairs.weight in labels:
+        labels = (pairs.label,)
+        if pairs.weight in source.columns and pairs.format != "original_csv":
+            labels = (pairs.label, pairs.weight)
             _check_number(source, pairs.weight, source.columns[pairs.weight])
     if spec is not None:
         _check_bundle(spec, pairs.named)
@@ -208,15 +217,15 @@ def _check_number(source: Input, column: str, dtype: pa.DataType) -> None:
 
 
 def _width(source: Input, column: str) -> int:
-    """The length of a numeric list column's lists: of its type, or of its first list."""
+    """The length of a numeric list column's lists: of its type, or of its first list that has values."""
     dtype = source.columns[column]
     if pa.types.is_fixed_size_list(dtype):
         return dtype.list_size
     for group in row_groups(source, [column]):
         for batch in batches(source, group.path, [group.number], [column]):
-            lengths = pc.list_value_length(batch.column(0)).drop_null()
-            if len(lengths):
-                return lengths[0].as_py()
+            lengths = pc.fill_null(pc.list_value_length(batch.column(0)), 0).to_numpy()
+            if lengths.any():
+                return int(lengths[lengths > 0][0])
     return 1
 
 
@@ -240,12 +249,13 @@ class Shard:
                 runs[-1][1].append(group.number)
             else:
                 runs.append((group.path, [group.number], group.first_row))
+        known = self.shared is not None and all(group.low is not None for group in self.groups)
         return {
             "shard": self.number,
             "runs": runs,
             "shared": None if self.shared is None else list(self.shared),
-            "low": self.groups[0].low,
-            "high": max(group.high for group in self.groups) if self.shared is not None else None,
+            "low": min(group.low for group in self.groups) if known else None,
+            "high": max(group.high for group in self.groups) if known else None,
         }
 
 
@@ -255,7 +265,7 @@ def cut(rows: Rows, *, size: int) -> tuple[Shard, ...]:
     Where the footers prove that users come in order, with at most one user on both sides of a border between two row groups,
     a shard shares no others with its neighbours. Where they do not prove it, a shard may share every user.
     """
-    groups = row_groups(rows.source, rows.read, key=rows.ids[0] if rows.ids else None)
+    groups = row_groups(rows.source, rows.read, key=rows.user_id)
     clustered = all(group.low is not None for group in groups)
     if clustered:
         ordered = sorted(groups, key=lambda group: (group.low, group.high))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 Place = Literal["rows", "users", "items"]
+TINY = 1e-30  # a smaller deviation or range has no inverse in float32
 CLIP = 8.0  # standard deviations; keeps one absurd value from owning a layer
 
 
@@ -97,7 +98,8 @@ class FeatureSpec:
             float32 (B, F), no NaN, a new array.
         """
         inputs = dense - np.asarray(self.mean, np.float32)
-        inputs *= 1.0 / np.asarray(self.scale, np.float32)
+        with np.errstate(over="ignore"):  # what becomes infinite is cut
+            inputs *= 1.0 / np.asarray(self.scale, np.float32)
         missing = np.isnan(inputs)
         if missing.any():
             inputs[missing] = np.broadcast_to(np.asarray(self.fill or 0.0, np.float32), inputs.shape)[missing]
@@ -163,7 +165,7 @@ class Moments:
         count = np.maximum(self.count, 1)
         mean = self.total / count
         deviation = np.sqrt(np.maximum(self.squares / count - mean**2, 0.0))
-        constant = deviation <= 1e-6 * np.maximum(np.abs(mean), 1.0)
+        constant = ~(self.high > self.low) | (deviation <= 1e-6 * np.abs(mean)) | (deviation < TINY)
         return mean, np.where(constant, 1.0, deviation)
 
 
