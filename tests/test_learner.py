@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fits import BATCH, SPEC, Files, plan, write_all
 
 from recsys import config, feed
 from recsys.learner import Learner, Team, TeamBatchNormalization, learning_rate
+from tests.fits import BATCH, SPEC, Files, plan, write_all
 
 
 @pytest.fixture(scope="module")
