@@ -242,7 +242,7 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from tests from tests import fits
+from tests import fits
 from recsys import config, runtime, train
 from recsys.spec import FeatureSpec
 
@@ -434,11 +434,11 @@ def test_a_changed_setting_has_checkpoints_of_its_own_and_more_retries_go_on(fil
 
 
 ELASTIC = """
-import json, sys, time
+import json, sys, threading, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
 import ray
-from tests from tests import fits
+from tests import fits
 from recsys import config, runtime, train
 from recsys.spec import FeatureSpec
 
@@ -450,31 +450,43 @@ class SlowSpec(FeatureSpec):
 
 examples, folder, said = map(Path, sys.argv[1:])
 fast = folder / "fast"
+seen = []  # workers of each epoch
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-nodes = []
-
-def change(record):
-    workers = record["workers"]
-    if workers == 1 and not nodes:
-        nodes.append(cluster.add_node(num_cpus=1))
-    elif workers == 2 and len(nodes) == 1:
-        cluster.remove_node(nodes[0], allow_graceful=False)
-        nodes.append(None)
-    elif workers == 1 and len(nodes) == 2:
-        fast.touch()
-
 train.RESIZE_SECONDS = 1.0
 s = fits.SPEC
+
+def fit():
+    try:
+        fitted = train.fit(
+            [examples / "0.arrow", examples / "1.arrow"], [examples / "2.arrow"],
+            spec=SlowSpec(s.dense, s.mean, s.scale, s.codes, s.vocabularies),
+            model=config.Model(hidden=(16, 8), normalisation="batch"),
+            train=config.Train(epochs=100, patience=None, refit=False, batch_size=fits.BATCH, workers=(1, 2), checkpoint_seconds=1),
+            seed=5, folder=folder, name="fit", on_epoch=lambda record: seen.append(record["workers"]),
+        )
+        said.write_text(json.dumps(fitted.history))
+    finally:
+        ended.set()
+
+def wait(number, workers):
+    while not ended.is_set() and workers not in seen[number:]:
+        time.sleep(0.1)
+    return len(seen)
+
+ended = threading.Event()
 runtime.os.environ["RAY_ADDRESS"] = cluster.address
 with runtime.connect():
-    fitted = train.fit(
-        [examples / "0.arrow", examples / "1.arrow"], [examples / "2.arrow"],
-        spec=SlowSpec(s.dense, s.mean, s.scale, s.codes, s.vocabularies), model=config.Model(hidden=(16, 8), normalisation="batch"),
-        train=config.Train(epochs=60, patience=None, refit=False, batch_size=fits.BATCH, workers=(1, 2), checkpoint_seconds=1),
-        seed=5, folder=folder, name="fit", on_epoch=change,
-    )
-said.write_text(json.dumps(fitted.history))
+    fitting = threading.Thread(target=fit)  # nodes are added by the main thread alone
+    fitting.start()
+    number = wait(0, 1)
+    node = cluster.add_node(num_cpus=1)
+    number = wait(number, 2)
+    cluster.remove_node(node, allow_graceful=False)
+    wait(number, 1)
+    fast.touch()
+    fitting.join()
 cluster.shutdown()
+sys.exit(0 if said.exists() else 1)
 """
 
 
@@ -485,7 +497,7 @@ def test_an_elastic_fit_starts_with_what_there_is_grows_and_shrinks_with_the_clu
     said = process.communicate(timeout=240)[0]
     assert process.returncode == 0, said
     history = json.loads((tmp_path / "said.json").read_text())
-    assert [record["epoch"] for record in history] == list(range(1, 61))
+    assert [record["epoch"] for record in history] == list(range(1, 101))
     workers = [record["workers"] for record in history]
     changes = [number for number, before in zip(workers, [0, *workers], strict=False) if number != before]
     assert changes == [1, 2, 1]
