@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # dtype, [mode
     "sgd": ("float64", {}, {"optimizer": "sgd"}),
     "everything else": (
         "float64",
-        {"activation": "gelu", "normalisation": "layer", "initialiser": "he_normal"},
-        {"optimizer": "adamw", "schedule": "cosine", "warmup_epochs": 1, "clip_norm": 0.5, "l2": 1e-3, "class_weights": "balanced"}
-        | {"loss": "mean_squared_error"},
+        {"activation": "gelu", "normalisation": "batch", "initialiser": "he_normal"},
+        {"optimizer": "sgd", "schedule": "cosine", "warmup_epochs": 1, "clip_norm": 0.5, "l2": 1e-3, "class_weights": "balanced"}
+        | {"loss": "mean_squared_error", "learning_rate": 0.1},
     ),
-    "batch normalisation": ("float64", {"normalisation": "batch", "activation": "tanh"}, {"optimizer": "sgd"}),
     "adam in float32": ("float32", {}, {"optimizer": "adam"}),
     "sgd in float32": ("float32", {}, {"optimizer": "sgd"}),
 }
@@ -144,7 +143,7 @@ def test_one_two_and_four_workers_agree_in_every_weight_after_fifty_steps(proofs
     one = proofs[1][case]
     assert len(one["losses"]) == STEPS
     # a bias before batch normalisation has no gradient but for rounding: it stays at 0, where a relative measure says nothing
-    nothing = 1e-12 if case == "batch normalisation" else 0
+    nothing = 1e-12 if case == "everything else" else 0
     for workers in (2, 4):
         for left, right in zip(one["weights"], proofs[workers][case]["weights"], strict=True):
             assert left.dtype == np.float64
@@ -312,8 +311,11 @@ def test_a_driver_killed_and_run_again_goes_on_from_within_the_epoch_to_the_same
     children = descendants(first.pid)
     assert len(children) > 4  # Ray's own processes, a controller and two workers
     first.kill()
-    first.communicate()
-    while any(alive(child) for child in children):  # Ray ends what a killed driver leaves behind
+    first.wait()
+    for child in children:  # Ray ends what a killed driver leaves behind, a minute or two later; as when the machine goes down
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    while any(alive(child) for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     left = newest(tmp_path)
