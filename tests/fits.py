@@ -62,12 +62,19 @@ def write_all(folder: Path) -> Files:
     return Files((first, second), (write(folder / "2.arrow", slice(ROWS, ROWS + HELD_OUT)),))
 
 
-def plan(files: Files, run: Path, *, spec: FeatureSpec = SPEC, model: config.Model | None = None, **changes: Any) -> Plan:
-    """A small plan; `changes` are of config.Train, but for `seed` and `policy`."""
-    about = {name: changes.pop(name) for name in ("seed", "policy") if name in changes}
+def plan(
+    files: Files,
+    run: Path,
+    *,
+    spec: FeatureSpec = SPEC,
+    model: config.Model | None = None,
+    seed: int = 5,
+    policy: str | None = None,
+    **changes: Any,
+) -> Plan:
+    """A small plan; `changes` are of config.Train."""
     settings = {"epochs": 3, "patience": 1, "batch_size": BATCH, "workers": 1, "learning_rate": 0.01, "max_failures": 1} | changes
     mlp = model or config.Model(hidden=(16, 8), dropout=0.0)
     run.mkdir(parents=True, exist_ok=True)
-    return Plan(
-        files.train, files.validation, spec, mlp, config.Train.model_validate(settings), **({"seed": 5} | about), cpus=1, run=run
-    )
+    train = config.Train.model_validate(settings)
+    return Plan(files.train, files.validation, spec=spec, model=mlp, train=train, seed=seed, cpus=1, run=run, policy=policy)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fits import SPEC, Files, plan, write_all
 from typing_extensions import override
 
 from recsys import config, epochs
@@ -15,9 +14,10 @@ from recsys.epochs import REFIT, VALIDATE, Plan, next_epoch, walk
 from recsys.errors import ClusterError, ConfigError
 from recsys.feed import Rows
 from recsys.learner import Learner, Team
+from tests.fits import SPEC, Files, plan, write_all
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     """Ends a walk where a kill would."""
 
 
@@ -31,7 +31,7 @@ class Stopping(Checkpoints):
         super().write(state)
         type(self).left -= 1
         if self.left == 0:
-            raise Stop
+            raise StoppedError
 
 
 class Full(Checkpoints):
@@ -54,6 +54,15 @@ def alone(told: Plan) -> State:
     return walk(told, Learner(told, Team()))
 
 
+def stopped(told: Plan, checkpoints: int) -> None:
+    """The same, up to so many checkpoints."""
+    Stopping.left = checkpoints
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epochs, "Checkpoints", Stopping)
+        with pytest.raises(StoppedError):
+            alone(told)
+
+
 def assert_equal(one: State, two: State) -> None:
     """The same bits."""
     for name in ("weights", "optimizer", "best_weights"):
@@ -64,7 +73,7 @@ def assert_equal(one: State, two: State) -> None:
         assert {key: left[key] for key in left if key not in clocks} == {key: right[key] for key in right if key not in clocks}
 
 
-def test_a_walk_goes_on_from_the_end_of_any_epoch_with_the_same_bits(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_walk_goes_on_from_the_end_of_any_epoch_with_the_same_bits(files: Files, tmp_path: Path):
     mlp = config.Model(hidden=(16, 8), dropout=0.3, normalisation="batch")
     told = plan(files, tmp_path / "one", model=mlp, schedule="cosine", epochs=2, patience=None)
     undisturbed = alone(told)
@@ -72,10 +81,7 @@ def test_a_walk_goes_on_from_the_end_of_any_epoch_with_the_same_bits(files: File
     for checkpoints in range(1, len(undisturbed.history)):
         run = replace(told, run=tmp_path / str(checkpoints))
         run.run.mkdir()
-        with monkeypatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(epochs, "Checkpoints", Stopping)
-            Stopping.left = checkpoints
-            alone(run)
+        stopped(run, checkpoints)
         assert_equal(alone(run), undisturbed)
 
 
@@ -87,10 +93,7 @@ def test_a_walk_goes_on_from_within_an_epoch_with_the_same_bits(files: Files, tm
     for checkpoints in (5, 16):
         run = replace(told, run=tmp_path / str(checkpoints))
         run.run.mkdir()
-        with monkeypatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(epochs, "Checkpoints", Stopping)
-            Stopping.left = checkpoints
-            alone(run)
+        stopped(run, checkpoints)
         reached = Checkpoints(run.run).read(Checkpoints(run.run).newest())
         assert (len(reached.history), len(reached.losses)) == {5: (0, 5), 16: (1, 5)}[checkpoints]
         assert_equal(alone(run), undisturbed)
@@ -103,8 +106,8 @@ def test_without_a_refit_the_fit_ends_with_the_validation(files: Files, tmp_path
 
 def test_class_weights_reach_training_rows_and_leave_validation_alone(files: Files, tmp_path: Path):
     plain, weighted = (
-        alone(plan(files, tmp_path / name, learning_rate=1e-9, epochs=1, refit=False, **changes))
-        for name, changes in (("plain", {}), ("weighted", {"class_weights": [1.0, 9.0]}))
+        alone(plan(files, tmp_path / str(factor), learning_rate=1e-9, epochs=1, refit=False, class_weights=[1.0, factor]))
+        for factor in (1.0, 9.0)
     )
     rows = Rows(files.train, SPEC)
     learner = Learner(plan(files, tmp_path), Team())  # at so small a rate the weights stay those of the start
@@ -150,7 +153,7 @@ def test_a_full_disk_at_an_epoch_s_end_ends_the_fit_and_freeing_it_goes_on(
     assert_equal(alone(told), undisturbed)
 
 
-def test_a_full_disk_inside_an_epoch_does_no_harm(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_inside_an_epoch_does_no_harm_before_its_end(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     told = plan(files, tmp_path / "two", epochs=1, refit=False)
     with monkeypatch.context() as patch:
         patch.setattr(epochs, "SECOND", 0.0)

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from fits import ROWS, SPEC, Files, write, write_all
 
 from recsys import feed
 from recsys.spec import FeatureSpec
+from tests.fits import ROWS, SPEC, Files, write, write_all
 
 
 @pytest.fixture(scope="module")

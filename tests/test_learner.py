@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fits import BATCH, SPEC, Files, plan, write_all
 
 from recsys import config, feed
 from recsys.learner import Learner, Team, TeamBatchNormalization, learning_rate
+from tests.fits import BATCH, SPEC, Files, plan, write_all
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def one_step(files: Files, run: Path, **changes: Any) -> tuple[list[np.ndarray], list[np.ndarray], feed.Batch, float, Learner]:
     """Weights before and after the first step in float64, its batch, the loss, and who made it."""
     learner = Learner(plan(files, run, policy="float64", **changes), Team())
+    learner.model.set_weights([start + 0.1 if start.ndim == 1 else start for start in learner.weights()])  # biases start at 0
     rows = feed.Rows(files.train, SPEC)
     batches = feed.passes(rows, BATCH, seed=5, epoch=1)
     before = learner.weights()
