@@ -5,6 +5,7 @@ left for a merge, bucket by bucket of users, on Ray Data too.
 """
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -185,7 +186,9 @@ def _shard_task(
         read = 0
         kept: list[pa.Table] = []
         scores: list[pa.Table] = []
+        first_scored = None
         for batch, unfit, raw in scored(unit):
+            first_scored = first_scored or time.time()
             read += batch.columns.num_rows
             reasons = {**no_ids(rows, batch), **unfit, "the score is not finite": ~np.isfinite(raw)}
             fine = rejected.add(batch, reasons)
@@ -209,7 +212,8 @@ def _shard_task(
             write_atomically(folder / f"{name}.arrow", lambda file: write_arrow(bucketed, file))
         if all_scores is not None:
             _write_scores(pa.concat_tables(scores), all_scores, name, night)
-        return {"rows": read, "rejected": rejected.write(folder, name), "repeated": repeated, "part": part, "starts": starts}
+        counts = {"rows": read, "rejected": rejected.write(folder, name), "repeated": repeated}
+        return {**counts, "part": part, "starts": starts, "first_scored": first_scored}
 
     return task
 

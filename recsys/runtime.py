@@ -127,12 +127,12 @@ class _Worker:
                 f"{self.stage.path}: unit {name} ended its worker {ATTEMPTS} times, as when memory runs out. "
                 "Give the nodes more memory, or cut smaller units: raise run.shards."
             )
-        started = time.monotonic()
+        begun, started = time.time(), time.monotonic()
         try:
             if self.task is None:
                 self.task = self.make(*(ray.get(value) if isinstance(value, ray.ObjectRef) else value for value in self.arguments))
             receipt = self.task(name, dict(values))
-            self.stage.finish(name, {**receipt, "seconds": round(time.monotonic() - started, 3)})
+            self.stage.finish(name, {**receipt, "begun": round(begun, 3), "seconds": round(time.monotonic() - started, 3)})
         except RecsysError as error:
             return error
         except Exception as error:  # noqa: BLE001 # the driver raises it

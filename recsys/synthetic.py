@@ -361,11 +361,14 @@ def _renamed(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
     return table.rename_columns([columns.get(name, name) for name in table.column_names])
 
 
+ITEMS = 50_000  # of generated feature rows
+
+
 # Load for the pairs door ----------------------------------------------------------------------------------------------------------
 
 
 def feature_rows(
-    folder: Path, *, rows: int, files: int, numeric: int, categorical: int = 0, per_user: int = 100, items: int = 50_000, seed: int = 0
+    folder: Path, *, rows: int, files: int, numeric: int, categorical: int = 0, per_user: int = 100, items: int = ITEMS, seed: int = 0
 ) -> Iterator[Path]:
     """Parquet files of feature rows with ids, numbers f00, f01, … and words c00, c01, …; yields each file when it is written.
 

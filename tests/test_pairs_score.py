@@ -37,7 +37,8 @@ def users() -> pd.DataFrame:
     rng = np.random.default_rng(1)
     age = rng.normal(40, 12, USERS).astype(np.float32)
     age[::7] = np.nan
-    return pd.DataFrame({"user_id": np.arange(USERS) * 3 - 30, "age": age, "segment": rng.choice(["gold", "silver", None], USERS)})
+    segment = np.array(["gold", "silver", None])[rng.integers(0, 3, USERS)]
+    return pd.DataFrame({"user_id": np.arange(USERS) * 3 - 30, "age": age, "segment": segment})
 
 
 def items() -> pd.DataFrame:
@@ -295,7 +296,7 @@ def test_an_actor_and_the_driver_are_killed_and_the_same_command_ends_with_the_u
 ):
     model = made.bundles["joined"]
     told = settings(data, tmp_path, layout="scattered")
-    lines = []
+    lines: list[str] = []
     for section, values in told.model_dump(mode="json", exclude_unset=True).items():
         lines.append(f"[{section}]")
         lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if key != "columns"]
