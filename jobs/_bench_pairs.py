@@ -105,8 +105,8 @@ def _bundle(folder: Path, names: Sequence[str], pairs: dict[str, Any], *, split:
 
 
 def _score(settings: Path, made: Bundle) -> dict[str, float]:
-    """One `jobs.score_pairs` from the command on: seconds in all, to the first scored row, and of scoring alone; and the most memory, in
-    MiB, of the driver and of an actor."""
+    """One `jobs.score_pairs` from the command on: seconds in all, to the first scored row, of scoring alone; and the most memory, MiB,
+    of the driver and of an actor."""
     command = [sys.executable, "-m", "jobs.score_pairs", "--config", str(settings), "--bundle", str(made.folder), "--as-of", AS_OF]
     started = time.time()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
