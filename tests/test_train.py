@@ -315,6 +315,7 @@ def test_a_driver_killed_and_run_again_goes_on_from_within_the_epoch_to_the_same
     for child in children:  # Ray ends what a killed driver leaves behind, a minute or two later; as when the machine goes down
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
+    first.communicate()  # ends once none of them holds its output
     while any(alive(child) for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
