@@ -27,7 +27,7 @@ from recsys.runtime import Task
 from recsys.score import Scorer
 from recsys.spec import FeatureSpec, Moments
 from recsys.tables import CODES, DENSE, LABEL, WEIGHT
-from recsys.training import Trained, fit_bundle
+from recsys.training import Trained, fit_bundle, fit_inputs
 from recsys.work import Receipt, Stage, digest, write_atomically
 
 
@@ -74,7 +74,7 @@ def train(
         Stage(
             settings.run.work,
             "train_pairs",
-            {"examples": stage.digest, "model": settings.model, "train": settings.train, "seed": settings.run.seed},
+            {"examples": stage.digest, **fit_inputs(settings)},
         ),
         [stage.path / f"{name}-fit.arrow" for name in receipts],
         [stage.path / f"{name}-validate.arrow" for name in receipts],

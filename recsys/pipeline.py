@@ -37,7 +37,7 @@ from recsys.score import Device, Scorer
 from recsys.shop import Sources, midnight
 from recsys.signals import Signals
 from recsys.tables import DAY_US, DENSE, USER_ID
-from recsys.training import Trained, fit_bundle
+from recsys.training import Trained, fit_bundle, fit_inputs
 from recsys.work import Receipt, Stage, digest, write_atomically
 
 
@@ -249,9 +249,7 @@ def train(prepared: Prepared, *, as_of: date, on_epoch: Callable[[dict[str, Any]
         {
             "examples": prepared.examples.digest,
             "cutoffs": [day.isoformat() for day in days],
-            "model": settings.model,
-            "train": settings.train,
-            "seed": settings.run.seed,
+            **fit_inputs(settings),
         },
     )
     files = {day: [prepared.examples.path / f"{day.isoformat()}-{shard}.arrow" for shard in prepared.ingest.shards] for day in days}

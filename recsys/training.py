@@ -25,6 +25,15 @@ class Trained:
     best_epoch: int
 
 
+def fit_inputs(settings: Settings | PairsSettings) -> dict[str, Any]:
+    """What the weights depend on beside the examples, as a stage's inputs."""
+    return {
+        "model": settings.model,
+        "train": settings.train.model_dump(mode="json", exclude=train.FREE),
+        "seed": settings.run.seed,
+    }
+
+
 def fit_bundle(
     stage: Stage,
     fitting: Sequence[Path],
