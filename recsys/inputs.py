@@ -322,11 +322,7 @@ def _read_csv(handle: pa.NativeFile, types: Mapping[str, pa.DataType] | None) ->
     if types is not None:
         known = {name: dtype for name, dtype in types.items() if not pa.types.is_null(dtype)}
         return pcsv.read_csv(handle, convert_options=pcsv.ConvertOptions(include_columns=list(types), column_types=known))
-    try:
-        return pcsv.read_csv(handle)
-    except pa.ArrowInvalid:  # types are guessed from the first block: 1 for 0.5 further down
-        handle.seek(0)
-        return pcsv.read_csv(handle, read_options=pcsv.ReadOptions(block_size=min(handle.size() + 1, 2**31 - 1)))
+    return pcsv.read_csv(handle)
 
 
 def _column_of(path: str, columns: Mapping[str, pa.DataType]) -> str:

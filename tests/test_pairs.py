@@ -198,10 +198,15 @@ def test_a_csv_of_named_columns_is_read_as_its_values_say(tmp_path: Path) -> Non
 
 def test_a_csv_folder_is_one_table_though_its_files_guess_other_types(tmp_path: Path) -> None:
     header = ["user_id", "item_id", "price", "brand", "label"]
-    csv_file(tmp_path / "a.csv", header, [[1, "x", 1, "", 0]])
-    csv_file(tmp_path / "b.csv", header, [[2, "y", 0.5, "b", 1], [3, "z", "", "c", 1]])
-    rows = opened(tmp_path, format="csv")
+    csv_file(tmp_path / "a.csv", [*header, "note"], [[1, "x", 1, "", 0, "n"]])
+    csv_file(tmp_path / "b.csv", [*header, "note"], [[2, "y", 0.5, "b", 1, "n"], [3, "z", "", "c", 1, ""]])
+    rows = opened(tmp_path, format="csv", ignore=("note",))
     assert read_column(rows, "price") == [1.0, 0.5, None]
+    for batch in pairs.read(rows, pairs.cut(rows)[0].unit()):
+        assert {name: batch.columns.schema.field(name).type for name in rows.read} == {
+            name: rows.source.columns[name] for name in rows.read
+        }
+        assert batch.columns.schema.names == rows.read
     assert len(pairs.cut(rows)) == 1
 
 
@@ -638,6 +643,12 @@ def test_files_in_another_order_than_their_users_are_in_order_nonetheless(tmp_pa
     shards = check_cut(rows, 1)
     assert [shard.shared for shard in shards] == [(), (), (8,), (8,)]
     assert [users_of(rows, shard)[0] for shard in shards] == [1, 3, 7, 8]
+
+
+def test_an_empty_row_group_does_not_hide_the_order(tmp_path: Path) -> None:
+    rows = layout(tmp_path, [[[1, 2]], [[]], [[3, 4]]])
+    write(tmp_path / "00001.parquet", pq.read_table(tmp_path / "00001.parquet"))
+    assert [shard.shared for shard in check_cut(rows, 1)] == [(), ()]
 
 
 def test_users_out_of_order_may_be_anywhere(tmp_path: Path) -> None:
