@@ -6,7 +6,7 @@ CONFIG ?= jobs/demo_shop.toml
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE# without compiled modules TensorFlow takes twice as long to import
 
-.PHONY: cluster-up cluster-down nightly backtest test test-fast lint types format bench pins clean
+.PHONY: cluster-up cluster-down nightly backtest test test-fast drill lint types format bench pins clean
 
 nightly: .venv/ready
 	.venv/bin/python -m jobs.demo_shop --out var/shop
@@ -21,6 +21,9 @@ test: .venv/ready
 
 test-fast: .venv/ready
 	.venv/bin/python -m pytest -m "not ray"
+
+drill: .venv/ready
+	.venv/bin/python -m pytest -m drill -v --durations=0
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -14,7 +14,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from jobs import job, main
+from jobs import _bench_pairs, job, main
 from recsys import bundle, config
 from recsys.candidates import best
 from recsys.runtime import ENVIRONMENT, console
@@ -22,24 +22,36 @@ from recsys.score import Scorer, probabilities
 from recsys.spec import FeatureSpec
 from recsys.work import write_atomically
 
-DENSE, CODES, VOCABULARY = 80, 6, 1000
+DENSE, CODES, VOCABULARY, SCORED = 80, 6, 1000, 100_000
 
 
 def bench(
-    rows: Annotated[int, typer.Option(min=2048, help="Feature rows to score.")] = 100_000,
+    rows: Annotated[
+        int, typer.Option(min=100_000, help="Feature rows of the pairs door's runs; README's have 20 million.")
+    ] = 2_000_000,
+    files: Annotated[int, typer.Option(min=2, help="Parquet files that they lie in.")] = 32,
     runs: Annotated[int, typer.Option(min=1, help="Counted runs of each, after one that is not.")] = 5,
+    folder: Annotated[Path | None, typer.Option(help="Where the rows are generated; absent, the system's temporary folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.")] = None,
 ) -> None:
     """Speed, as ratios taken in one run on one machine: each line is ours against a named alternative on the same input."""
     with job():
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-        results = [*_scoring(rows, runs), _choosing(runs)]
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            pairs = _bench_pairs.compare(Path(place) / "rows", rows=rows, files=files)
+            pairs += _bench_pairs.compare_joined(Path(place) / "joined", rows=rows // 4, files=files)
+        results = [*_scoring(SCORED, runs), _choosing(runs), *pairs]
         table = Table(title=f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, median of {runs} runs")
         for column in ("what", "ours", "alternative", "ratio"):
             table.add_column(column, justify="left" if column == "what" else "right")
         for result in results:
             table.add_row(result["what"], f"{result['ours']:,.0f}", f"{result['alternative']:,.0f}", f"{result['ratio']:.2f}")
         console.print(table)
+        run = pairs[0]
+        console.print(
+            f"jobs.score_pairs: first row scored {run['first_row_seconds']:.1f} s after the command; "
+            f"at most {run['driver_mib']:,.0f} MiB in the driver and {run['actor_mib']:,.0f} MiB in an actor."
+        )
         if out is not None:
             text = json.dumps({"cpus": os.cpu_count(), "runs": runs, "results": results}, indent=1) + "\n"
             write_atomically(out, lambda file: file.write_text(text))

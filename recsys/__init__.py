@@ -25,10 +25,14 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     rows.py          batches of a shard -> model inputs, rows that cannot be used counted by reason
     model.py         settings -> keras.Model; no Ray, no files
     feed.py          examples on disk -> the batches of one training worker
-    train.py       R data-parallel fit, checkpoints, resume
+    checkpoint.py    what a fit has reached, on disk
+    epochs.py        one worker's way through a fit: epochs, early stopping, refit
+    learner.py       one worker's model, optimizer and step; what makes N workers equal one
+    train.py       R data-parallel fit: the workers started, and started again
     training.py    R examples of either door -> a bundle, made once
     bundle.py        model + spec + provenance in one folder, checksummed, no pickle
     score.py         Scorer: one bundle, numpy in, raw outputs out; knows nothing of Ray
+    halves.py        Scorer of rows joined to tables: users' and items' parts of the first layer, once each
     rank.py          order by raw output, fixed tie order, the first k
     explain.py       why this item: source and a sentence for people
     recommend.py     profiles -> rows of the recommendation table, one user's whole road in one call

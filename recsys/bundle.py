@@ -2,6 +2,8 @@
 
     model.keras    the Keras model: probabilities
     model.onnx     the same model up to its logit, for scoring on CPU; checked against Keras when written
+    rest.onnx      where rows are joined to tables: the model after its first product; and
+    first.npz      that product's weights and the embeddings, so that a user's and an item's part are multiplied once
     spec.json      the feature spec: names, order, normalisation and vocabularies of the inputs
     bundle.json    model_version, settings, training window, metrics, code and package versions, checksums of the files above
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 KERAS = "model.keras"
 ONNX = "model.onnx"
+REST = "rest.onnx"
+FIRST = "first.npz"
 SPEC = "spec.json"
 ABOUT = "bundle.json"
 FILES = (KERAS, ONNX, SPEC)
@@ -64,6 +68,12 @@ class Bundle:
         One thread, because a second would split sums by batch size and change the last bits of a score.
         """
         return _session(self.folder / ONNX)
+
+    def split(self) -> tuple[dict[str, np.ndarray], onnxruntime.InferenceSession]:
+        """What `model.split` returns, the rest in ONNX Runtime as `session`; of a bundle whose rows are joined to tables."""
+        with np.load(self.folder / FIRST, allow_pickle=False) as file:
+            arrays = dict(file)
+        return arrays, _session(self.folder / REST)
 
     def keras_model(self) -> "keras.Model":
         """The Keras model, which imports Keras and TensorFlow; code inside the file is refused (safe mode)."""
@@ -107,7 +117,7 @@ def save(
             "export": {"opset": OPSET, "checked_rows": CHECKED_ROWS, "max_abs_difference": difference},
             "code": {"version": __version__, "digest": code_digest()},
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "files": {name: _checksum(temporary / name) for name in FILES},
+            "files": {path.name: _checksum(path) for path in sorted(temporary.iterdir())},
         }
         about = json.loads(json.dumps(about))  # as it will be read back, so that the digest below is the same then
         _write_json(temporary / ABOUT, {**about, "digest": digest(about)})
@@ -128,7 +138,7 @@ def load(folder: str | Path) -> Bundle:
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         stated = about.pop("digest")
-        expected = {name: about["files"][name] for name in FILES}
+        expected = {name: about["files"][name] for name in FILES} | about["files"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{folder / ABOUT}: cannot be read as a bundle's description. Run jobs.train again.") from error
     if digest(about) != stated:
@@ -169,19 +179,17 @@ def _place(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def _write_models(folder: Path, model: "keras.Model", spec: FeatureSpec) -> float:
-    """Both model files; how far apart their logits are at most, on random rows.
+    """All model files; how far apart the logits of Keras and of ONNX Runtime are at most, on random rows.
 
     Raises:
         BundleError: by more than TOLERANCE.
     """
-    from recsys.model import logits
+    from recsys.model import logits, split
 
     rng = np.random.default_rng(0)
     feed: dict[str, np.ndarray] = {"dense": rng.normal(scale=2.0, size=(CHECKED_ROWS, len(spec.dense))).astype(np.float32)}
     if spec.codes:
         feed["codes"] = rng.integers(0, spec.sizes(), (CHECKED_ROWS, len(spec.codes)), dtype=np.int32)
-    scores = logits(model)
-    expected = np.asarray(scores(list(feed.values()), training=False))
     # the converter logs every optimiser pass
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -189,15 +197,29 @@ def _write_models(folder: Path, model: "keras.Model", spec: FeatureSpec) -> floa
         warnings.filterwarnings("ignore", message=r"In the future `np\.object`", category=FutureWarning)
         warnings.filterwarnings("ignore", message="__array__ implementation doesn't accept a copy", category=DeprecationWarning)
         model.save(folder / KERAS)
-        scores.export(str(folder / ONNX), format="onnx", opset_version=OPSET, verbose=False)
-    seen = _session(folder / ONNX).run(None, feed)[0]
-    difference = float(np.max(np.abs(np.asarray(seen) - expected)))
+        differences = [_export(logits(model), list(feed.values()), folder / ONNX)]
+        if spec.joined:
+            arrays, rest = split(model, spec)
+            np.savez(folder / FIRST, allow_pickle=False, **arrays)
+            product = rng.normal(size=(CHECKED_ROWS, len(arrays["bias"]))).astype(np.float32)
+            differences.append(_export(rest, [product], folder / REST))
+    difference = float(np.max(differences))  # NaN stays NaN
     if not difference <= TOLERANCE:
         raise BundleError(
             f"{folder.parent}: the exported model's logits must be within {TOLERANCE} of Keras's, got {difference:.2g}. "
             "Was the training loss finite? If it was, this is a fault of the exporter: report it with these versions."
         )
     return difference
+
+
+def _export(model: "keras.Model", inputs: list[np.ndarray], path: Path) -> float:
+    """The model written for ONNX Runtime; how far apart its outputs are at most from Keras's."""
+    expected = np.asarray(model(inputs, training=False))
+    model.export(str(path), format="onnx", opset_version=OPSET, verbose=False)
+    session = _session(path)
+    names = [one.name for one in session.get_inputs()]
+    seen = session.run(None, dict(zip(names, inputs, strict=True)))[0]
+    return float(np.max(np.abs(np.asarray(seen) - expected)))
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:

@@ -124,16 +124,6 @@ def encoder(spec: FeatureSpec, table: Place) -> Encoder:
     return Encoder([column for column in spec.columns if column.table == table], spec.vocabularies, limited)
 
 
-def join(parts: Sequence[Encoded]) -> Encoded:
-    """Inputs of the same rows side by side."""
-    if len(parts) == 1:
-        return parts[0]
-    unfit: dict[str, np.ndarray] = {}
-    for part in parts:
-        unfit |= part.unfit
-    return Encoded(np.hstack([part.dense for part in parts]), np.hstack([part.codes for part in parts]), unfit)
-
-
 # Fitting ------------------------------------------------------------------------------------------------------------------------
 
 

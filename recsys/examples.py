@@ -1,5 +1,6 @@
 """Labels and sampled negatives: the candidates as of a cutoff, and the window after it -> labelled feature rows."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,25 @@ def as_lists(matrix: np.ndarray, dtype: pa.DataType) -> pa.Array:
     if width == 0:
         return pa.array([[]] * rows, pa.list_(dtype, 0))
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel(), dtype), width)
+
+
+def named(table: pa.Table, names: Sequence[str], vocabularies: Mapping[str, Sequence[str]]) -> pa.Table:
+    """The examples of `to_table` with a column for each input: float32, NaN as null, and words instead of codes, code 0 as null.
+
+    Args:
+        names: of the dense inputs, in order.
+        vocabularies: of the code columns, in order.
+    """
+    columns = {name: table.column(name) for name in (USER_ID, ITEM_ID, LABEL, WEIGHT)}
+    rows = table.num_rows
+    dense = table.column(DENSE).combine_chunks().flatten().to_numpy().reshape(rows, len(names))
+    codes = table.column(CODES).combine_chunks().flatten().to_numpy().reshape(rows, len(vocabularies))
+    for place, name in enumerate(names):
+        columns[name] = pa.array(dense[:, place], from_pandas=True)
+    for place, (name, words) in enumerate(vocabularies.items()):
+        columns[name] = pa.array(words, pa.string()).take(pa.array(codes[:, place] - 1, mask=codes[:, place] == 0))
+    assert len(columns) == 4 + len(names) + len(vocabularies), "two inputs have one name"
+    return pa.table(columns)
 
 
 def write(table: pa.Table, path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +55,46 @@ class Rows:
         if weight > 0:
             share[: len(rows)] = self.weight[rows] / weight
         return dense, codes, label, share
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over all rows, cut into global batches."""
+
+    rows: list[np.ndarray]
+    """Numbers of each batch's rows; all have `batch_size` but the last."""
+    weights: list[float]
+    """Of each batch."""
+
+    def mean(self, losses: Sequence[float]) -> float:
+        """The weighted mean over all rows of the batches' mean losses."""
+        return float(np.dot(losses, self.weights) / sum(self.weights))
+
+
+def passes(rows: Rows, size: int, *, seed: int, epoch: int) -> Pass:
+    """The pass of an epoch, in an order that knows nothing of workers; batches that weigh nothing are left out."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(rows))
+    batches = [order[start : start + size] for start in range(0, len(rows), size)]
+    weights = [float(rows.weight[batch].sum(dtype=np.float64)) for batch in batches]
+    kept = [number for number, weight in enumerate(weights) if weight > 0]
+    return Pass([batches[number] for number in kept], [weights[number] for number in kept])
+
+
+def class_weighted(label: np.ndarray, weight: np.ndarray, factors: tuple[float, float] | Literal["balanced"] | None) -> np.ndarray:
+    """The rows' weights times their label's factor, float32; a label between 0 and 1 gets what lies between.
+
+    Args:
+        factors: of label 0 and label 1; "balanced": all weights over twice those of the label (scikit-learn's `class_weight`),
+            1 where a label is absent.
+    """
+    if factors is None:
+        return weight
+    if factors == "balanced":
+        total = weight.sum(dtype=np.float64)
+        ones = float(np.dot(weight.astype(np.float64), label))
+        both = 0 < ones < total
+        factors = (total / (2 * (total - ones)), total / (2 * ones)) if both else (1.0, 1.0)
+    return (weight * (factors[0] + (factors[1] - factors[0]) * label)).astype(np.float32)
 
 
 def part(batch: np.ndarray, rank: int, workers: int) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Tables that rows are joined to: features of users or items, encoded once, mapped into memory and found by id."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from recsys.encode import Encoded, Encoder
+from recsys.encode import Encoder
 from recsys.errors import DataError
 from recsys.inputs import Input, batches, row_groups
 from recsys.profiles import stable_hash
@@ -89,11 +89,6 @@ def write(source: Input, key: str, encode: Encoder, folder: Path, name: str) -> 
     for array, values in (("keys", keys[order]), ("order", order)):
         write_atomically(folder / f"{name}-{array}.npy", lambda file, values=values: _save(file, values))
     return {"rows": rows}
-
-
-def take(table: Joined, rows: np.ndarray, *, unfit: Mapping[str, np.ndarray]) -> Encoded:
-    """The inputs of rows of the table, int64 (N), none of them -1."""
-    return Encoded(table.dense[rows], table.codes[rows], unfit)
 
 
 def _save(file: Path, values: np.ndarray) -> None:

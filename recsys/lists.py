@@ -32,7 +32,8 @@ GIVEN = "given"  # source and kind of reason: the row was there to be scored
 def best(rows: pa.Table, *, k: int) -> tuple[pa.Table, int]:
     """The k rows of each user with the highest raw output, ranked, each item once; and how many repeated rows were passed over.
 
-    Ties break by item id. An item that a user has several times counts once, with its highest output.
+    Ties break by item id. An item that a user has several times counts once, with its highest output; the repeats are counted for
+    users on whose lists one would have been.
 
     Args:
         rows: user_id, item_id and raw, float32 without NaN; in any order.
@@ -44,13 +45,18 @@ def best(rows: pa.Table, *, k: int) -> tuple[pa.Table, int]:
     item = order_of(rows.column(ITEM_ID).combine_chunks())
     raw = rows.column(RAW).to_numpy()
     ranked = top(user, item, raw, k=k)
-    repeated = _repeats(user[ranked.row], item[ranked.row])
     passed = 0
-    if repeated:  # rows that only lists without repeats have room for must be found among all
-        order = np.lexsort((-raw, item, user))
+    crowded = _with_repeats(user[ranked.row], item[ranked.row])
+    if len(crowded):  # a repeat took another item's place: make these users' lists again, from each item's best row
+        again = np.zeros(int(user.max()) + 1, bool)
+        again[crowded] = True
+        mine = np.flatnonzero(again[user])
+        order = mine[np.lexsort((-raw[mine], item[mine], user[mine]))]
         first = np.r_[True, (np.diff(user[order]) != 0) | (np.diff(item[order]) != 0)]
-        once = np.sort(order[first])
-        passed = len(raw) - len(once)
+        passed = len(order) - int(first.sum())
+        kept = np.ones(len(user), bool)
+        kept[order[~first]] = False
+        once = np.flatnonzero(kept)
         ranked = top(user[once], item[once], raw[once], k=k)
         ranked = Ranked(once[ranked.row], ranked.rank)
     return rows.take(pa.array(ranked.row)).append_column(RANK, pa.array(ranked.rank)), passed
@@ -66,9 +72,11 @@ def order_of(ids: pa.Array) -> np.ndarray:
     return place[encoded.indices.to_numpy()]
 
 
-def _repeats(user: np.ndarray, item: np.ndarray) -> bool:
+def _with_repeats(user: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """The users who have an item twice."""
     order = np.lexsort((item, user))
-    return bool(((np.diff(user[order]) == 0) & (np.diff(item[order]) == 0)).any())
+    user, item = user[order], item[order]
+    return np.unique(user[1:][(np.diff(user) == 0) & (np.diff(item) == 0)])
 
 
 def by_bucket(rows: pa.Table, buckets: int) -> tuple[pa.Table, list[int]]:

@@ -18,7 +18,6 @@ from recsys.profiles import stable_hash
 from recsys.spec import ColumnSpec, FeatureSpec, Place
 
 Role = Literal["path", "test", "score"]
-SHARD_BYTES = 128 * 2**20  # of decoded columns: a second or two of scoring, and what is lost when a worker dies
 
 
 @dataclass(frozen=True)
@@ -260,7 +259,7 @@ class Shard:
         }
 
 
-def cut(rows: Rows, *, size: int = SHARD_BYTES) -> tuple[Shard, ...]:
+def cut(rows: Rows, *, size: int) -> tuple[Shard, ...]:
     """The rows' row groups in shards of at most `size` decoded bytes, or of one row group where it is larger.
 
     Where the footers prove that users come in order, with at most one user on both sides of a border between two row groups,

@@ -5,8 +5,9 @@ left for a merge, bucket by bucket of users, on Ray Data too.
 """
 
 import math
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -24,8 +25,9 @@ from recsys.config import PairsSettings
 from recsys.encode import encoder
 from recsys.errors import BundleError, DataError, PublishError
 from recsys.examples import write as write_arrow
+from recsys.halves import Halves
 from recsys.night import Night, Published, device_of, publish_parts, score_units
-from recsys.pairs import Rows
+from recsys.pairs import Batch, Rows
 from recsys.rows import Reader, Rejected, no_ids
 from recsys.runtime import Task, log
 from recsys.score import Device, Scorer, probabilities
@@ -78,7 +80,7 @@ def score(settings: PairsSettings, rows: Rows, bundle: Bundle, *, as_of: date, a
     if all_scores is not None:
         _check_folder(all_scores, run_id, settings.pairs.storage_options)
     tables = write_joined(settings, rows, bundle.spec)
-    shards = pairs.cut(rows)
+    shards = pairs.cut(rows, size=settings.run.shard_bytes)
     clustered = all(shard.shared is not None for shard in shards)
     log.info("score: %s rows in %d shards, users %s", f"{rows.source.rows:,}", len(shards), "in order" if clustered else "scattered")
     stage = Stage(settings.run.work, "score_pairs", {"run": run_id, "table": settings.table.path, "all_scores": all_scores})
@@ -117,6 +119,7 @@ def score(settings: PairsSettings, rows: Rows, bundle: Bundle, *, as_of: date, a
             night,
             night=night,
             actors=settings.run.actors,
+            here=clustered,  # a list or two for each border between shards: not worth an actor's start
             unit="buckets",
             label="merge",
         )
@@ -175,7 +178,7 @@ def _shard_task(
     rows: Rows, model: tuple[str, Device], tables: Path, folder: Path, night: Night, buckets: int, all_scores: str | None
 ) -> Task:
     loaded = bundles.load(model[0])
-    reader, scorer = Reader(rows, loaded.spec, tables), Scorer(loaded, model[1])
+    scored = _scorer(Reader(rows, loaded.spec, tables), loaded, model[1])
     types = pa.schema([(USER_ID, night.user_id), (ITEM_ID, night.item_id), (RAW, pa.float32())])
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
@@ -183,10 +186,11 @@ def _shard_task(
         read = 0
         kept: list[pa.Table] = []
         scores: list[pa.Table] = []
-        for batch, encoded in reader(unit):
+        first_scored = None
+        for batch, unfit, raw in scored(unit):
+            first_scored = first_scored or time.time()
             read += batch.columns.num_rows
-            raw = scorer(encoded.dense, encoded.codes)
-            reasons = {**no_ids(rows, batch), **encoded.unfit, "the score is not finite": ~np.isfinite(raw)}
+            reasons = {**no_ids(rows, batch), **unfit, "the score is not finite": ~np.isfinite(raw)}
             fine = rejected.add(batch, reasons)
             ids = [batch.columns.column(column).cast(dtype) for column, dtype in zip(rows.ids, types.types[:2], strict=True)]
             if all_scores is not None:
@@ -208,9 +212,21 @@ def _shard_task(
             write_atomically(folder / f"{name}.arrow", lambda file: write_arrow(bucketed, file))
         if all_scores is not None:
             _write_scores(pa.concat_tables(scores), all_scores, name, night)
-        return {"rows": read, "rejected": rejected.write(folder, name), "repeated": repeated, "part": part, "starts": starts}
+        counts = {"rows": read, "rejected": rejected.write(folder, name), "repeated": repeated}
+        return {**counts, "part": part, "starts": starts, "first_scored": first_scored}
 
     return task
+
+
+def _scorer(
+    reader: Reader, bundle: Bundle, device: Device
+) -> Callable[[Mapping[str, Any]], Iterator[tuple[Batch, Mapping[str, np.ndarray], np.ndarray]]]:
+    """What turns a shard into batches, the rows that cannot be used, and raw outputs."""
+    if reader.joined and device == "cpu":
+        halves = Halves(bundle, reader.joined)
+        return lambda unit: ((batch, own.unfit, halves(own, places)) for batch, own, places in reader.parts(unit))
+    scorer = Scorer(bundle, device)
+    return lambda unit: ((batch, encoded.unfit, scorer(encoded.dense, encoded.codes)) for batch, encoded in reader(unit))
 
 
 def _merge_task(files: Sequence[tuple[str, list[int]]], night: Night) -> Task:

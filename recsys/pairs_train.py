@@ -88,7 +88,7 @@ def train(
 
 
 def _units(rows: Rows) -> dict[str, dict[str, Any]]:
-    return {f"shard-{shard.number:05d}": shard.unit() for shard in pairs.cut(rows)}
+    return {f"shard-{shard.number:05d}": shard.unit() for shard in pairs.cut(rows, size=rows.settings.run.shard_bytes)}
 
 
 # The spec -----------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Each function below is one stage: it names the stage's folder by the digest of w
 to Ray. A stage whose receipts are all there does nothing. The pure work is done by the modules that a task calls.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+import pyarrow.parquet
 import ray
 
 from recsys import bundle as bundles
@@ -187,6 +189,44 @@ def _examples_task(prepared: Prepared) -> Task:
     return task
 
 
+def export_examples(prepared: Prepared, *, as_of: date, out: Path) -> dict[str, int]:
+    """The labelled rows that a model as of a date learns from, as Parquet for the pairs door; and its settings, OUT/pairs.toml.
+
+    OUT/train holds the rows of all cut-offs but the newest, OUT/test those of the newest: a file for each cut-off and shard.
+
+    Returns:
+        Rows of `train` and `test`.
+
+    Raises:
+        DataError: as `train`.
+    """
+    days = _training_cutoffs(prepared, as_of)
+    counts: Counter[str] = Counter()
+    names: tuple[str, ...] = ()
+    for day, receipts in make_examples(prepared, days).items():
+        part = "test" if day == days[-1] else "train"
+        (out / part).mkdir(parents=True, exist_ok=True)
+        for shard, receipt in zip(prepared.ingest.shards, receipts, strict=True):
+            names = tuple(receipt["features"])
+            with pa.memory_map(str(prepared.examples.path / f"{day.isoformat()}-{shard}.arrow")) as source:
+                table = examples.named(pa.ipc.open_file(source).read_all(), names, prepared.vocabularies)
+            write_atomically(
+                out / part / f"{day.isoformat()}-{shard}.parquet",
+                lambda file, table=table: pa.parquet.write_table(table, file, compression="zstd"),
+            )
+            counts[part] += table.num_rows
+    pairs = {
+        "path": str(out / "train"),
+        "test": str(out / "test"),
+        "numeric": list(names),
+        "categorical": list(prepared.vocabularies),
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in pairs.items()]
+    text = "\n".join(["# Feature rows of jobs.examples: python -m jobs.train --config this file", "[pairs]", *lines, ""])
+    write_atomically(out / "pairs.toml", lambda file: file.write_text(text, encoding="utf-8"))
+    return dict(counts)
+
+
 # Train --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -197,12 +237,7 @@ def train(prepared: Prepared, *, as_of: date, on_epoch: Callable[[dict[str, Any]
         DataError: fewer than two windows, or no positive example.
     """
     settings = prepared.settings
-    days = cutoffs(settings, as_of=as_of, first=prepared.ingest.first)
-    if len(days) < 2:
-        raise DataError(
-            f"--as-of {as_of}: training needs two label windows of {settings.window.label_days} days with as much history before "
-            f"them; the first event is of {prepared.ingest.first}. Use a later date or a smaller window.label_days."
-        )
+    days = _training_cutoffs(prepared, as_of)
     made = make_examples(prepared, days)
     parts = [receipt for receipts in made.values() for receipt in receipts]
     counts = {key: sum(part[key] for part in parts) for key in ("rows", "positives", "candidates")}
@@ -235,6 +270,17 @@ def train(prepared: Prepared, *, as_of: date, on_epoch: Callable[[dict[str, Any]
         counts=counts,
         on_epoch=on_epoch,
     )
+
+
+def _training_cutoffs(prepared: Prepared, as_of: date) -> list[date]:
+    settings = prepared.settings
+    days = cutoffs(settings, as_of=as_of, first=prepared.ingest.first)
+    if len(days) < 2:
+        raise DataError(
+            f"--as-of {as_of}: training needs two label windows of {settings.window.label_days} days with as much history before "
+            f"them; the first event is of {prepared.ingest.first}. Use a later date or a smaller window.label_days."
+        )
+    return days
 
 
 def _feature_spec(files: Sequence[Path], names: Sequence[str], prepared: Prepared) -> spec.FeatureSpec:

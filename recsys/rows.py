@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys import joined, pairs
-from recsys.encode import Encoded, Encoder, encoder, join
+from recsys import pairs
+from recsys.encode import Encoded, Encoder, encoder
 from recsys.joined import Joined
 from recsys.pairs import Batch, Rows
 from recsys.spec import FeatureSpec, Place
@@ -57,16 +57,29 @@ class Reader:
         self.encode: Encoder = encoder(spec, "rows")
         self.joined: dict[Place, Joined] = {table: Joined(tables, table) for table in rows.joined}
 
-    def __call__(self, unit: Mapping[str, Any]) -> Iterator[tuple[Batch, Encoded]]:
-        """Batch by batch: as read, and encoded; rows whose user or item is in no table hold the table's first row and are unfit."""
+    def parts(self, unit: Mapping[str, Any]) -> Iterator[tuple[Batch, Encoded, dict[Place, np.ndarray]]]:
+        """Batch by batch: as read, the inputs that stand in the rows, and each row's row of each joined table.
+
+        A row whose user or item is in no table is marked unfit and holds that table's first row.
+        """
         for batch in pairs.read(self.rows, unit):
-            parts = [self.encode(batch.columns)]
+            own = self.encode(batch.columns)
+            unfit = dict(own.unfit)
+            places: dict[Place, np.ndarray] = {}
             for table, place in self.joined.items():
                 key = self.rows.key_of(table)
                 found = place.find(batch.columns.column(key))
-                absent = {f"{key} is not in pairs.{table}": found < 0} if (found < 0).any() else {}
-                parts.append(joined.take(place, np.maximum(found, 0), unfit=absent))
-            yield batch, join(parts)
+                if (found < 0).any():
+                    unfit[f"{key} is not in pairs.{table}"] = found < 0
+                places[table] = np.maximum(found, 0)
+            yield batch, Encoded(own.dense, own.codes, unfit), places
+
+    def __call__(self, unit: Mapping[str, Any]) -> Iterator[tuple[Batch, Encoded]]:
+        """Batch by batch: as read, and all inputs side by side."""
+        for batch, own, places in self.parts(unit):
+            taken = [(table.dense[rows], table.codes[rows]) for table, rows in zip(self.joined.values(), places.values(), strict=True)]
+            dense, codes = zip((own.dense, own.codes), *taken, strict=True)
+            yield batch, Encoded(np.hstack(dense), np.hstack(codes), own.unfit) if taken else own
 
 
 def no_ids(rows: Rows, batch: Batch) -> Mapping[str, np.ndarray]:

@@ -118,21 +118,21 @@ class _Worker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         ((name, values),) = zip(batch["name"], batch["unit"], strict=True)
-        return {"name": [str(name)], "error": [pickle.dumps(self._error(str(name), json.loads(values)))]}
+        return {"name": [str(name)], "error": [pickle.dumps(self.error(str(name), json.loads(values)))]}
 
-    def _error(self, name: str, values: dict[str, Any]) -> RecsysError | None:
+    def error(self, name: str, values: Mapping[str, Any]) -> RecsysError | None:
         """Why the unit could not be finished; None where it was."""
         if self.stage.attempt(name) > ATTEMPTS:
             return ClusterError(
                 f"{self.stage.path}: unit {name} ended its worker {ATTEMPTS} times, as when memory runs out. "
                 "Give the nodes more memory, or cut smaller units: raise run.shards."
             )
-        started = time.monotonic()
+        begun, started = time.time(), time.monotonic()
         try:
             if self.task is None:
                 self.task = self.make(*(ray.get(value) if isinstance(value, ray.ObjectRef) else value for value in self.arguments))
-            receipt = self.task(name, values)
-            self.stage.finish(name, {**receipt, "seconds": round(time.monotonic() - started, 3)})
+            receipt = self.task(name, dict(values))
+            self.stage.finish(name, {**receipt, "begun": round(begun, 3), "seconds": round(time.monotonic() - started, 3)})
         except RecsysError as error:
             return error
         except Exception as error:  # noqa: BLE001 # the driver raises it
@@ -144,6 +144,34 @@ class _Worker:
         return None
 
 
+def _on_ray(
+    worker: _Worker, units: Mapping[str, Mapping[str, Any]], *, actors: int | None, device: str
+) -> Iterator[RecsysError | None]:
+    """Work on the units as one Ray Data job; of each finished one what `_Worker.error` says, in any order."""
+    have, what = (gpus(), "GPUs") if device == "gpu" else (cpus(), "CPUs")
+    wanted = actors or max(have, 1)
+    if wanted > have:
+        raise ClusterError(f"{wanted} actors need {wanted} {what}, Ray has {have}. Lower run.actors, or add nodes.")
+    rows = [{"name": name, "unit": json.dumps(dict(values))} for name, values in units.items()]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(units)).map_batches(
+        _Worker,
+        fn_constructor_args=(worker.stage, worker.make, worker.arguments),
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=1 if device == "gpu" else 0,
+        compute=ActorPoolStrategy(size=min(wanted, len(units))),
+    )
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            yield from map(pickle.loads, batch["error"])
+    except (RayError, RuntimeError) as error:
+        last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
+        raise ClusterError(
+            f"{worker.stage.path}: Ray gave up: {type(error).__name__}: {' '.join(last)} "
+            "Its logs are in its session folder; run the command again to resume."
+        ) from error
+
+
 def run(
     stage: Stage,
     units: Mapping[str, Mapping[str, Any]],
@@ -153,6 +181,7 @@ def run(
     label: str | None = None,
     actors: int | None = None,
     device: str = "cpu",
+    here: bool = False,
 ) -> dict[str, Receipt]:
     """The receipts of all units of a stage, in the order of `units`; only the unfinished ones are worked on.
 
@@ -164,42 +193,23 @@ def run(
             the arguments are resolved to shared read-only values.
         actors: how many work at once; absent, one a CPU, or one a GPU.
         device: "gpu" gives every actor one.
+        here: work on the units in this process, one after the other: for what takes less time than an actor's start.
 
     Raises:
         ClusterError: more actors than the cluster has CPUs or GPUs, or Ray gave up on a unit.
         RecsysError: whatever of ours a unit raised.
     """
     pending = {name: values for name, values in units.items() if stage.receipt(name) is None}
+    for name in pending:
+        stage.forget(name)  # and with it the attempts of earlier runs
     if pending:
-        have, what = (gpus(), "GPUs") if device == "gpu" else (cpus(), "CPUs")
-        wanted = actors or max(have, 1)
-        if wanted > have:
-            raise ClusterError(f"{wanted} actors need {wanted} {what}, Ray has {have}. Lower run.actors, or add nodes.")
-        pool = min(wanted, len(pending))
-        for name in pending:
-            stage.forget(name)  # and with it the attempts of earlier runs
-        rows = [{"name": name, "unit": json.dumps(dict(values))} for name, values in pending.items()]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(pending)).map_batches(
-            _Worker,
-            fn_constructor_args=(stage, make, arguments),
-            batch_size=1,
-            num_cpus=1,
-            num_gpus=1 if device == "gpu" else 0,
-            compute=ActorPoolStrategy(size=pool),
-        )
+        worker = _Worker(stage, make, arguments)
+        mistakes = map(worker.error, pending, pending.values()) if here else _on_ray(worker, pending, actors=actors, device=device)
         with progress(label or stage.name, len(pending), unit=unit) as advance:
-            try:
-                for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-                    for failed in map(pickle.loads, batch["error"]):
-                        if failed is not None:
-                            raise failed
-                    advance(len(batch["name"]))
-            except (RayError, RuntimeError) as error:
-                last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
-                raise ClusterError(
-                    f"{stage.path}: Ray gave up: {type(error).__name__}: {' '.join(last)} "
-                    "Its logs are in its session folder; run the command again to resume."
-                ) from error
+            for mistake in mistakes:
+                if mistake is not None:
+                    raise mistake
+                advance(1)
     receipts: dict[str, Receipt] = {}
     for name in units:
         receipt = stage.receipt(name)

@@ -61,6 +61,27 @@ class FeatureSpec:
         """How many codes each code column has, code 0 included."""
         return tuple(len(self.vocabularies[name]) + 1 for name in self.codes)
 
+    @property
+    def joined(self) -> bool:
+        """Whether some columns stand in tables that rows are joined to."""
+        return any(column.table != "rows" for column in self.columns)
+
+    def of(self, table: Place) -> "FeatureSpec":
+        """The part of the spec that one table's columns have."""
+        mine = tuple(column for column in self.columns if column.table == table)
+        dense = tuple(name for column in mine for name in column.dense())
+        places = [self.dense.index(name) for name in dense]
+        return FeatureSpec(
+            dense=dense,
+            mean=tuple(self.mean[place] for place in places),
+            scale=tuple(self.scale[place] for place in places),
+            codes=tuple(name for column in mine for name in column.codes()),
+            vocabularies={column.name: self.vocabularies[column.name] for column in mine if column.codes()},
+            fill=tuple(self.fill[place] for place in places),
+            limit=tuple(self.limit[place] for place in places),
+            columns=mine,
+        )
+
     def embeddings(self) -> list[tuple[int, int, int]]:
         """First code column, number of code columns, and number of codes of each embedding: one a name."""
         return [

@@ -15,7 +15,7 @@ All randomness comes from the seed; a file of events depends on the seed and its
 memory is bounded by one file's events, and the users and items.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -359,3 +359,41 @@ def _users(planted: Planted, random: np.random.Generator) -> pa.Table:
 
 def _renamed(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
     return table.rename_columns([columns.get(name, name) for name in table.column_names])
+
+
+ITEMS = 50_000  # of generated feature rows
+
+
+# Load for the pairs door ----------------------------------------------------------------------------------------------------------
+
+
+def feature_rows(
+    folder: Path, *, rows: int, files: int, numeric: int, categorical: int = 0, per_user: int = 100, items: int = ITEMS, seed: int = 0
+) -> Iterator[Path]:
+    """Parquet files of feature rows with ids, numbers f00, f01, … and words c00, c01, …; yields each file when it is written.
+
+    Users come in order and have `per_user` rows each; a border between files may lie within a user.
+
+    Args:
+        rows: of all files together.
+        numeric: float32 columns, standard normal.
+        categorical: string columns of 1,000 words each, the frequent ones ten times as frequent as the mean.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    words = pa.array([f"word {number}" for number in range(1_000)])
+    for number in range(files):
+        start, end = rows * number // files, rows * (number + 1) // files
+        rng = np.random.default_rng([seed, number])
+        columns = {
+            USER_ID: pa.array(np.arange(start, end) // per_user),
+            ITEM_ID: pa.array(rng.integers(0, items, end - start)),
+        }
+        for column in range(numeric):
+            columns[f"f{column:02d}"] = pa.array(rng.standard_normal(end - start, np.float32))
+        for column in range(categorical):
+            drawn = (rng.random(end - start) ** 3 * len(words)).astype(np.int32)
+            columns[f"c{column:02d}"] = pa.DictionaryArray.from_arrays(drawn, words).cast(pa.string())
+        table = pa.table(columns)
+        path = folder / f"rows-{number:05d}.parquet"
+        pq.write_table(table, path, compression="zstd", row_group_size=65_536)
+        yield path

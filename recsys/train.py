@@ -1,25 +1,21 @@
 """The fit: examples in, weights out, by several workers that end with the weights one worker would have.
 
 Every worker holds the whole model and takes its part of each global batch; gradients are summed over the workers before the
-optimizer sees them (TensorFlow's MultiWorkerMirroredStrategy carries the sum: ring on CPU, NCCL on GPU). The step is our own as
-Keras's `fit` fails with two or more workers (keras#20585, ray#47464). What makes N workers equal one:
+optimizer sees them (TensorFlow's MultiWorkerMirroredStrategy carries the sum: ring on CPU, NCCL on GPU). The step is our own
+(`learner.py`) as Keras's `fit` fails with two or more workers (keras#20585, ray#47464). Step s of epoch e is a slice of an order
+seeded by (seed, epoch) that knows nothing of workers; no row is lost or taken twice.
 
-* step s of epoch e is a slice of an order seeded by (seed, epoch) that knows nothing of workers; no row is lost or taken twice;
-* a gradient is the sum over rows of weight x gradient, over the weight of the whole global batch, so an uneven last batch counts
-  each row once; a worker's part is filled up with rows of weight 0, so that every worker makes every step;
-* the optimizer gets the sum, so clipping by norm sees the global gradient (Keras's own all-reduce comes after its clipping);
-* dropout masks come from (seed, layer, worker, step): a resumed run draws those it would have drawn.
+Ray Train starts the workers, and starts all of them again when one fails or the cluster changes; they go on from the last checkpoint
+(`checkpoint.py`), as does the same command run again.
 """
 
-import functools
 import json
-import tempfile
+import shutil
 import threading
-import time
-import zlib
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,25 +23,22 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.train
-from scipy.special import expit
 
 from recsys import config, tables
-from recsys.errors import ClusterError, ConfigError, DataError
-from recsys.feed import Batch, Rows, ahead, part
-from recsys.metrics import classification
+from recsys.checkpoint import HISTORY, Checkpoints, Epoch, Weights
+from recsys.epochs import Plan, best, walk
+from recsys.errors import ClusterError, ConfigError, DataError, RecsysError
 from recsys.spec import FeatureSpec
-from recsys.work import write_atomically
+from recsys.work import code_digest, digest
 
 if TYPE_CHECKING:
     import keras
 
-VALIDATE = "validate"  # fit on the training rows, validation rows decide how many epochs
-REFIT = "refit"  # from the start again on all rows, that many epochs
-HISTORY = "history.json"  # in the run's folder, for whoever watches
-BLOCK = 2048  # validation rows in one forward pass; a worker takes whole blocks, so a logit's bits do not depend on their number
+    from recsys.learner import Team
 
-Epoch = dict[str, Any]  # epoch, phase, loss, seconds, rows_per_second; while validating also val_loss, val_auc, …
-Weights = list[np.ndarray]
+RESIZE_SECONDS = 60.0  # between two looks whether an elastic fit may grow; growing costs a restart from the last checkpoint
+BFLOAT16_CAPABILITY = (8, 0)  # of the first NVIDIA GPUs with bfloat16 units (Ampere)
+FREE = {"max_failures", "checkpoint_seconds"}  # settings of [train] that no weight depends on
 
 
 @dataclass(frozen=True)
@@ -56,32 +49,18 @@ class Fit:
     best_epoch: int
     """From 1: the epoch with the smallest validation loss; the refit ran this many."""
     weights: Weights
-    """Of the refit, which saw the validation rows too."""
+    """Of the refit, which saw the validation rows too; without one, of the best epoch."""
     validated_weights: Weights
     """Of the best epoch, which never saw them: what calibration may trust."""
-    plan: "Plan"
+    plan: Plan
 
     def model(self, weights: Weights | None = None) -> "keras.Model":
-        """The fitted model with the refit's weights, or with those given; imports Keras."""
+        """The fitted model with the fit's weights, or with those given; imports Keras."""
         from recsys.model import build
 
         model = build(self.plan.spec, self.plan.model, seed=self.plan.seed)
         model.set_weights(self.weights if weights is None else weights)
         return model
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every worker is told."""
-
-    train_files: tuple[Path, ...]
-    validation_files: tuple[Path, ...]
-    spec: FeatureSpec
-    model: config.Model
-    train: config.Train
-    seed: int
-    cpus: int
-    run: Path
 
 
 def fit(
@@ -97,263 +76,158 @@ def fit(
     cpus_per_worker: int = 1,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Fit:
-    """The fitted weights: early stopping on the validation rows, then a fit from the start on all rows.
+    """The fitted weights: early stopping on the validation rows, then, with train.refit, a fit from the start on all rows.
 
     Args:
         train_files: examples as uncompressed Arrow IPC files of `tables.examples_schema`, dense inputs not normalised; every
             worker maps them into memory.
         validation_files: as `train_files`; none of them may be empty altogether.
-        folder: shared by every node; checkpoints go to folder/name.
-        name: of the run. A run of the same name that did not end is taken up from its last checkpoint: derive the name from
-            everything that the weights depend on.
+        folder: shared by every node; checkpoints go to a folder in it.
+        name: of that folder, with a digest of settings, spec, seed, code and the files' names and sizes after it: the same command run
+            again goes on from the last checkpoint, another setting never does.
         on_epoch: called in this process, from another thread, after every epoch.
 
     Raises:
-        DataError: no rows, or other columns than the spec's.
-        ClusterError: the cluster cannot hold the workers, or they failed more than train.max_failures times.
-        ConfigError: the loss stopped being finite.
+        DataError: no rows, no weight, or other columns than the spec's.
+        ClusterError: the cluster cannot hold the workers, they failed more than train.max_failures times, or a checkpoint could
+            not be written.
+        ConfigError: the loss stopped being finite, or the GPU has no bfloat16.
     """
-    from ray.train.tensorflow import TensorflowTrainer  # imports TensorFlow
-
     _check_rows(train_files, spec, "training")
     _check_rows(validation_files, spec, "validation")
     _check_cluster(train, cpus_per_worker)
     # absolute: Train changes the workers' directory
-    run = Path(folder).absolute() / name
-    run.mkdir(parents=True, exist_ok=True)
     files = [tuple(Path(file).absolute() for file in part) for part in (train_files, validation_files)]
+    identity = {
+        "spec": spec.to_json(),
+        "model": model,
+        "train": train.model_dump(mode="json", exclude=FREE),
+        "seed": seed,
+        "files": [[(file.name, file.stat().st_size) for file in part] for part in files],
+        "code": code_digest(),
+    }
+    run = Path(folder).absolute() / f"{name}-{digest(identity)}"
+    run.mkdir(parents=True, exist_ok=True)
     plan = Plan(files[0], files[1], spec=spec, model=model, train=train, seed=seed, cpus=cpus_per_worker, run=run)
-    gpu = train.device == "gpu"
+    with _watch(run / HISTORY, on_epoch):
+        error = launch(_work, plan)
+    if error is not None:
+        raise error
+    checkpoints = Checkpoints(run)
+    state = checkpoints.read(checkpoints.newest())
+    weights = state.weights if train.refit else state.best_weights
+    return Fit(state.history, best(state.history), weights, state.best_weights, plan)
+
+
+def launch(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
+    """What `work` returned in the first of the plan's workers; it is called in each with {"plan": plan}.
+
+    Raises:
+        ClusterError: the workers failed more than train.max_failures times.
+    """
+    from ray.train.tensorflow import TensorflowTrainer  # imports TensorFlow
+
+    train, gpu = plan.train, plan.train.device == "gpu"
     api: Any = ray.train  # to a type checker each of its names is the old class or the new one
+    attempt = f"ray-{uuid.uuid4().hex}"  # a name of its own: Ray would take up what it finds under an old one
     trainer = TensorflowTrainer(
-        _work,  # pyrefly: ignore[bad-argument-type] # its value does come back, since Train V2
+        work,
         train_loop_config={"plan": plan},
         scaling_config=api.ScalingConfig(
             num_workers=train.workers,
             use_gpu=gpu,
-            resources_per_worker={"CPU": cpus_per_worker} | ({"GPU": 1} if gpu else {}),
+            resources_per_worker={"CPU": plan.cpus} | ({"GPU": 1} if gpu else {}),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=api.RunConfig(
-            name=name,
-            storage_path=str(run.parent),
-            failure_config=api.FailureConfig(max_failures=train.max_failures),
-            checkpoint_config=api.CheckpointConfig(num_to_keep=2),
+            name=attempt, storage_path=str(plan.run), failure_config=api.FailureConfig(max_failures=train.max_failures)
         ),
     )
     try:
-        with _watch(run / HISTORY, on_epoch):
-            result: Any = trainer.fit()
+        result: Any = trainer.fit()  # of Train V2, which the type checker does not see
     except ray.train.TrainingFailedError as error:
         cause = str(error).strip().splitlines()[-1]
         raise ClusterError(
-            f"{run}: training failed and was retried {train.max_failures} times: {cause} The last checkpoint stands; "
+            f"{plan.run}: training failed and was retried {train.max_failures} times: {cause} The last checkpoint stands; "
             "mend the cause and run the same command again, or raise train.max_failures."
         ) from error
-    if result.return_value is not None:
-        raise ConfigError(result.return_value)
-    assert result.checkpoint is not None
-    with result.checkpoint.as_directory() as checkpoint:
-        state = _State.read(Path(checkpoint))
-    return Fit(state.history, _best(state.history), state.weights, state.best_weights, plan)
+    finally:
+        shutil.rmtree(plan.run / attempt, ignore_errors=True)
+    return result.return_value
 
 
-def _work(job: dict[str, Plan]) -> str | None:
-    """One worker's part of a run; None, or the sentence that says why the fit cannot go on."""
-    import tensorflow as tf
-
+def _work(job: dict[str, Plan]) -> RecsysError | None:
+    """One worker's part of a fit, which leaves a checkpoint; or why the fit cannot go on, a value as Ray would retry an error."""
     plan = job["plan"]
-    # first thing: TensorFlow reads neither Ray's CPU share nor OMP_NUM_THREADS, and would take every core in every worker
-    tf.config.threading.set_intra_op_parallelism_threads(plan.cpus)
-    tf.config.threading.set_inter_op_parallelism_threads(2)  # one computes while another waits for the other workers
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # must come before any other TensorFlow operation
+    try:
+        team = join(plan)
+        from recsys.learner import Learner
 
-    learner = _Learner(plan, strategy)
-    start = learner.keep(_State([], [], [], []))
-    state = start
-    if (checkpoint := ray.train.get_checkpoint()) is not None:
-        with checkpoint.as_directory() as folder:
-            state = _State.read(Path(folder))
-    validation = Rows(plan.validation_files, plan.spec)
-    for phase in (VALIDATE, REFIT):
-        rows = Rows(plan.train_files if phase == VALIDATE else plan.train_files + plan.validation_files, plan.spec)
-        begun = any(record["phase"] == phase for record in state.history)
-        learner.restore(state if begun else start)
-        while (epoch := next_epoch(state.history, phase, plan.train)) is not None:
-            begin = time.perf_counter()
-            record: Epoch = {"epoch": epoch, "phase": phase, "loss": learner.epoch(rows, epoch)}
-            seconds = time.perf_counter() - begin
-            record |= {"seconds": seconds, "rows_per_second": len(rows) / seconds}
-            if phase == VALIDATE:
-                chances = expit(learner.logits_of(validation).astype(np.float64))
-                figures = classification(validation.label, chances, validation.weight)
-                record |= {f"val_{name}": value for name, value in figures.items()}
-            if not np.isfinite([record["loss"], record.get("val_loss", 0.0)]).all():
-                return (
-                    f"training: the loss must be finite, got {record['loss']} in epoch {epoch} ({phase}). Lower "
-                    f"train.learning_rate ({plan.train.learning_rate}), or look for absurd values in the numeric columns."
-                )
-            state = learner.keep(replace(state, history=[*state.history, record]))
-            _report(state, plan.run)
+        walk(plan, Learner(plan, team))
+    except RecsysError as error:  # all workers raise it, as all hold the same numbers
+        return error
     return None
 
 
-def next_epoch(history: list[Epoch], phase: str, train: config.Train) -> int | None:
-    """The epoch to run next, from 1; None where the phase is over. All ranks hold the same history, so all agree."""
-    done = sum(record["phase"] == phase for record in history)
-    if phase == REFIT:
-        return done + 1 if done < _best(history) else None
-    if done == train.epochs or (done and done - _best(history) >= train.patience):
-        return None
-    return done + 1
+def join(plan: Plan) -> "Team":
+    """The calling worker among those of its run; once in a process, before any other TensorFlow operation.
+
+    Raises:
+        ClusterError: a GPU was asked for and TensorFlow sees none.
+        ConfigError: mixed precision on a GPU without bfloat16 units.
+    """
+    import tensorflow as tf
+
+    # first thing: TensorFlow reads neither Ray's CPU share nor OMP_NUM_THREADS, and would take every core in every worker
+    tf.config.threading.set_intra_op_parallelism_threads(plan.cpus)
+    tf.config.threading.set_inter_op_parallelism_threads(2)  # one computes while another waits for the other workers
+    carrier = tf.distribute.experimental.CommunicationImplementation.AUTO
+    if plan.train.device == "gpu":  # not run on one yet: the machines this was written on have none
+        gpus = tf.config.list_physical_devices("GPU")
+        check_gpus([tf.config.experimental.get_device_details(gpu) for gpu in gpus], plan.train.precision)
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.experimental.enable_op_determinism()  # the same seed gives the same model
+        carrier = tf.distribute.experimental.CommunicationImplementation.NCCL
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(  # must come before any other TensorFlow operation
+        communication_options=tf.distribute.experimental.CommunicationOptions(implementation=carrier)
+    )
+
+    def total(values: Any) -> Any:
+        def mine() -> Any:
+            # identity: inside `run` it gets the replica's device, which the reduction asks for
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(values))
+
+        return strategy.run(mine)
+
+    from recsys.learner import Team
+
+    context = ray.train.get_context()
+    return Team(context.get_world_rank(), context.get_world_size(), total)
 
 
-def _best(history: list[Epoch]) -> int:
-    return min((record for record in history if record["phase"] == VALIDATE), key=lambda record: record["val_loss"])["epoch"]
+def check_gpus(details: Sequence[dict[str, Any]], precision: str) -> None:
+    """Refuse to go on without a GPU, or without what the precision needs of it.
 
+    Args:
+        details: what TensorFlow says of each GPU of this process.
 
-class _Learner:
-    """The model, its optimizer and the compiled step of one worker."""
-
-    def __init__(self, plan: Plan, strategy: Any) -> None:
-        import keras
-        import tensorflow as tf
-
-        from recsys.model import build, logits
-
-        context = ray.train.get_context()
-        self.plan = plan
-        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        # Variables are plain, one copy in each worker: the same seed and the same summed gradients keep them equal.
-        self.model = build(plan.spec, plan.model, seed=plan.seed)
-        self.optimizer = keras.optimizers.Adam(plan.train.learning_rate)
-        self.optimizer.build(self.model.trainable_variables)
-        scores = logits(self.model)
-        variables = self.model.trainable_variables
-        sizes = [int(np.prod(variable.shape)) for variable in variables]
-        masks = [layer.seed_generator.state for layer in self.model.layers if getattr(layer, "seed_generator", None)]
-        seeds = [zlib.crc32(f"{plan.seed}/{layer}/{self.rank}".encode()) for layer in range(len(masks))]
-        width, columns = len(plan.spec.dense), len(plan.spec.codes)
-
-        def total(values: Any) -> Any:
-            """The sum over all workers of a vector, the same bits in every worker."""
-
-            def mine() -> Any:
-                # identity: inside `run` it gets the replica's device, which the reduction asks for
-                return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(values))
-
-            return strategy.run(mine)
-
-        def score(dense: Any, codes: Any, training: bool) -> Any:
-            return scores([dense, codes][: len(scores.inputs)], training=training)[:, 0]
-
-        def inputs(rows: int | None) -> list[Any]:
-            return [tf.TensorSpec((rows, width), tf.float32), tf.TensorSpec((rows, columns), tf.int32)]
-
-        size = -(-plan.train.batch_size // self.workers)
-
-        @tf.function(input_signature=[*inputs(size), tf.TensorSpec((size,)), tf.TensorSpec((size,))])
-        def step(dense: Any, codes: Any, label: Any, share: Any) -> Any:
-            count = tf.cast(self.optimizer.iterations.value, tf.int64)
-            drawn = [(mask, tf.stack([tf.constant(seed, tf.int64), count])) for mask, seed in zip(masks, seeds, strict=True)]
-            with tf.GradientTape() as tape:
-                with keras.StatelessScope(state_mapping=drawn):
-                    logit = score(dense, codes, True)
-                loss = tf.reduce_sum(share * tf.nn.sigmoid_cross_entropy_with_logits(label, logit))
-            gradients = tape.gradient(loss, [variable.value for variable in variables])
-            # one vector, one all-reduce: each costs milliseconds whatever its length
-            flat = total(tf.concat([*(tf.reshape(gradient, [-1]) for gradient in gradients), [loss]], axis=0))
-            *parts, loss = tf.split(flat, [*sizes, 1])
-            self.optimizer.apply([tf.reshape(values, variable.shape) for values, variable in zip(parts, variables, strict=True)])
-            return loss[0]
-
-        self._step = step
-        self._score = tf.function(functools.partial(score, training=False), input_signature=inputs(BLOCK))
-        self._total = tf.function(total)
-
-    def epoch(self, rows: Rows, epoch: int) -> float:
-        """The weighted mean training loss of one pass over all rows."""
-        size = self.plan.train.batch_size
-        order = np.random.default_rng([self.plan.seed, epoch]).permutation(len(rows))
-        batches = [order[start : start + size] for start in range(0, len(rows), size)]
-        weights = [float(rows.weight[batch].sum(dtype=np.float64)) for batch in batches]
-
-        def make(number: int) -> Batch:
-            mine = part(batches[number], self.rank, self.workers)
-            return rows.batch(mine, -(-size // self.workers), weights[number])
-
-        losses = [float(self._step(*batch)) for batch in ahead(make, len(batches))]
-        return float(np.dot(losses, weights) / max(sum(weights), np.finfo(float).tiny))
-
-    def logits_of(self, rows: Rows) -> np.ndarray:
-        """The logits of all rows, float32 (B,), the same in every worker and for every number of them."""
-        starts = part(np.arange(0, len(rows), BLOCK), self.rank, self.workers)
-        logits = np.zeros(len(rows), np.float32)
-
-        def make(number: int) -> Batch:
-            return rows.batch(np.arange(starts[number], min(starts[number] + BLOCK, len(rows))), BLOCK, 1.0)
-
-        for start, (dense, codes, _, _) in zip(starts, ahead(make, len(starts)), strict=True):
-            block = logits[start : start + BLOCK]
-            block[:] = self._score(dense, codes).numpy()[: len(block)]
-        return self._total(logits).numpy()  # every other worker holds zeros there
-
-    def keep(self, state: "_State") -> "_State":
-        """The state, brought up to this moment."""
-        weights = self.model.get_weights()
-        last = state.history[-1] if state.history else {}
-        better = last.get("phase") == VALIDATE and last["epoch"] == _best(state.history)
-        return _State(
-            history=state.history,
-            weights=weights,
-            optimizer=[variable.numpy() for variable in self.optimizer.variables],
-            best_weights=weights if better else state.best_weights,
+    Raises:
+        ClusterError: there is none.
+        ConfigError: it cannot compute in bfloat16.
+    """
+    if not details:
+        raise ClusterError(
+            'training: train.device "gpu" needs a GPU in every worker, TensorFlow sees none. Install TensorFlow with CUDA on the '
+            'nodes, or set train.device = "cpu".'
         )
-
-    def restore(self, state: "_State") -> None:
-        """Go back to the state."""
-        self.model.set_weights(state.weights)
-        for variable, values in zip(self.optimizer.variables, state.optimizer, strict=True):
-            variable.assign(values)
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a checkpoint holds: enough to go on as if nothing had happened, at the end of an epoch."""
-
-    history: list[Epoch]
-    weights: Weights
-    optimizer: Weights
-    best_weights: Weights
-
-    def write(self, folder: Path) -> None:
-        _write_json(folder / HISTORY, self.history)
-        for name in ("weights", "optimizer", "best_weights"):
-            np.savez(folder / f"{name}.npz", *getattr(self, name))
-
-    @staticmethod
-    def read(folder: Path) -> "_State":
-        arrays = []
-        for name in ("weights", "optimizer", "best_weights"):
-            with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
-                arrays.append([file[f"arr_{number}"] for number in range(len(file.files))])
-        return _State(json.loads((folder / HISTORY).read_text()), *arrays)
-
-
-def _report(state: _State, run: Path) -> None:
-    """Rank 0 hands the state over as a checkpoint; every worker waits for it."""
-    if ray.train.get_context().get_world_rank() > 0:
-        ray.train.report(state.history[-1])
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        state.write(Path(folder))
-        ray.train.report(state.history[-1], checkpoint=ray.train.Checkpoint.from_directory(folder))
-    write_atomically(run / HISTORY, lambda file: _write_json(file, state.history))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
+    seen = details[0].get("compute_capability", (0, 0))
+    if precision == "mixed_bfloat16" and seen < BFLOAT16_CAPABILITY:
+        needed, got = (".".join(map(str, capability)) for capability in (BFLOAT16_CAPABILITY, seen))
+        raise ConfigError(
+            f'train.precision "{precision}": the GPU\'s compute capability must be {needed} or above, got {got}. '
+            "Remove train.precision."
+        )
 
 
 @contextmanager
@@ -393,7 +267,7 @@ def _check_rows(files: Sequence[Path], spec: FeatureSpec, role: str) -> None:
         tables.LABEL: pa.float32(),
         tables.WEIGHT: pa.float32(),
     }
-    rows = 0
+    rows, weight = 0, 0.0
     for file in files:
         with pa.memory_map(str(file)) as source:
             reader = pa.ipc.open_file(source)
@@ -401,18 +275,26 @@ def _check_rows(files: Sequence[Path], spec: FeatureSpec, role: str) -> None:
                 seen = reader.schema.field(name).type if name in reader.schema.names else "no such column"
                 if seen != dtype:
                     raise DataError(f"{file}: column '{name}' must be {dtype}, got {seen}. Make the examples again.")
-            rows += sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
+            for number in range(reader.num_record_batches):
+                batch = reader.get_batch(number)
+                rows += batch.num_rows
+                weight += float(batch.column(tables.WEIGHT).to_numpy().sum(dtype=np.float64))
     if not rows:
         raise DataError(f"{role} examples: at least one row is needed, got none in {len(files)} files. Widen [window] or as-of.")
+    if not weight > 0:
+        raise DataError(
+            f"{role} examples: their weights must add up to more than 0, got {weight:g} over {rows} rows. Mend the weights."
+        )
 
 
 def _check_cluster(train: config.Train, cpus_per_worker: int) -> None:
     """Refuse what Ray would wait for without end. The controller of Train asks for no CPU."""
     there = ray.cluster_resources()
-    needs = [("CPU", train.workers * cpus_per_worker)] + ([("GPU", train.workers)] if train.device == "gpu" else [])
+    workers = train.fewest_workers
+    needs = [("CPU", workers * cpus_per_worker)] + ([("GPU", workers)] if train.device == "gpu" else [])
     for resource, needed in needs:
         if there.get(resource, 0) < needed:
             raise ClusterError(
-                f"training: {train.workers} workers on {train.device} need {needed} {resource}s, the cluster has "
+                f"training: {workers} workers on {train.device} need {needed} {resource}s, the cluster has "
                 f"{there.get(resource, 0):g}. Lower train.workers or add nodes."
             )

@@ -149,6 +149,47 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
             id="none of the choices",
         ),
         pytest.param(
+            SHOP + "[train]\nworkers = [4, 2]",
+            "train.workers must be a whole number above 0, or [fewest, most], got [4, 2]; mend it.",
+            id="elastic the wrong way round",
+        ),
+        pytest.param(
+            SHOP + "[train]\nworkers = true",
+            "train.workers must be a whole number above 0, or [fewest, most], got True; mend it.",
+            id="a truth value for workers",
+        ),
+        pytest.param(
+            SHOP + "[train]\nworkers = [1, 2, 3]",
+            "train.workers must be a whole number above 0, or [fewest, most], got [1, 2, 3]; mend it.",
+            id="three numbers of workers",
+        ),
+        pytest.param(
+            SHOP + '[train]\nclass_weights = "auto"',
+            "train.class_weights must be \"balanced\" or [factor of label 0, of label 1], got 'auto'; mend it.",
+            id="class weights in a word",
+        ),
+        pytest.param(
+            SHOP + "[train]\nclass_weights = [1, 0]",
+            "train.class_weights must be above 0 and finite, got [1, 0]; mend it.",
+            id="a class that weighs nothing",
+        ),
+        pytest.param(
+            SHOP + '[train]\nprecision = "mixed_bfloat16"',
+            'train.precision "mixed_bfloat16" needs train.device "gpu", got "cpu", where it is slower than float32; '
+            "set train.device or remove train.precision.",
+            id="mixed precision on a CPU",
+        ),
+        pytest.param(
+            SHOP + "[train]\nepochs = 3\nwarmup_epochs = 3.5",
+            "train.warmup_epochs must be at most train.epochs (3), got 3.5; lower it.",
+            id="a warm-up longer than the fit",
+        ),
+        pytest.param(
+            SHOP + '[model]\nnormalisation = "group"',
+            "key 'model.normalisation': input should be 'batch' or 'layer', got 'group'.",
+            id="an unknown normalisation",
+        ),
+        pytest.param(
             SHOP + '[rank]\nk = 0\n[train]\nepochs = "ten"\nworkers = 0',
             "key 'train.epochs': input should be a valid integer, got 'ten'. (2 more mistakes.)",
             id="three mistakes",
@@ -371,3 +412,45 @@ def test_a_missing_pairs_file_is_one_sentence(file: Path, load: Callable[[Path],
     with pytest.raises(ConfigError) as error:
         load(file)
     assert str(error.value) == f"{file}: no such settings file. Pass --config with the path of a TOML file."
+
+
+def test_the_choices_of_model_and_fit_load(file: Path) -> None:
+    file.write_text(
+        SHOP
+        + """
+        [model]
+        hidden = [64]
+        activation = "gelu"
+        normalisation = "layer"
+        initialiser = "he_normal"
+        [train]
+        loss = "mean_squared_error"
+        optimizer = "adamw"
+        schedule = "cosine"
+        warmup_epochs = 0.5
+        weight_decay = 0.02
+        l2 = 1e-4
+        clip_norm = 1
+        class_weights = [1, 2.5]
+        patience = 3
+        refit = false
+        workers = [1, 4]
+        device = "gpu"
+        precision = "mixed_bfloat16"
+        checkpoint_seconds = 60
+        """
+    )
+    settings = config.load(file)
+    train = settings.train
+    assert (settings.model.activation, settings.model.normalisation, settings.model.initialiser) == ("gelu", "layer", "he_normal")
+    assert (train.workers, train.fewest_workers, train.class_weights, train.clip_norm) == ((1, 4), 1, (1.0, 2.5), 1.0)
+    assert Settings.model_validate(settings.model_dump()) == settings
+    assert settings.model_dump(mode="json")["train"]["workers"] == [1, 4]  # as digests and bundles hold it
+
+
+def test_the_defaults_of_the_fit_are_the_original_s(file: Path) -> None:
+    file.write_text(SHOP)
+    train = config.load(file).train
+    assert (train.loss, train.optimizer, train.schedule, train.warmup_epochs) == ("binary_crossentropy", "adam", "constant", 0)
+    assert (train.l2, train.clip_norm, train.class_weights, train.patience, train.refit) == (0, None, None, 2, True)
+    assert (train.workers, train.fewest_workers, train.precision) == (2, 2, "float32")

@@ -1,8 +1,12 @@
+from pathlib import Path
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 
-from recsys import config, model
+from recsys import bundle, config, model
+from recsys.score import Scorer
 from recsys.spec import FeatureSpec
 
 SPEC = FeatureSpec(
@@ -68,3 +72,78 @@ def test_without_code_columns_there_is_one_input():
 @pytest.mark.parametrize(("size", "width"), [(1, 2), (10, 6), (1000, 77)])
 def test_embedding_width_follows_the_rule(size: int, width: int):
     assert model.embedding_width(size) == width
+
+
+def hidden_layers(**choices: Any) -> list[tuple[str, str]]:
+    """Name and kind of the layers between inputs and logit."""
+    layers = model.build(SPEC, config.Model(hidden=(6, 5), **choices), seed=0).layers
+    names = [layer.name for layer in layers]
+    inside = layers[names.index("hidden_0") : names.index(model.LOGIT)]
+    return [(layer.name, type(layer).__name__) for layer in inside]
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind"), [(None, None), ("batch", "BatchNormalization"), ("layer", "LayerNormalization")], ids=["none", "batch", "layer"]
+)
+def test_a_hidden_layer_is_dense_then_normalisation_activation_and_dropout(choice: str | None, kind: str | None):
+    def one(layer: int) -> list[tuple[str, str]]:
+        normalisation = [(f"normalisation_{layer}", kind)] if kind else []
+        return [(f"hidden_{layer}", "Dense"), *normalisation, (f"activation_{layer}", "Activation"), (f"dropout_{layer}", "Dropout")]
+
+    assert hidden_layers(normalisation=choice) == one(0) + one(1)
+    assert model.build(SPEC, config.Model(hidden=(6,)), seed=0).get_layer("hidden_0").activation.__name__ == "linear"
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("relu", [0, 0, 2]),
+        ("gelu", [-0.158655, 0, 1.954500]),  # x times the standard normal's distribution function: -1 * 0.158655, 2 * 0.977250
+        ("sigmoid", [1 / (1 + np.e), 0.5, 1 / (1 + np.exp(-2))]),
+        ("tanh", [-np.tanh(1), 0, np.tanh(2)]),
+    ],
+)
+def test_the_activation_reaches_every_hidden_layer(name: Any, at: list[float]):
+    built = model.build(SPEC, config.Model(hidden=(6, 5), activation=name), seed=0)
+    for layer in (0, 1):
+        width = (6, 5)[layer]
+        part = keras.Model(built.get_layer(f"hidden_{layer}").output, built.get_layer(f"dropout_{layer}").output)
+        seen = np.asarray(part(np.resize(np.array([-1, 0, 2], np.float32), (1, width))))
+        np.testing.assert_allclose(seen[0], np.resize(at, width), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "deviation", "largest"),
+    [
+        ("random_uniform", 0.05 / 3**0.5, 0.05),
+        ("random_normal", 0.05, None),
+        ("glorot_uniform", (2 / 600) ** 0.5, (6 / 600) ** 0.5),  # 6 / (300 inputs + 300 units)
+        ("he_normal", (2 / 300) ** 0.5, None),  # truncated at two deviations, and scaled back
+    ],
+)
+def test_the_initialiser_reaches_hidden_layers_and_logit(name: Any, deviation: float, largest: float | None):
+    built = model.build(SPEC, config.Model(hidden=(300, 300), initialiser=name), seed=0)
+    kernel = built.get_layer("hidden_1").get_weights()[0]
+    assert kernel.std() == pytest.approx(deviation, rel=0.02)
+    if largest:
+        assert 0.99 * largest < np.abs(kernel).max() <= largest
+    else:
+        assert np.abs(kernel).max() > 2 * deviation
+    other = model.build(SPEC, config.Model(hidden=(300, 300), initialiser="glorot_uniform"), seed=0)
+    same = np.array_equal(built.get_layer(model.LOGIT).get_weights()[0], other.get_layer(model.LOGIT).get_weights()[0])
+    assert same == (name == "glorot_uniform")
+
+
+@pytest.mark.parametrize("normalisation", [None, "batch", "layer"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "sigmoid", "tanh"])
+def test_every_activation_and_normalisation_scores_from_a_bundle_as_keras_does(tmp_path: Path, activation: Any, normalisation: Any):
+    built = model.build(SPEC, config.Model(hidden=(16, 8), activation=activation, normalisation=normalisation), seed=1)
+    rng = np.random.default_rng(1)
+    # moments, offsets and biases that are not those of the start
+    start = built.get_weights()
+    built.set_weights([rng.uniform(0.1, 0.9, old.shape).astype(np.float32) if old.ndim == 1 else 4 * old for old in start])
+    saved = bundle.save(tmp_path / "bundle", built, SPEC, settings={}, window={}, metrics={})
+    dense, codes = feed(500)
+    expected = np.asarray(model.logits(saved.keras_model())([SPEC.normalise(dense), codes]))[:, 0]
+    assert expected.std() > 0.01  # what is compared is not one number
+    np.testing.assert_allclose(Scorer(saved)(dense, codes), expected, rtol=1e-5, atol=1e-5)

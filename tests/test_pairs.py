@@ -157,7 +157,7 @@ def test_names_with_dots_and_blanks_and_other_letters_are_names(file: Path) -> N
 def read_column(rows: Rows, name: str) -> list[Any]:
     return [
         value
-        for shard in pairs.cut(rows)
+        for shard in pairs.cut(rows, size=10**9)
         for batch in pairs.read(rows, shard.unit())
         for value in batch.columns.column(name).to_pylist()
     ]
@@ -202,12 +202,12 @@ def test_a_csv_folder_is_one_table_though_its_files_guess_other_types(tmp_path: 
     csv_file(tmp_path / "b.csv", [*header, "note"], [[2, "y", 0.5, "b", 1, "n"], [3, "z", "", "c", 1, ""]])
     rows = opened(tmp_path, format="csv", ignore=("note",))
     assert read_column(rows, "price") == [1.0, 0.5, None]
-    for batch in pairs.read(rows, pairs.cut(rows)[0].unit()):
+    for batch in pairs.read(rows, pairs.cut(rows, size=10**9)[0].unit()):
         assert {name: batch.columns.schema.field(name).type for name in rows.read} == {
             name: rows.source.columns[name] for name in rows.read
         }
         assert batch.columns.schema.names == rows.read
-    assert len(pairs.cut(rows)) == 1
+    assert len(pairs.cut(rows, size=10**9)) == 1
 
 
 def test_a_csv_column_that_is_whole_for_long_may_end_in_fractions(tmp_path: Path) -> None:
@@ -682,7 +682,7 @@ def test_csv_files_are_one_row_group_each_without_bounds(tmp_path: Path) -> None
     for name in "ab":
         csv_file(tmp_path / f"{name}.csv", ["user_id", "item_id", "price", "brand", "label"], [[1, "x", 0.5, "a", 0]])
     rows = opened(tmp_path, format="csv")
-    assert [shard.unit() for shard in pairs.cut(rows)] == [
+    assert [shard.unit() for shard in pairs.cut(rows, size=10**9)] == [
         {
             "shard": 0,
             "runs": [(str(tmp_path / "a.csv"), [0], 0), (str(tmp_path / "b.csv"), [0], 0)],
@@ -717,13 +717,13 @@ def test_a_constant_column_counts_as_many_bytes_as_any_other(tmp_path: Path) -> 
 def test_only_columns_that_are_read_count(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", table(1000, note=pa.array(["x" * 100 + str(row) for row in range(1000)])))
     found = opened(path, "score", ignore=("note",))
-    (shard,) = pairs.cut(found)
+    (shard,) = pairs.cut(found, size=10**9)
     assert 1000 * (8 + 4 + 8 + 4) <= shard.groups[0].size < 50_000
 
 
 def test_row_groups_that_follow_each_other_are_read_in_one_go(tmp_path: Path) -> None:
     rows = layout(tmp_path, [[[1], [5], [9]], [[2], [6], [7]]])
-    (shard,) = pairs.cut(rows)
+    (shard,) = pairs.cut(rows, size=10**9)
     first, second = (file.path for file in rows.source.files)
     assert shard.unit()["runs"] == [(first, [0], 0), (second, [0], 0), (first, [1], 1), (second, [1, 2], 1), (first, [2], 2)]
     assert users_of(rows, shard) == [1, 2, 5, 6, 7, 9]
@@ -731,7 +731,7 @@ def test_row_groups_that_follow_each_other_are_read_in_one_go(tmp_path: Path) ->
 
 def test_row_groups_of_one_file_are_read_in_the_order_of_their_users(tmp_path: Path) -> None:
     rows = layout(tmp_path, [[[3], [1, 1], [2]]])
-    (shard,) = pairs.cut(rows)
+    (shard,) = pairs.cut(rows, size=10**9)
     (only,) = (file.path for file in rows.source.files)
     assert shard.unit()["runs"] == [(only, [1, 2], 1), (only, [0], 0)]
     assert [(batch.first_row, batch.columns.num_rows) for batch in pairs.read(rows, shard.unit())] == [(1, 3), (0, 1)]
@@ -739,7 +739,7 @@ def test_row_groups_of_one_file_are_read_in_the_order_of_their_users(tmp_path: P
 
 def test_rows_are_counted_on_over_batches_and_row_groups(tmp_path: Path) -> None:
     rows = layout(tmp_path, [[range(70_000), range(70_000, 140_000)]])
-    (shard,) = pairs.cut(rows)
+    (shard,) = pairs.cut(rows, size=10**9)
     batches = list(pairs.read(rows, shard.unit()))
     assert len(batches) > 2
     for batch in batches:
@@ -772,7 +772,7 @@ def test_files_of_several_schemas_are_cut_alike(tmp_path: Path) -> None:
 def test_many_small_files_end_in_few_shards(tmp_path: Path) -> None:
     started = time.perf_counter()
     rows = layout(tmp_path, [[[user]] for user in range(300)])
-    (shard,) = pairs.cut(rows)
+    (shard,) = pairs.cut(rows, size=10**9)
     assert (len(shard.groups), shard.shared) == (300, ())
     assert time.perf_counter() - started < 30
 
@@ -793,7 +793,7 @@ def test_the_key_of_a_user_is_the_same_for_every_type_of_its_id(tmp_path: Path) 
 
 def user_keys(path: Path, users: pa.Array) -> np.ndarray:
     rows = opened(write(path, table(user_id=users)), "score")
-    (batch,) = pairs.read(rows, pairs.cut(rows)[0].unit())
+    (batch,) = pairs.read(rows, pairs.cut(rows, size=10**9)[0].unit())
     return rows.user_keys(batch.columns)
 
 
@@ -816,7 +816,7 @@ def test_what_is_read_can_be_encoded(tmp_path: Path) -> None:
         limit=(8.0,) * 3,
         columns=rows.columns,
     )
-    read = [encoder(spec, "rows")(batch.columns) for shard in pairs.cut(rows) for batch in pairs.read(rows, shard.unit())]
+    read = [encoder(spec, "rows")(batch.columns) for shard in pairs.cut(rows, size=10**9) for batch in pairs.read(rows, shard.unit())]
     assert [part.unfit for part in read] == [{}] * len(read)
     assert np.vstack([part.codes for part in read]).tolist() == [[1, 1, 0], *[[1, 0, 0]] * 2, *[[0, 0, 0]] * 3]
     assert np.vstack([part.dense for part in read])[:, 1].tolist() == [1, 1, 1, 0.5, 0.5, 0.5]

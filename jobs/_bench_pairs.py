@@ -1,0 +1,250 @@
+"""The pairs door's speed beside that of bare processes and of the pattern that most people write; part of jobs.bench."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys import bundle, config, synthetic
+from recsys.bundle import Bundle
+from recsys.runtime import log
+from recsys.spec import CLIP, ColumnSpec, FeatureSpec
+
+IDS = ["user_id", "item_id"]
+K = 10
+COMMON_BATCH = 1024  # of the common pattern: Ray Data's own size
+COMMON_FILES = 2  # of it: it would take an hour for all
+AS_OF = "2026-01-01"
+
+
+def compare(folder: Path, *, rows: int, files: int) -> list[dict[str, Any]]:
+    """Whole runs on the same generated rows of 64 float32 columns: the ceiling, `jobs.score_pairs`, and the common pattern."""
+    paths = list(synthetic.feature_rows(folder / "rows", rows=rows, files=files, numeric=64))
+    names = tuple(f"f{column:02d}" for column in range(64))
+    settings, made = _bundle(folder, names, {"path": str(folder / "rows"), "numeric": list(names)})
+    log.info("bench: %s rows in %d files", f"{rows:,}", files)
+    ceiling = _ceiling(made, paths, folder / "bare")
+    ours = _score(settings, made)
+    what = (
+        f"rows/s, {rows:,} rows of 64 columns, whole runs: jobs.score_pairs | bare processes with pyarrow and ONNX Runtime, one a core"
+    )
+    figures = [{"what": what, "ours": rows / ours["seconds"], "alternative": rows / ceiling, "ratio": ceiling / ours["seconds"]} | ours]
+    (folder / "few").mkdir()
+    for path in paths[:COMMON_FILES]:
+        (folder / "few" / path.name).symlink_to(path)
+    few = sum(pq.read_metadata(path).num_rows for path in paths[:COMMON_FILES])
+    common = few / _alone("common", made.folder / bundle.KERAS, folder / "few", folder / "common")
+    steady = rows / ours["steady_seconds"]
+    what = f"rows/s, steady state: jobs.score_pairs | read_parquet -> map_batches(Keras predict, batch {COMMON_BATCH}) -> write_parquet"
+    figures.append({"what": what, "ours": steady, "alternative": common, "ratio": steady / common})
+    return figures
+
+
+def compare_joined(folder: Path, *, rows: int, files: int) -> list[dict[str, Any]]:
+    """Whole runs on the same pairs: ids beside tables of users and items, against rows with all features written out."""
+    rng = np.random.default_rng(0)
+    names = [f"f{column:02d}" for column in range(64)]
+    wide = list(synthetic.feature_rows(folder / "ids", rows=rows, files=files, numeric=0))
+    tables: dict[str, pa.Table] = {}
+    for key, columns, count in (("user_id", names[:32], rows // 100 + 1), ("item_id", names[32:], synthetic.ITEMS)):
+        features = {name: rng.standard_normal(count, np.float32) for name in columns}
+        tables[key] = pa.table({key: np.arange(count), **features})
+        pq.write_table(tables[key], folder / f"{key}.parquet")
+    (folder / "wide").mkdir()
+    for path in wide:
+        ids = pq.read_table(path)
+        joined = [tables[key].drop_columns([key]).take(ids[key]) for key in tables]
+        whole = pa.table(
+            {name: column for table in (ids, *joined) for name, column in zip(table.column_names, table.columns, strict=True)}
+        )
+        pq.write_table(whole, folder / "wide" / path.name, compression="zstd", row_group_size=65_536)
+    parts = {"users": str(folder / "user_id.parquet"), "items": str(folder / "item_id.parquet")}
+    split, made = _bundle(folder / "split", names, {"path": str(folder / "ids"), "numeric": names, **parts}, split=32)
+    ours = _score(split, made)
+    settings, made = _bundle(folder / "whole", names, {"path": str(folder / "wide"), "numeric": names})
+    other = _score(settings, made)
+    what = f"rows/s, {rows:,} rows of 32 + 32 columns, {{}}: ids joined to tables of users and items | the same written out"
+    return [
+        {"what": what.format(name), "ours": rows / ours[key], "alternative": rows / other[key], "ratio": other[key] / ours[key]}
+        for name, key in (("whole runs", "seconds"), ("steady state", "steady_seconds"))
+    ]
+
+
+def _bundle(folder: Path, names: Sequence[str], pairs: dict[str, Any], *, split: int | None = None) -> tuple[Path, Bundle]:
+    """Settings and the original network with weights as they start; the columns from `split` on are the items', those before the
+    users'."""
+    from recsys.model import build
+
+    values = {"pairs": pairs, "table": {"path": str(folder / "table")}, "run": {"work": str(folder / "work")}}
+    settings = config.PairsSettings.model_validate(values)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        line for section, keys in values.items() for line in (f"[{section}]", *(f"{key} = {json.dumps(keys[key])}" for key in keys))
+    ]
+    (folder / "pairs.toml").write_text("\n".join(lines))
+    columns = tuple(
+        ColumnSpec(name, "number", table="rows" if split is None else "users" if place < split else "items")
+        for place, name in enumerate(names)
+    )
+    zeros, ones = (0.0,) * len(names), (1.0,) * len(names)
+    spec = FeatureSpec(tuple(names), zeros, ones, (), {}, zeros, (CLIP,) * len(names), columns)
+    made = bundle.save(
+        folder / "bundle", build(spec, settings.model, seed=0), spec, settings=settings.model_dump(mode="json"), window={}, metrics={}
+    )
+    return folder / "pairs.toml", made
+
+
+def _score(settings: Path, made: Bundle) -> dict[str, float]:
+    """One `jobs.score_pairs` from the command on: seconds in all, to the first scored row, of scoring alone; and the most memory, MiB,
+    of the driver and of an actor."""
+    command = [sys.executable, "-m", "jobs.score_pairs", "--config", str(settings), "--bundle", str(made.folder), "--as-of", AS_OF]
+    started = time.time()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    peaks = {"driver_mib": 0.0, "actor_mib": 0.0}
+    while process.poll() is None:
+        for name, pids in (("driver_mib", [process.pid]), ("actor_mib", _actors(process.pid))):
+            peaks[name] = max([peaks[name], *(_peak_mib(pid) for pid in pids)])
+        time.sleep(0.2)
+    seconds = time.time() - started
+    assert process.stderr is not None
+    assert process.returncode == 0, process.stderr.read()
+    work = Path(config.load_pairs(settings).run.work)
+    receipts = [json.loads(path.read_text()) for path in work.glob("score_pairs-*/receipts/*.json")]
+    begun = [receipt["begun"] for receipt in receipts]
+    first = min(receipt["first_scored"] for receipt in receipts)
+    ended = [receipt["begun"] + receipt["seconds"] for receipt in receipts]
+    return {"seconds": seconds, "first_row_seconds": first - started, "steady_seconds": max(ended) - min(begun), **peaks}
+
+
+def _actors(driver: int) -> list[int]:
+    """Scoring actors among the processes that a driver started."""
+    found: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (folder / "cmdline").read_bytes()
+            parents = _parents(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if name.startswith(b"ray::MapWorker") and driver in parents:
+            found.append(int(folder.name))
+    return found
+
+
+def _parents(pid: int) -> list[int]:
+    found: list[int] = []
+    while pid > 1:
+        pid = int((Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        found.append(pid)
+    return found
+
+
+def _peak_mib(pid: int) -> float:
+    """The most memory a process had so far; 0 where it has ended. Pages of mapped files count, as if they were its own."""
+    try:
+        text = (Path("/proc") / str(pid) / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    found = re.search(r"VmHWM:\s+(\d+) kB", text)
+    return int(found[1]) / 1024 if found else 0.0
+
+
+# The alternatives, each in processes of its own -----------------------------------------------------------------------------------
+
+
+def _ceiling(made: Bundle, files: Sequence[Path], out: Path) -> float:
+    """Seconds of as many bare processes as there are cores, each with its share of the files, from start to end."""
+    out.mkdir()
+    cores = os.cpu_count() or 1
+    started = time.time()
+    commands = [["bare", made.folder / bundle.ONNX, out, *files[core::cores]] for core in range(cores)]
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "jobs._bench_pairs", *map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        for command in commands
+    ]
+    assert [process.wait() for process in processes] == [0] * cores
+    return time.time() - started
+
+
+def _alone(*arguments: object) -> float:
+    """What this module prints when it is run with the arguments."""
+    command = [sys.executable, "-m", "jobs._bench_pairs", *map(str, arguments)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def bare(onnx: Path, out: Path, files: Sequence[Path]) -> None:
+    """One core's share of the ceiling: read, scale, score, keep the top k and write, without Ray, checks or receipts."""
+    import onnxruntime
+
+    pa.set_cpu_count(1)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    mean, scale = np.zeros(64, np.float32), np.ones(64, np.float32)
+    for file in files:
+        parts: list[pa.Table] = []
+        parquet = pq.ParquetFile(file)
+        features = [name for name in parquet.schema_arrow.names if name not in IDS]
+        for batch in parquet.iter_batches(65_536, use_threads=False):
+            columns = [batch.column(name).to_numpy() for name in features]
+            raw = np.empty(batch.num_rows, np.float32)
+            for start in range(0, len(raw), 1024):
+                dense = np.stack([column[start : start + 1024] for column in columns], axis=1)
+                dense -= mean
+                dense *= scale
+                np.clip(dense, -CLIP, CLIP, out=dense)
+                raw[start : start + 1024] = session.run(None, {"dense": dense})[0][:, 0]
+            parts.append(pa.table([*(batch.column(name) for name in IDS), pa.array(raw)], [*IDS, "raw"]))
+        rows = pa.concat_tables(parts)
+        user, raw = rows["user_id"].to_numpy(), rows["raw"].to_numpy()
+        order = np.lexsort((rows["item_id"].to_numpy(), -raw, user))
+        place = np.arange(len(order)) - np.searchsorted(user[order], user[order])
+        pq.write_table(rows.take(pa.array(order[place < K])), out / file.name, compression="zstd")
+
+
+def common(keras_file: Path, folder: Path, out: Path) -> float:
+    """Seconds of the pattern that most people write, from its first to its last scored batch: the start of actors and models is out."""
+    import keras
+    import ray
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    class Predict:
+        def __init__(self) -> None:
+            self.model = keras.saving.load_model(keras_file)
+            self.model.predict(np.zeros((COMMON_BATCH, 64), np.float32), verbose=0)
+
+        def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            started = time.time()
+            features = np.stack([values for name, values in batch.items() if name not in IDS], axis=1)
+            scores = self.model.predict(features, verbose=0)[:, 0]
+            times = {"started": np.full(len(scores), started), "ended": np.full(len(scores), time.time())}
+            return {**{name: batch[name] for name in IDS}, "score": scores, **times}
+
+    # two actors, and a CPU for the tasks that read and write: with two CPUs in all it would hang
+    ray.init(num_cpus=3, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    scored = ray.data.read_parquet(str(folder)).map_batches(
+        Predict, batch_size=COMMON_BATCH, batch_format="numpy", compute=ActorPoolStrategy(size=2), num_cpus=1
+    )
+    scored.write_parquet(str(out))
+    times = pq.read_table(out, columns=["started", "ended"])
+    return float(times["ended"].to_numpy().max() - times["started"].to_numpy().min())
+
+
+if __name__ == "__main__":
+    what, *arguments = sys.argv[1:]
+    places = [Path(argument) for argument in arguments]
+    if what == "bare":
+        bare(places[0], places[1], places[2:])
+    else:
+        print(common(*places))

@@ -1,0 +1,29 @@
+"""Write the labelled feature rows that a shop's model learns from as Parquet, with the settings to train on them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs import AsOf, Config, job, main
+from recsys import config, pipeline, runtime
+from recsys.shop import open_shop
+
+
+def examples(
+    config_path: Config,
+    as_of: AsOf,
+    out: Annotated[Path, typer.Option(help="Folder for train/, test/ and pairs.toml.")],
+) -> None:
+    """Write the labelled feature rows that a shop's model learns from as Parquet, with the settings to train on them."""
+    with job():
+        sources = open_shop(config.load(config_path), as_of=as_of.date())
+        with runtime.connect():
+            prepared = pipeline.prepare(sources, end=as_of.date())
+            counts = pipeline.export_examples(prepared, as_of=as_of.date(), out=out)
+        print(f"{counts['train']:,} rows to train on, {counts['test']:,} to test on. Train on them:")
+        print(f"    python -m jobs.train --config {out / 'pairs.toml'}")
+
+
+if __name__ == "__main__":
+    main(examples)

@@ -1,0 +1,140 @@
+"""One worker's way through a fit, epoch by epoch, from the last checkpoint to the end. The same in every worker, at the same time.
+
+First the training rows are fitted and the validation rows say which epoch was best; then, if refit is on, everything starts again
+on all rows for so many epochs. Every decision rests on numbers that all workers hold with the same bits, so all decide alike.
+"""
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import expit
+
+from recsys import config
+from recsys.checkpoint import Checkpoints, Epoch, State
+from recsys.errors import ClusterError, ConfigError
+from recsys.feed import Rows, class_weighted, passes
+from recsys.metrics import classification
+from recsys.spec import FeatureSpec
+
+if TYPE_CHECKING:
+    from recsys.learner import Learner
+
+VALIDATE = "validate"  # fit on the training rows, validation rows decide how many epochs
+REFIT = "refit"  # from the start again on all rows, that many epochs
+SECOND = 1.0  # of train.checkpoint_seconds; a test shortens it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every worker is told."""
+
+    train_files: tuple[Path, ...]
+    validation_files: tuple[Path, ...]
+    spec: FeatureSpec
+    model: config.Model
+    train: config.Train
+    seed: int
+    cpus: int
+    """Of one worker."""
+    run: Path
+    """Folder of the checkpoints, shared by every node."""
+    policy: str | None = None
+    """Keras dtype policy; absent, train.precision. The proof that workers agree runs in float64."""
+
+
+def walk(plan: Plan, learner: "Learner") -> State:
+    """The state at the end of the fit.
+
+    Raises:
+        ConfigError: the loss stopped being finite.
+        ClusterError: the checkpoint at the end of an epoch could not be written. One inside an epoch may fail: the next is tried.
+    """
+    checkpoints = Checkpoints(plan.run)
+    first = learner.team.rank == 0
+    start = state = State([], [], learner.weights(), learner.optimizer_state(), best_weights=[])
+    # one worker looks and all hear of it: a file that is just being renamed would be there for some only
+    if number := int(learner.total(np.array([checkpoints.newest() if first else 0], np.float64))[0]):
+        state = checkpoints.read(number)
+    validation = Rows(plan.validation_files, plan.spec)
+    for phase in (VALIDATE, REFIT):
+        rows = Rows(plan.train_files if phase == VALIDATE else plan.train_files + plan.validation_files, plan.spec)
+        rows.weight = class_weighted(rows.label, rows.weight, plan.train.class_weights)
+        begun = phase == VALIDATE or state.losses or any(record["phase"] == phase for record in state.history)
+        learner.restore(state if begun else start)
+        while (epoch := next_epoch(state.history, phase, plan.train)) is not None:
+            batches = passes(rows, plan.train.batch_size, seed=plan.seed, epoch=epoch)
+            losses, done = list(state.losses), len(state.losses)
+            begin = saved = time.monotonic()
+            for loss in learner.steps(rows, batches, start=done, epoch=epoch):
+                _check_finite(loss, f"step {len(losses) + 1} of epoch {epoch} ({phase})", plan)
+                losses.append(loss)
+                if first and time.monotonic() - saved >= plan.train.checkpoint_seconds * SECOND and len(losses) < len(batches.rows):
+                    with suppress(OSError):
+                        here = State(state.history, losses, learner.weights(), learner.optimizer_state(), state.best_weights)
+                        checkpoints.write(here)
+                    saved = time.monotonic()
+            seconds = time.monotonic() - begin
+            record: Epoch = {"epoch": epoch, "phase": phase, "loss": batches.mean(losses), "workers": learner.team.workers}
+            record |= {"seconds": seconds, "rows_per_second": sum(map(len, batches.rows[done:])) / seconds}
+            if phase == VALIDATE:
+                record |= {f"val_{name}": value for name, value in _figures(learner, validation, plan.train.loss).items()}
+                _check_finite(record["val_loss"], f"validation after epoch {epoch}", plan)
+            history = [*state.history, record]
+            weights = learner.weights()
+            better = phase == VALIDATE and best(history) == epoch
+            state = State(history, [], weights, learner.optimizer_state(), weights if better else state.best_weights)
+            _write(checkpoints, state, learner, first=first)
+    return state
+
+
+def next_epoch(history: list[Epoch], phase: str, train: config.Train) -> int | None:
+    """The epoch to run next, from 1; None where the phase is over. All workers hold the same history, so all agree."""
+    done = sum(record["phase"] == phase for record in history)
+    if phase == REFIT:
+        return done + 1 if train.refit and done < best(history) else None
+    if done == train.epochs or (train.patience and done and done - best(history) >= train.patience):
+        return None
+    return done + 1
+
+
+def best(history: list[Epoch]) -> int:
+    """The epoch with the smallest validation loss, the earliest of equal ones."""
+    return min((record for record in history if record["phase"] == VALIDATE), key=lambda record: record["val_loss"])["epoch"]
+
+
+def _figures(learner: "Learner", rows: Rows, loss: str) -> dict[str, float]:
+    """Of all rows, by all workers; the same for every number of them."""
+    chances = expit(learner.logits_of(rows).astype(np.float64))
+    figures = classification(rows.label, chances, rows.weight)
+    if loss == "mean_squared_error":
+        figures["loss"] = float(np.average((rows.label - chances) ** 2, weights=rows.weight))
+    return figures
+
+
+def _check_finite(loss: float, where: str, plan: Plan) -> None:
+    if not np.isfinite(loss):
+        raise ConfigError(
+            f"training: the loss must be finite, got {loss} in {where}. Lower train.learning_rate "
+            f"({plan.train.learning_rate:g}), set train.clip_norm, or look for absurd values in the numeric columns. "
+            f"The last checkpoint before it stands in {plan.run}."
+        )
+
+
+def _write(checkpoints: Checkpoints, state: State, learner: "Learner", *, first: bool) -> None:
+    """The checkpoint, written by the first worker; the others wait, and hear if it failed."""
+    reason = None
+    if first:
+        try:
+            checkpoints.write(state)
+        except OSError as error:
+            reason = error.strerror
+    if learner.total(np.array([reason is not None], np.float64))[0]:
+        epoch = state.history[-1]["epoch"]
+        raise ClusterError(
+            f"{checkpoints.folder}: the checkpoint after epoch {epoch} must be written, got: {reason}. Make room and run the same "
+            "command again: it goes on from the last checkpoint, which stands."
+        )
