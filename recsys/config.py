@@ -366,14 +366,16 @@ class Pairs(Section):
 
     @model_validator(mode="after")
     def _columns_agree(self) -> "Pairs":
+        features = ("numeric", "categorical", "multivalued", "ignore")
+        standard = () if self.format == "original_csv" else ("user_id", "item_id", "label", "weight")
         roles: dict[str, str] = {}
-        for role in ("user_id", "item_id", "label", "weight", "numeric", "categorical", "multivalued", "ignore"):
+        for role in (*standard, *features):
             value = getattr(self, role)
-            as_what = f"pairs.{role}" if role in self.model_fields_set else f"pairs.{role} by its standard name"
             for name in (value,) if isinstance(value, str) else value:
-                if name in roles:
-                    raise ValueError(f"pairs: column '{name}' is named twice, as {roles[name]} and {as_what}; give one of them another")
-                roles[name] = as_what
+                if (other := roles.setdefault(name, role)) is not role or value.count(name) > 1:
+                    by_default = other in standard and other not in self.model_fields_set
+                    todo = f"set pairs.{other}, which it is by its name, to another" if by_default else "name it once"
+                    raise ValueError(f"pairs: column '{name}' is named twice, in {other} and {role}; {todo}")
         words = self.categorical + self.multivalued
         for name, own in self.columns.items():
             if self.format != "original_csv" and name not in self.named:
@@ -496,11 +498,13 @@ def load_either(path: str | Path) -> Settings | PairsSettings:
     """As `load`, of the door that the file is for: one with a section [pairs] is the pairs door's.
 
     Raises:
-        ConfigError: as `load`; or the file has both doors' sections.
+        ConfigError: as `load`; or the file has both doors' sections, or neither.
     """
     values = _read(path)
     if "pairs" in values and "shop" in values:
         raise ConfigError(f"{path}: must have a section [shop] or a section [pairs], got both. Write a file for each.")
+    if "pairs" not in values and "shop" not in values:
+        raise ConfigError(f"{path}: must have a section [shop] or a section [pairs], got neither. Add the one of the door you use.")
     return load_pairs(path) if "pairs" in values else load(path)
 
 

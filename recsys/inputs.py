@@ -122,7 +122,12 @@ def open_input(setting: str, location: str, storage_options: Mapping[str, str], 
     footer = functools.partial(_csv_footer if csv else _footer, store)
     with ThreadPoolExecutor(FOOTERS) as pool:
         footers = pool.map(footer, [entry.path for entry in found])
+        last: pa.Schema | None = None
         for entry, (schema, rows, row_groups) in zip(found, footers, strict=True):
+            files.append(File(entry.path, entry.size, entry.mtime_ns or 0, rows, row_groups))
+            if last is not None and schema.equals(last):  # of ten thousand files most are alike
+                continue
+            last = schema
             seen = {field.name: field.type for field in schema}
             if len(seen) < len(schema):
                 raise DataError(f"{entry.path}: column names must differ, got {', '.join(schema.names)}. Rename one of each two.")
@@ -141,7 +146,6 @@ def open_input(setting: str, location: str, storage_options: Mapping[str, str], 
                         f"{entry.path}: column '{column}' must be {columns[column]} as in {files[0].path}, got {dtype}. "
                         "Write all files with the same types."
                     )
-            files.append(File(entry.path, entry.size, entry.mtime_ns or 0, rows, row_groups))
     if sum(file.rows for file in files) == 0:
         raise DataError(f"{location}: {setting} has no rows in {len(files)} file(s). Nothing can be made of it.")
     return Input(setting, location, tuple(files), columns, dict(storage_options), csv)
@@ -198,19 +202,30 @@ def row_groups(source: Input, columns: Sequence[str], *, key: str | None = None)
         return [RowGroup(file.path, 0, 0, file.rows, file.size, None, None) for file in source.files if file.rows]
     store, _ = filesystem(source.location, source.storage_options)
     wanted = set(columns)
+    last: list[tuple[pq.ParquetSchema, list[tuple[int, int]], int]] = []  # of ten thousand files most are alike
+
+    def places(schema: pq.ParquetSchema) -> tuple[list[tuple[int, int]], int]:
+        """Place and width of the leaves that are read, and the place of the key."""
+        for known, read, of_key in last:
+            if known.equals(schema):
+                return read, of_key
+        leaves = [schema.column(place) for place in range(len(schema))]
+        names = [_column_of(leaf.path, source.columns) for leaf in leaves]
+        read = [(place, _width(leaves[place])) for place, name in enumerate(names) if name in wanted]
+        of_key = -1 if key is None else names.index(key)
+        last[:] = [(schema, read, of_key)]
+        return read, of_key
 
     def groups(file: File) -> list[RowGroup]:
         with store.open_input_file(file.path) as handle:
-            metadata = pq.ParquetFile(handle).metadata
-        leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
-        names = [_column_of(leaf.path, source.columns) for leaf in leaves]
-        read = [(place, _width(leaves[place])) for place, name in enumerate(names) if name in wanted]
+            metadata = pq.read_metadata(handle)
+        read, of_key = places(metadata.schema)
         found: list[RowGroup] = []
         first = 0
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             low = high = None
-            if key is not None and (statistics := group.column(names.index(key)).statistics) is not None and statistics.has_min_max:
+            if key is not None and (statistics := group.column(of_key).statistics) is not None and statistics.has_min_max:
                 low, high = statistics.min, statistics.max
             # a dictionary of one value takes next to no bytes in the file, and as many as any other column when it is read
             chunks = ((group.column(place), width) for place, width in read)
@@ -307,11 +322,7 @@ def _read_csv(handle: pa.NativeFile, types: Mapping[str, pa.DataType] | None) ->
     if types is not None:
         known = {name: dtype for name, dtype in types.items() if not pa.types.is_null(dtype)}
         return pcsv.read_csv(handle, convert_options=pcsv.ConvertOptions(include_columns=list(types), column_types=known))
-    try:
-        return pcsv.read_csv(handle)
-    except pa.ArrowInvalid:  # types are guessed from the first block: 1 for 0.5 further down
-        handle.seek(0)
-        return pcsv.read_csv(handle, read_options=pcsv.ReadOptions(block_size=min(handle.size() + 1, 2**31 - 1)))
+    return pcsv.read_csv(handle)
 
 
 def _column_of(path: str, columns: Mapping[str, pa.DataType]) -> str:

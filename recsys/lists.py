@@ -93,7 +93,7 @@ def recommendations(ranked: pa.Table, *, as_of: date, model_version: str, run_id
     user_id, item_id = (ranked.column(name).combine_chunks() for name in (USER_ID, ITEM_ID))
 
     def same(value: object, dtype: pa.DataType) -> pa.Array:
-        return pa.repeat(pa.scalar(value, dtype), count)
+        return pa.repeat(pa.scalar(value, dtype), count) if count else pa.array([], dtype)  # Arrow repeats no list 0 times
 
     columns = {
         AS_OF: same(as_of, pa.date32()),

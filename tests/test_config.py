@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from recsys import config
-from recsys.config import Section, Settings
+from recsys.config import Column, PairsSettings, Scaling, Section, Settings, Words
 from recsys.errors import ConfigError
 
 # Issue 2, "Any other shop": the shape is a contract.
@@ -227,7 +228,9 @@ def sections(section: type[Section]) -> list[type[Section]]:
     return [section, *inner]
 
 
-@pytest.mark.parametrize("section", sections(Settings)[1:], ids=lambda section: section.__name__)
+@pytest.mark.parametrize(
+    "section", dict.fromkeys([*sections(Settings)[1:], *sections(PairsSettings)[1:], Column]), ids=lambda section: section.__name__
+)
 def test_every_field_says_what_it_is(section: type[Section]) -> None:
     assert section.__doc__
     silent = [
@@ -243,6 +246,172 @@ def test_settings_cannot_be_changed(file: Path) -> None:
     settings: Any = config.load(file)
     with pytest.raises(ValidationError, match="frozen"):
         settings.rank.k = 3
+
+
+# ---- the pairs door
+
+
+PAIRS = '[pairs]\npath = "rows"\n'
+
+
+def refused(file: Path, text: str, load: Callable[[Path], object] = config.load_pairs) -> str:
+    """What is said of a file, without the file's name."""
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load(file)
+    return str(error.value).removeprefix(f"{file}: ")
+
+
+def test_only_path_is_required_of_pairs_and_the_defaults_are_the_original_s(file: Path) -> None:
+    file.write_text(PAIRS)
+    settings = config.load_pairs(file)
+    pairs = settings.pairs
+    assert (pairs.test, pairs.score, pairs.users, pairs.items, pairs.format, pairs.validation) == (
+        None,
+        None,
+        None,
+        None,
+        "parquet",
+        0.2,
+    )
+    assert (pairs.user_id, pairs.item_id, pairs.label, pairs.weight, pairs.named) == ("user_id", "item_id", "label", "weight", ())
+    assert (settings.model.hidden, settings.model.dropout) == ((512, 256, 128), 0.2)
+    assert (settings.train.epochs, settings.train.batch_size, settings.train.learning_rate) == (10, 64, 1e-3)
+    assert settings.table.path != Settings.model_validate({"shop": {"events": "e"}}).table.path
+
+
+def test_rules_of_one_column_stand_over_those_of_all(file: Path) -> None:
+    file.write_text(
+        PAIRS
+        + 'numeric = ["a", "b"]\ncategorical = ["c"]\nmultivalued = ["d"]\n'
+        + '[pairs.scaling]\ndivide = 255\nscale = "minmax"\nfill = 0\n[pairs.words]\nmax_vocabulary = 7\n'
+        + '[pairs.columns.b]\ndivide = 2\nlog1p = true\nfill = "mean"\n[pairs.columns.d]\nmax_values = 3\n'
+    )
+    pairs = config.load_pairs(file).pairs
+    assert pairs.named == ("a", "b", "c", "d")
+    assert pairs.scaling_of("a") == Scaling(divide=255, scale="minmax", fill=0)
+    assert pairs.scaling_of("b") == Scaling(divide=2, scale="minmax", log1p=True, fill="mean")
+    assert pairs.words_of("c") == Words(max_vocabulary=7)
+    assert pairs.words_of("d") == Words(max_vocabulary=7, max_values=3)
+
+
+def test_a_rule_of_one_column_may_take_back_a_rule_of_all(file: Path) -> None:
+    file.write_text(PAIRS + 'numeric = ["a"]\n[pairs.scaling]\nlog1p = true\nindicator = true\n[pairs.columns.a]\nlog1p = false\n')
+    assert config.load_pairs(file).pairs.scaling_of("a") == Scaling(log1p=False, indicator=True)
+
+
+ORIGINAL = PAIRS + 'format = "original_csv"\n'
+
+
+def test_an_original_csv_may_have_columns_of_any_name(file: Path) -> None:
+    file.write_text(ORIGINAL + 'ignore = ["user_id", "weight"]\n[pairs.columns.label]\nscale = "none"\n')
+    assert config.load_pairs(file).pairs.ignore == ("user_id", "weight")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[pairs]\n", "key 'pairs.path' is missing. Add it."),
+        (
+            PAIRS + 'nummeric = ["a"]',
+            "unknown key 'pairs.nummeric'. Known here: path, test, score, users, items, format, user_id, item_id, label, weight, "
+            "numeric, categorical, multivalued, ignore, scaling, words, columns, validation, storage_options.",
+        ),
+        (PAIRS + "[pairs.scaling]\nlog = true", "unknown key 'pairs.scaling.log'. Known here: divide, log1p, scale, fill, indicator."),
+        (
+            PAIRS + 'numeric = ["a"]\n[pairs.columns.a]\nscal = "none"',
+            "unknown key 'pairs.columns.a.scal'. Known here: divide, log1p, scale, fill, indicator, max_vocabulary, max_values.",
+        ),
+        (PAIRS + "[window]", "unknown key 'window'. Known here: pairs, model, train, rank, table, run."),
+        (PAIRS + 'format = "tsv"', "key 'pairs.format': input should be 'parquet', 'csv' or 'original_csv', got 'tsv'."),
+        (PAIRS + "validation = 1", "key 'pairs.validation': input should be less than 1, got 1."),
+        (PAIRS + "validation = 0", "key 'pairs.validation': input should be greater than 0, got 0."),
+        (PAIRS + "[pairs.scaling]\ndivide = 0", "key 'pairs.scaling.divide': input should be greater than 0, got 0."),
+        (
+            PAIRS + '[pairs.scaling]\nscale = "z"',
+            "key 'pairs.scaling.scale': input should be 'standard', 'minmax' or 'none', got 'z'.",
+        ),
+        (PAIRS + "[pairs.words]\nmax_values = 0", "key 'pairs.words.max_values': input should be greater than 0, got 0."),
+        (PAIRS + 'numeric = ["a", "b", "a"]', "pairs: column 'a' is named twice, in numeric and numeric; name it once."),
+        (PAIRS + 'numeric = ["a"]\nignore = ["a"]', "pairs: column 'a' is named twice, in numeric and ignore; name it once."),
+        (
+            PAIRS + 'categorical = ["a"]\nmultivalued = ["a"]',
+            "pairs: column 'a' is named twice, in categorical and multivalued; name it once.",
+        ),
+        (PAIRS + 'user_id = "a"\nitem_id = "a"', "pairs: column 'a' is named twice, in user_id and item_id; name it once."),
+        (
+            PAIRS + 'numeric = ["weight"]',
+            "pairs: column 'weight' is named twice, in weight and numeric; set pairs.weight, which it is by its name, to another.",
+        ),
+        (
+            PAIRS + 'numeric = ["a"]\n[pairs.columns.b]\nscale = "none"',
+            "pairs.columns: 'b' is no feature column; name it in numeric, categorical or multivalued, or remove it.",
+        ),
+        (
+            PAIRS + 'numeric = ["a"]\n[pairs.columns.a]\nmax_values = 3',
+            "pairs.columns.a: 'max_values' is no rule for a column of numbers; remove it.",
+        ),
+        (
+            PAIRS + 'multivalued = ["a"]\n[pairs.columns.a]\nlog1p = true\ndivide = 2',
+            "pairs.columns.a: 'divide' is no rule for a column of words; remove it.",
+        ),
+        (
+            PAIRS + "[pairs.scaling]\nlog1p = true\nfill = -1",
+            "pairs.scaling: fill must be 0 or more under log1p, got -1.0; fill with 0 or 'mean'.",
+        ),
+        (
+            PAIRS + 'numeric = ["a"]\n[pairs.scaling]\nlog1p = true\n[pairs.columns.a]\nfill = -1',
+            "pairs.columns.a: fill must be 0 or more under log1p, got -1.0; fill with 0 or 'mean'.",
+        ),
+        (ORIGINAL + 'numeric = ["a"]', "pairs.format 'original_csv' names its columns itself; remove pairs.numeric."),
+        (ORIGINAL + 'label = "y"', "pairs.format 'original_csv' names its columns itself; remove pairs.label."),
+        (ORIGINAL + 'users = "u"', "pairs.format 'original_csv' names its columns itself; remove pairs.users."),
+        (
+            ORIGINAL + "[pairs.columns.a]\nmax_vocabulary = 3",
+            "pairs.columns.a: 'max_vocabulary' is no rule for a column of numbers; remove it.",
+        ),
+    ],
+)
+def test_a_mistake_in_a_pairs_file_is_one_sentence(file: Path, text: str, message: str) -> None:
+    assert refused(file, text) == message
+
+
+@pytest.mark.parametrize(
+    ("value", "seen"), [('"median"', "'median'"), ('"5"', "'5'"), ("true", "True"), ("inf", "inf"), ("nan", "nan")]
+)
+@pytest.mark.parametrize("where", ["scaling", "columns.a"])
+def test_what_is_filled_in_is_a_number_or_the_mean(file: Path, value: str, seen: str, where: str) -> None:
+    text = PAIRS + f'numeric = ["a"]\n[pairs.{where}]\nfill = {value}'
+    assert refused(file, text) == f"key 'pairs.{where}.fill': input should be a finite number or 'mean', got {seen}."
+
+
+def test_each_door_refuses_the_others_file(file: Path) -> None:
+    assert refused(file, SHOP) == "must have a section [pairs], got [shop]. Pass the settings file of the pairs door."
+    assert refused(file, PAIRS, config.load) == "must have a section [shop], got [pairs]. Pass the settings file of the shop door."
+
+
+def test_a_file_is_for_the_door_whose_section_it_has(file: Path) -> None:
+    file.write_text(PAIRS)
+    assert isinstance(config.load_either(file), PairsSettings)
+    file.write_text(SHOP)
+    assert isinstance(config.load_either(file), Settings)
+
+
+def test_a_file_for_both_doors_or_neither_is_refused(file: Path) -> None:
+    assert refused(file, PAIRS + SHOP, config.load_either) == (
+        "must have a section [shop] or a section [pairs], got both. Write a file for each."
+    )
+    assert refused(file, "[train]\n", config.load_either) == (
+        "must have a section [shop] or a section [pairs], got neither. Add the one of the door you use."
+    )
+    assert refused(file, "", config.load_pairs) == "key 'pairs' is missing. Add it."
+
+
+@pytest.mark.parametrize("load", [config.load_pairs, config.load_either])
+def test_a_missing_pairs_file_is_one_sentence(file: Path, load: Callable[[Path], object]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(file)
+    assert str(error.value) == f"{file}: no such settings file. Pass --config with the path of a TOML file."
 
 
 def test_the_choices_of_model_and_fit_load(file: Path) -> None:

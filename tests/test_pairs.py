@@ -104,10 +104,11 @@ def test_a_numeric_column_may_be_of_every_numeric_type(file: Path, dtype: pa.Dat
     assert opened(write(file, table(price=values))).columns[0] == ColumnSpec("price", "number")
 
 
-def test_lists_of_numbers_have_the_length_of_their_type_or_of_the_first_that_has_values(file: Path) -> None:
+@pytest.mark.parametrize("row_group_size", [1, 3])
+def test_lists_of_numbers_have_the_length_of_their_type_or_of_the_first_that_has_values(file: Path, row_group_size: int) -> None:
     fixed = pa.array([None, [1.0, 2.0, 3.0], None], pa.list_(pa.float32(), 3))
     free = pa.array([None, [], [1, 2]], pa.list_(pa.int8()))
-    write(file, table(fixed=fixed, free=free, nothing=pa.nulls(3, pa.list_(pa.float32()))), row_group_size=1)
+    write(file, table(fixed=fixed, free=free, nothing=pa.nulls(3, pa.list_(pa.float32()))), row_group_size=row_group_size)
     rows = opened(file, numeric=("price", "fixed", "free", "nothing"))
     assert [(column.kind, column.width) for column in rows.columns[:4]] == [
         ("number", 1),
@@ -197,10 +198,15 @@ def test_a_csv_of_named_columns_is_read_as_its_values_say(tmp_path: Path) -> Non
 
 def test_a_csv_folder_is_one_table_though_its_files_guess_other_types(tmp_path: Path) -> None:
     header = ["user_id", "item_id", "price", "brand", "label"]
-    csv_file(tmp_path / "a.csv", header, [[1, "x", 1, "", 0]])
-    csv_file(tmp_path / "b.csv", header, [[2, "y", 0.5, "b", 1], [3, "z", "", "c", 1]])
-    rows = opened(tmp_path, format="csv")
+    csv_file(tmp_path / "a.csv", [*header, "note"], [[1, "x", 1, "", 0, "n"]])
+    csv_file(tmp_path / "b.csv", [*header, "note"], [[2, "y", 0.5, "b", 1, "n"], [3, "z", "", "c", 1, ""]])
+    rows = opened(tmp_path, format="csv", ignore=("note",))
     assert read_column(rows, "price") == [1.0, 0.5, None]
+    for batch in pairs.read(rows, pairs.cut(rows, size=10**9)[0].unit()):
+        assert {name: batch.columns.schema.field(name).type for name in rows.read} == {
+            name: rows.source.columns[name] for name in rows.read
+        }
+        assert batch.columns.schema.names == rows.read
     assert len(pairs.cut(rows, size=10**9)) == 1
 
 
@@ -587,7 +593,7 @@ def check_cut(rows: Rows, size: int) -> tuple[Shard, ...]:
 GROUPS = st.lists(st.lists(st.lists(st.integers(-3, 12), max_size=4), min_size=1, max_size=3), min_size=1, max_size=4)
 
 
-@given(GROUPS, st.booleans(), st.sampled_from([1, 60, 200, 10**6]), st.booleans())
+@given(GROUPS, st.booleans(), st.sampled_from([1, 400, 1000, 10**6]), st.booleans())
 def test_shards_hold_every_row_group_once_and_share_no_user_unknowingly(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[list[int]]], in_order: bool, size: int, strings: bool
 ) -> None:
@@ -605,7 +611,7 @@ def test_shards_hold_every_row_group_once_and_share_no_user_unknowingly(
         assert all(shard.shared is not None and len(shard.shared) <= 2 for shard in shards)
 
 
-@given(GROUPS, st.sampled_from([1, 60, 10**6]))
+@given(GROUPS, st.sampled_from([1, 600, 10**6]))
 def test_rows_are_read_with_their_numbers_within_their_files(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[list[int]]], size: int
 ) -> None:
@@ -637,6 +643,12 @@ def test_files_in_another_order_than_their_users_are_in_order_nonetheless(tmp_pa
     shards = check_cut(rows, 1)
     assert [shard.shared for shard in shards] == [(), (), (8,), (8,)]
     assert [users_of(rows, shard)[0] for shard in shards] == [1, 3, 7, 8]
+
+
+def test_an_empty_row_group_does_not_hide_the_order(tmp_path: Path) -> None:
+    rows = layout(tmp_path, [[[1, 2]], [[]], [[3, 4]]])
+    write(tmp_path / "00001.parquet", pq.read_table(tmp_path / "00001.parquet"))
+    assert [shard.shared for shard in check_cut(rows, 1)] == [(), ()]
 
 
 def test_users_out_of_order_may_be_anywhere(tmp_path: Path) -> None:
@@ -715,6 +727,46 @@ def test_row_groups_that_follow_each_other_are_read_in_one_go(tmp_path: Path) ->
     first, second = (file.path for file in rows.source.files)
     assert shard.unit()["runs"] == [(first, [0], 0), (second, [0], 0), (first, [1], 1), (second, [1, 2], 1), (first, [2], 2)]
     assert users_of(rows, shard) == [1, 2, 5, 6, 7, 9]
+
+
+def test_row_groups_of_one_file_are_read_in_the_order_of_their_users(tmp_path: Path) -> None:
+    rows = layout(tmp_path, [[[3], [1, 1], [2]]])
+    (shard,) = pairs.cut(rows, size=10**9)
+    (only,) = (file.path for file in rows.source.files)
+    assert shard.unit()["runs"] == [(only, [1, 2], 1), (only, [0], 0)]
+    assert [(batch.first_row, batch.columns.num_rows) for batch in pairs.read(rows, shard.unit())] == [(1, 3), (0, 1)]
+
+
+def test_rows_are_counted_on_over_batches_and_row_groups(tmp_path: Path) -> None:
+    rows = layout(tmp_path, [[range(70_000), range(70_000, 140_000)]])
+    (shard,) = pairs.cut(rows, size=10**9)
+    batches = list(pairs.read(rows, shard.unit()))
+    assert len(batches) > 2
+    for batch in batches:
+        assert batch.columns.column("price")[0].as_py() == batch.first_row
+        assert batch.columns.column("user_id")[-1].as_py() == batch.first_row + batch.columns.num_rows - 1
+
+
+def test_row_groups_that_start_with_one_user_are_in_order(tmp_path: Path) -> None:
+    rows = layout(tmp_path, [[[5, 9]], [[5, 5]]])
+    assert [(users_of(rows, shard), shard.shared) for shard in check_cut(rows, 1)] == [([5, 5], (5,)), ([5, 9], (5,))]
+
+
+def test_a_shard_takes_row_groups_as_long_as_there_is_room(tmp_path: Path) -> None:
+    rows = layout(tmp_path, [[[user] for user in range(7)]])
+    (size,) = {group.size for group in inputs.row_groups(rows.source, rows.read)}
+    assert [len(shard.groups) for shard in check_cut(rows, 3 * size)] == [3, 3, 1]
+    assert [len(shard.groups) for shard in check_cut(rows, 3 * size - 1)] == [2, 2, 2, 1]
+
+
+def test_files_of_several_schemas_are_cut_alike(tmp_path: Path) -> None:
+    for number in range(4):
+        rows = table(user_id=pa.array([3 * number, 3 * number, 3 * number + 1]))
+        names = rows.column_names[number % 2 :] + rows.column_names[: number % 2]
+        write(tmp_path / f"{number}.parquet", rows.select(names))
+    shards = pairs.cut(opened(tmp_path, "score"), size=1)
+    assert [(shard.groups[0].low, shard.groups[0].high) for shard in shards] == [(0, 1), (3, 4), (6, 7), (9, 10)]
+    assert len({shard.groups[0].size for shard in shards}) == 1
 
 
 def test_many_small_files_end_in_few_shards(tmp_path: Path) -> None:
