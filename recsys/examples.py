@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -108,9 +107,3 @@ def named(table: pa.Table, names: Sequence[str], vocabularies: Mapping[str, Sequ
         columns[name] = pa.array(words, pa.string()).take(pa.array(codes[:, place] - 1, mask=codes[:, place] == 0))
     assert len(columns) == 4 + len(names) + len(vocabularies), "two inputs have one name"
     return pa.table(columns)
-
-
-def write(table: pa.Table, path: Path) -> None:
-    """An uncompressed Arrow file, which every worker of a node maps into memory and shares."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)

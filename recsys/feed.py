@@ -15,6 +15,12 @@ from recsys.spec import FeatureSpec
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # dense, codes, label, share of the loss
 
 
+def write(table: pa.Table, path: Path) -> None:
+    """An uncompressed Arrow file, which every worker of a node maps into memory and shares."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
 class Rows:
     """Examples of several Arrow files as one long table of rows; dense inputs and codes stay in the mapped files."""
 

@@ -19,12 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys import bundle as bundles
-from recsys import inputs, joined, lists, pairs, runtime
+from recsys import feed, inputs, joined, lists, pairs, runtime
 from recsys.bundle import Bundle
 from recsys.config import PairsSettings
 from recsys.encode import encoder
 from recsys.errors import BundleError, DataError, PublishError
-from recsys.examples import write as write_arrow
 from recsys.halves import Halves
 from recsys.night import Night, Published, device_of, publish_parts, score_units
 from recsys.pairs import Batch, Rows
@@ -209,7 +208,7 @@ def _shard_task(
         starts: list[int] = []
         if shared.num_rows:
             bucketed, starts = lists.by_bucket(shared.select([USER_ID, ITEM_ID, RAW]), buckets)
-            write_atomically(folder / f"{name}.arrow", lambda file: write_arrow(bucketed, file))
+            write_atomically(folder / f"{name}.arrow", lambda file: feed.write(bucketed, file))
         if all_scores is not None:
             _write_scores(pa.concat_tables(scores), all_scores, name, night)
         counts = {"rows": read, "rejected": rejected.write(folder, name), "repeated": repeated}

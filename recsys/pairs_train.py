@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from scipy.special import expit
 
 from recsys import bundle as bundles
-from recsys import examples, metrics, pairs, runtime
+from recsys import feed, metrics, pairs, runtime
 from recsys.bundle import Bundle
 from recsys.config import PairsSettings
 from recsys.encode import KEPT_WORDS, Encoder, count_words, fitted
@@ -196,7 +196,7 @@ def _examples_task(rows: Rows, spec: FeatureSpec, tables: Path, folder: Path) ->
             counts.update(rows=int(fine.sum()), positives=int((label[fine] > 0).sum()), held_out=int((fine & held).sum()))
         for part, made in parts.items():
             table = pa.concat_tables(made)
-            write_atomically(folder / f"{name}-{part}.arrow", lambda file, table=table: examples.write(table, file))
+            write_atomically(folder / f"{name}-{part}.arrow", lambda file, table=table: feed.write(table, file))
         return {"rows": 0, "positives": 0, "held_out": 0} | counts | {"rejected": rejected.write(folder, name)}
 
     return task

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import ray
 
 from recsys import bundle as bundles
-from recsys import evaluate, examples, runtime, spec
+from recsys import evaluate, examples, feed, runtime, spec
 from recsys import ingest as ingest_stage
 from recsys import signals as signals_module
 from recsys.bundle import Bundle
@@ -183,7 +183,7 @@ def _examples_task(prepared: Prepared) -> Task:
             counts.update(rows=int(chosen.sum()), positives=int(label.sum()), candidates=len(candidates))
             names = inputs.names
         table = pa.concat_tables(tables)
-        write_atomically(prepared.examples.path / f"{name}.arrow", lambda file: examples.write(table, file))
+        write_atomically(prepared.examples.path / f"{name}.arrow", lambda file: feed.write(table, file))
         return {**counts, "features": names}
 
     return task

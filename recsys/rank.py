@@ -1,10 +1,12 @@
 """Raw outputs -> each user's list: best first, ties by item id, the first k."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recsys.candidates import Candidates
+if TYPE_CHECKING:
+    from recsys.candidates import Candidates
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def top(user_row: np.ndarray, item: np.ndarray, raw: np.ndarray, *, k: int) -> R
     return Ranked(order[kept], (place[kept] + 1).astype(np.int32))
 
 
-def as_lists(ranked: Ranked, candidates: Candidates, items: np.ndarray, *, users: int, k: int) -> np.ndarray:
+def as_lists(ranked: Ranked, candidates: "Candidates", items: np.ndarray, *, users: int, k: int) -> np.ndarray:
     """int32 (U, k) item codes in rank order, -1 beyond a list's end.
 
     Args:

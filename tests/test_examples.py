@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys import config, examples, tables
+from recsys import config, examples, feed, tables
 from recsys.candidates import Candidates, Users
 from recsys.config import Settings
 from recsys.features import Inputs
@@ -194,7 +194,7 @@ def test_users_without_a_positive_give_no_example(made: tuple[Profiles, Users, C
 
 def test_examples_come_back_from_their_file(tmp_path: Path) -> None:
     table = chosen_table()[0]
-    examples.write(table, tmp_path / "part.arrow")
+    feed.write(table, tmp_path / "part.arrow")
     with pa.memory_map(str(tmp_path / "part.arrow")) as source:
         back = pa.ipc.open_file(source).read_all()
         assert back.schema.equals(table.schema)
