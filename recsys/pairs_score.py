@@ -34,6 +34,7 @@ from recsys.spec import FeatureSpec
 from recsys.tables import ITEM_ID, RAW, SCORE, USER_ID
 from recsys.work import Receipt, Stage, digest, write_atomically
 
+SMALL_TABLE_ROWS = 1_000_000  # of users or items: encoded in less time than an actor starts
 MERGE_ROWS = 2_000_000  # rows that a merge has at most, where every row of the input is among its shard's best
 
 
@@ -161,7 +162,17 @@ def write_joined(settings: PairsSettings, rows: Rows, spec: FeatureSpec) -> Path
         "joined_pairs",
         {"tables": {name: source.identity() for name, source in rows.joined.items()}, "spec": digest(spec.to_json())},
     )
-    runtime.run(stage, {table: {} for table in rows.joined}, _joined_task, rows, spec, stage.path, unit="tables", label="joined tables")
+    runtime.run(
+        stage,
+        {table: {} for table in rows.joined},
+        _joined_task,
+        rows,
+        spec,
+        stage.path,
+        here=all(source.rows <= SMALL_TABLE_ROWS for source in rows.joined.values()),
+        unit="tables",
+        label="joined tables",
+    )
     return stage.path
 
 

@@ -14,10 +14,10 @@ from recsys.errors import ClusterError
 
 Raw = Callable[[np.ndarray, np.ndarray], np.ndarray]  # normalised dense (B, F), codes (B, C) -> logits (B,); B <= ROWS
 
-# Scored at once. Rows a second on one core by slice, 80 dense inputs and 6 codes through 512-256-128 units:
-# 256: 155k, 1,024: 175k, 2,048: 169k to 189k, 4,096: 154k to 167k.
 Device = Literal["cpu", "gpu"]
-ROWS = 2048
+# Scored at once. Nanoseconds a row on one busy core through 512-256-128 units, 64 dense inputs | 80 and 6 codes, median of three:
+# 256: 4,346 | 5,956, 512: 4,172 | 6,252, 1,024: 4,388 | 5,869, 2,048: 4,828 | 5,921, 4,096: 5,118 | 6,651.
+ROWS = 1024
 
 
 class Scorer:
