@@ -36,8 +36,12 @@ from recsys.runtime import ENVIRONMENT
 log = logging.getLogger("recsys")
 
 SETTINGS = "settings.submitted.toml"  # the settings as they travel, at the root of the job's working directory
-PATHS = ("shop.events", "shop.items", "shop.users", "table.path", "run.work")  # settings that say where something lies
-PATH_OPTIONS = ("--bundle", "--out")  # further arguments of verbs that do
+PATHS = (  # settings that say where something lies
+    *("shop.events", "shop.items", "shop.users"),
+    *("pairs.path", "pairs.test", "pairs.score", "pairs.users", "pairs.items"),
+    *("table.path", "run.work"),
+)
+PATH_OPTIONS = ("--bundle", "--out", "--all-scores")  # further arguments of verbs that do
 LEFT_OUT = {"var", ".venv", "venv", ".git", "data", "node_modules"}  # at the root
 NEVER = shutil.ignore_patterns(
     "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "*.parquet", "*.csv", "*.arrow", "*.npz", ".env*", "*.pem", "*.key"
@@ -226,11 +230,11 @@ def settings_text(path: Path, *, remote: bool) -> str:
     Raises:
         ConfigError: the file cannot be used, a path is relative and the cluster remote, or run.work is no folder.
     """
-    settings = config.load(path)
+    settings = config.load_either(path)
     values = tomllib.loads(path.read_text(encoding="utf-8"))
     for key in PATHS:
         section, name = key.split(".")
-        location = getattr(getattr(settings, section), name)
+        location = getattr(getattr(settings, section, None), name, None)
         if location is None:
             continue
         if key == "run.work" and "://" in location:

@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -450,3 +451,101 @@ def test_the_table_of_the_killed_night_is_that_of_an_undisturbed_one(killed: Kil
     assert publish.read(str(killed.folder / "undisturbed"), as_of=SHOP_DAY).equals(table)
     assert set(table[USER_ID].to_pylist()) == set(killed.planted.user_ids.to_pylist())
     assert table[RANK].to_pylist() == [*range(1, 11)] * 120
+
+
+# ---- feature rows
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_shop_s_examples_train_a_model_of_the_pairs_door(killed: Killed, run: Callable[..., Ended]) -> None:
+    out = killed.folder / "examples"
+    shown = run("examples", *killed.arguments, "--out", str(out))
+    assert shown.status == 0
+    assert f"python -m jobs.train --config {out}/pairs.toml" in shown.out
+    train, test = (pq.read_table(out / part) for part in ("train", "test"))
+    assert f"{train.num_rows:,} rows to train on, {test.num_rows:,} to test on." in shown.out
+    assert {USER_ID, ITEM_ID, "label", "weight"} < set(train.column_names)
+    assert 0 < sum(train["label"].to_pylist()) < train.num_rows
+    small = (out / "pairs.toml").read_text() + f'[model]\nhidden = [8]\n[train]\nepochs = 1\n[run]\nwork = "{killed.folder}/work"\n'
+    (out / "small.toml").write_text(small)
+    shown = run("train", "--config", str(out / "small.toml"), "--out", str(killed.folder / "of_rows"))
+    assert shown.status == 0
+    assert f"{train.num_rows:,} rows (" in shown.out
+    assert re.search(r"^Test Accuracy: [01]\.\d{4}$", shown.out, re.MULTILINE)
+    assert f"{test.num_rows:,} rows" in shown.out.splitlines()[-2]
+    score = ["--config", str(out / "small.toml"), "--as-of", SHOP_DAY.isoformat(), "--bundle"]
+    shown = run("score_pairs", *score, str(killed.folder / "bundle"))
+    assert (shown.status, "was trained by the shop door" in shown.err) == (1, True)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_original_run_is_one_command(run: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = (ROOT / "jobs" / "original.toml").read_text()
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, rows in (("train", 600), ("test", 200)):
+        pixels = rng.integers(0, 256, (rows, 12))
+        label = (pixels[:, 0] > 127).astype(int)
+        path = Path("var/original") / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = ",".join([*(f"p{column}" for column in range(12)), "bought"])
+        np.savetxt(path, np.column_stack([pixels, label]), fmt="%d", delimiter=",", header=header, comments="")
+    Path("original.toml").write_text(settings)
+    shown = run("train", "--config", "original.toml", "--out", "bundle")
+    assert shown.status == 0
+    (accuracy,) = re.findall(r"^Test Accuracy: ([01]\.\d{4})$", shown.out, re.MULTILINE)
+    assert float(accuracy) > 0.9
+    assert re.search(r"^Test precision .*, recall .*, F1 .*, AUC .*, log loss .*, 200 rows$", shown.out, re.MULTILINE)
+    about = json.loads(Path("bundle/bundle.json").read_text())
+    told = about["settings"]
+    assert (told["model"]["hidden"], told["model"]["dropout"]) == ([512, 256, 128], 0.2)
+    assert {name: told["train"][name] for name in ("loss", "optimizer", "learning_rate", "epochs", "batch_size")} == {
+        "loss": "binary_crossentropy",
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "epochs": 10,
+        "batch_size": 64,
+    }
+    assert len(about["metrics"]["history"]) == 10
+    assert about["metrics"]["examples"]["held_out"] == pytest.approx(120, abs=40)
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "arguments", "sentence"),
+    [
+        (
+            "train",
+            '[pairs]\npath = "rows"\n',
+            ["--as-of", "2024-01-01"],
+            "labelled rows have no --as-of, got 2024-01-01.",
+        ),
+        ("train", '[shop]\nevents = "e"\n', [], "training on a shop needs --as-of, got none. Add the day before which events count."),
+        ("train", '[pairs]\npath = "rows"\n[shop]\nevents = "e"\n', [], "must have a section [shop] or a section [pairs], got both."),
+        ("train", '[pairs]\npath = "rows"\n', [], "rows: no such file or folder. Check pairs.path;"),
+        ("nightly", '[pairs]\npath = "rows"\n', ["--as-of", "2024-01-01"], "must have a section [shop], got [pairs]."),
+        (
+            "score_pairs",
+            '[shop]\nevents = "e"\n',
+            ["--as-of", "2024-01-01", "--bundle", "b"],
+            "must have a section [pairs], got [shop].",
+        ),
+        ("score_pairs", '[pairs]\npath = "rows"\n', ["--as-of", "2024-01-01", "--bundle", "b"], "b: no model bundle"),
+    ],
+)
+def test_the_wrong_door_is_one_sentence(
+    verb: str,
+    text: str,
+    arguments: list[str],
+    sentence: str,
+    run: Callable[..., Ended],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("settings.toml").write_text(text)
+    shown = run(verb, "--config", "settings.toml", *arguments)
+    assert shown.status == 1
+    assert sentence in shown.err
+    assert len(shown.err.splitlines()) == 1

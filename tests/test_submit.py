@@ -208,15 +208,32 @@ def test_relative_paths_are_refused_where_the_nodes_are_other_machines(settings:
     assert tomllib.loads(submit.settings_text(settings, remote=True)) == tomllib.loads(settings.read_text())
 
 
+def test_the_settings_of_the_pairs_door_travel_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = tmp_path / "pairs.toml"
+    settings.write_text('[pairs]\npath = "rows"\nusers = "s3://bucket/users"\nnumeric = ["a b"]\n[pairs.columns."a b"]\nlog1p = true\n')
+    sent = tomllib.loads(submit.settings_text(settings, remote=False))
+    assert sent["pairs"] == {
+        "path": f"{tmp_path}/rows",
+        "users": "s3://bucket/users",
+        "numeric": ["a b"],
+        "columns": {"a b": {"log1p": True}},
+    }
+    assert sent["table"] == {"path": f"{tmp_path}/var/pairs_recommendations"}
+    assert submit.shared_arguments(["--all-scores", "all"], remote=False) == ("--all-scores", f"{tmp_path}/all")
+
+
 def test_every_text_among_the_settings_is_known_to_be_a_path_or_not() -> None:
     texts = {
         f"{section}.{name}"
-        for section, model in config.Settings.model_fields.items()
+        for door in (config.Settings, config.PairsSettings)
+        for section, model in door.model_fields.items()
         if isinstance(model.annotation, type) and issubclass(model.annotation, config.Section)
         for name, field in model.annotation.model_fields.items()
         if field.annotation in (str, str | None, Path, Path | None)
     }
-    assert texts - set(submit.PATHS) == {"shop.timezone"}, "a new text: is it a path? Then put it into recsys.submit.PATHS"
+    columns = {f"pairs.{name}" for name in ("user_id", "item_id", "label", "weight")}
+    assert texts - set(submit.PATHS) == {"shop.timezone", *columns}, "a new text: is it a path? Then put it into recsys.submit.PATHS"
     assert set(submit.PATHS) <= texts
 
 
