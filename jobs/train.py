@@ -51,10 +51,12 @@ def _of_shop(settings: Settings, as_of: datetime) -> bundle.Bundle:
 
 def _of_rows(settings: PairsSettings) -> bundle.Bundle:
     from recsys import pairs_train
-    from recsys.pairs import open_rows
+    from recsys.pairs import check_alike, open_rows
 
     rows = open_rows(settings, "path")
     test = open_rows(settings, "test") if settings.pairs.test else None
+    if test is not None:
+        check_alike(rows, test)
     with runtime.connect():
         fitted = pairs_train.train(settings, rows, test, on_epoch=_print.epoch_line)
         _print.training(fitted.trained)

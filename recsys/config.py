@@ -267,7 +267,7 @@ class Scaling(Section):
     divide: Annotated[float, Field(gt=0)] = 1.0
     """Divide by this, such as 255 for pixels."""
     log1p: bool = False
-    """Take log(1 + x); values below 0 are refused in training and rejected in scoring."""
+    """Take log(1 + x); rows with a value below 0 are rejected, and counted."""
     scale: Literal["standard", "minmax", "none"] = "standard"
     """standard: centred, by the standard deviation, cut at 8 of them. minmax: the training rows' range to 0..1. none: as it is."""
     fill: Fill = "mean"

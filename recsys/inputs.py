@@ -346,13 +346,13 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if _is_list(one) and _is_list(other):
         values = _common(one.value_type, other.value_type)
         return one if values == one.value_type else None if values is None else pa.list_(values)
-    families = {_family(one), _family(other)}
+    families = {family(one), family(other)}
     if len(families) == 1:
         return other if pa.types.is_decimal(other) else one  # the narrower reader decides whether it takes decimals
     return pa.float64() if families == {"integer", "float"} else None  # as pandas writes integers with and without nulls
 
 
-def _family(dtype: pa.DataType) -> str:
+def family(dtype: pa.DataType) -> str:
     """Types that one reader casts to one: a column may be string in one file and dictionary in the next."""
     if pa.types.is_dictionary(dtype):
         dtype = dtype.value_type

@@ -11,6 +11,7 @@ from recsys.encode import Encoder
 from recsys.errors import DataError
 from recsys.inputs import Input, batches, row_groups
 from recsys.profiles import stable_hash
+from recsys.tables import id_type
 from recsys.work import write_atomically
 
 ARRAYS = ("keys", "order", "dense", "codes")
@@ -54,6 +55,7 @@ def write(source: Input, key: str, encode: Encoder, folder: Path, name: str) -> 
         DataError: an id is null, stands there twice, or a row cannot be encoded.
     """
     rows = source.rows
+    dtype = id_type(source.columns[key], where=source.location, column=key)
     ids: list[pa.Array] = []
 
     def fill(dense_file: Path, codes_file: Path) -> None:
@@ -68,7 +70,7 @@ def write(source: Input, key: str, encode: Encoder, folder: Path, name: str) -> 
                 raise DataError(f"{source.location}: row {row}: {reason} ({int(mask.sum())} in {len(mask)} rows). Mend the row.")
             part = slice(start, start + batch.num_rows)
             dense[part], codes[part] = encoded.dense, encoded.codes
-            ids.append(batch.column(key))
+            ids.append(batch.column(key).cast(dtype))  # files may keep them as int32 and int64, or as words and dictionaries
             start += batch.num_rows
         dense.flush()
         codes.flush()
@@ -76,7 +78,7 @@ def write(source: Input, key: str, encode: Encoder, folder: Path, name: str) -> 
     write_atomically(
         folder / f"{name}-dense.npy", lambda dense: write_atomically(folder / f"{name}-codes.npy", lambda codes: fill(dense, codes))
     )
-    column = pa.chunked_array(ids)
+    column = pa.chunked_array(ids, dtype)
     if column.null_count:
         raise DataError(f"{source.location}: column '{key}' must have no nulls, got {column.null_count}. Drop those rows.")
     keys = np.concatenate([key_of(chunk) for chunk in column.chunks])

@@ -1,5 +1,6 @@
 """The pairs door's inputs: feature rows opened and held against settings or bundle, and cut into shards, before work starts."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +14,7 @@ from recsys import encode, tables
 from recsys.config import Pairs, PairsSettings
 from recsys.encode import column_spec, is_list, is_number, is_word
 from recsys.errors import BundleError, DataError
-from recsys.inputs import Input, RowGroup, batches, open_input, row_groups
+from recsys.inputs import Input, RowGroup, batches, family, open_input, row_groups
 from recsys.profiles import stable_hash
 from recsys.spec import ColumnSpec, FeatureSpec, Place
 
@@ -36,6 +37,11 @@ class Rows:
     """user_id and item_id as the rows name them; empty where they have none, as a CSV of the original system."""
     labels: tuple[str, ...]
     """The label column, and the weight column where there is one; empty in scoring."""
+
+    @functools.cached_property
+    def file_numbers(self) -> dict[str, int]:
+        """Each file's number, from 0 in the order of paths."""
+        return {file.path: number for number, file in enumerate(self.source.files)}
 
     @property
     def user_id(self) -> str | None:
@@ -176,6 +182,23 @@ def _columns(pairs: Pairs, source: Input, joined: Mapping[Place, Input], spec: F
     if not found:
         raise DataError(f"{source.location}: at least one feature column is needed. Name them in [pairs].")
     return tuple(found)
+
+
+def check_alike(rows: Rows, test: Rows) -> None:
+    """Refuse test rows whose columns would be other inputs than those of the training rows.
+
+    Raises:
+        DataError: a column is of another kind, stands in another table, or holds other words.
+    """
+    for column in rows.columns:
+        (theirs,) = (one for one in test.columns if one.name == column.name)
+        place, other = (one.joined.get(column.table, one.source) for one in (rows, test))
+        here, there = place.columns[column.name], other.columns.get(column.name, "none")
+        words = bool(column.codes()) and isinstance(there, pa.DataType) and family(here) != family(there)
+        if column != theirs or words:
+            raise DataError(
+                f"{test.source.location}: column '{column.name}' must be {here} as in {place.location}, got {there}. Convert one."
+            )
 
 
 def _check_words(spec: FeatureSpec, name: str, dtype: pa.DataType, place: Input) -> None:

@@ -152,7 +152,7 @@ def held_out(rows: Rows, batch: Batch) -> np.ndarray:
     if rows.user_id is not None:
         key = rows.user_keys(batch.columns)
     else:
-        file = [file.path for file in rows.source.files].index(batch.path)
+        file = rows.file_numbers[batch.path]
         key = np.arange(batch.first_row, batch.first_row + batch.columns.num_rows).astype(np.uint64) + (
             np.uint64(file) << np.uint64(40)
         )

@@ -138,3 +138,18 @@ def test_a_row_that_cannot_be_encoded_is_refused_with_its_number(tmp_path: Path)
 def test_a_refused_table_leaves_no_array_behind(tmp_path: Path) -> None:
     refusal(tmp_path, users(pa.array([5, 5])))
     assert not (tmp_path / "users-keys.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.array([5, 3], pa.int32()), pa.array([9], pa.int64())),
+        (pa.array(["a", "b"]), pa.array(["c"], pa.large_string())),
+        (pa.array(["a", "b"], pa.large_string()), pa.array(["c"]).dictionary_encode()),
+    ],
+    ids=["integers", "strings", "dictionary"],
+)
+def test_files_may_keep_ids_in_types_that_are_read_alike(tmp_path: Path, one: pa.Array, other: pa.Array) -> None:
+    table = made(tmp_path, users(one), users(other))
+    assert table.find(one).tolist() == [0, 1]
+    assert table.find(other).tolist() == [2]

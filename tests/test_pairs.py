@@ -820,3 +820,31 @@ def test_what_is_read_can_be_encoded(tmp_path: Path) -> None:
     assert [part.unfit for part in read] == [{}] * len(read)
     assert np.vstack([part.codes for part in read]).tolist() == [[1, 1, 0], *[[1, 0, 0]] * 2, *[[0, 0, 0]] * 3]
     assert np.vstack([part.dense for part in read])[:, 1].tolist() == [1, 1, 1, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("column", "there"),
+    [("brand", pa.array([1, 2])), ("size", pa.array([[1.0], [2.0]])), ("size", pa.array([1, 2], pa.int8()))],
+    ids=["words of another kind", "a list", "another number"],
+)
+def test_test_rows_must_become_the_same_inputs_as_the_training_rows(tmp_path: Path, column: str, there: pa.Array) -> None:
+    ids = {"user_id": pa.array([1, 2]), "item_id": pa.array([3, 4]), "label": pa.array([0, 1])}
+    rows = ids | {"brand": pa.array(["a", "b"]), "size": pa.array([0.5, 1.5])}
+    pq.write_table(pa.table(rows), tmp_path / "train.parquet")
+    pq.write_table(pa.table(rows | {column: there}), tmp_path / "test.parquet")
+    told = PairsSettings.model_validate(
+        {
+            "pairs": {
+                "path": str(tmp_path / "train.parquet"),
+                "test": str(tmp_path / "test.parquet"),
+                "numeric": ["size"],
+                "categorical": ["brand"],
+            }
+        }
+    )
+    both = pairs.open_rows(told, "path"), pairs.open_rows(told, "test")
+    if there.type == pa.int8():  # any number will do
+        pairs.check_alike(*both)
+        return
+    with pytest.raises(DataError, match=rf"test\.parquet: column '{column}' must be .* as in .*train\.parquet, got .*\. Convert one\."):
+        pairs.check_alike(*both)
