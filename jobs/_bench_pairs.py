@@ -32,6 +32,7 @@ def compare(folder: Path, *, rows: int, files: int) -> list[dict[str, Any]]:
     paths = list(synthetic.feature_rows(folder / "rows", rows=rows, files=files, numeric=64))
     names = tuple(f"f{column:02d}" for column in range(64))
     settings, made = _bundle(folder, names, {"path": str(folder / "rows"), "numeric": list(names)})
+    os.sync()  # else the disk is still busy with the generated files while they are read
     log.info("bench: %s rows in %d files", f"{rows:,}", files)
     ceiling = _ceiling(made, paths, folder / "bare")
     ours = _score(settings, made)
@@ -70,6 +71,7 @@ def compare_joined(folder: Path, *, rows: int, files: int) -> list[dict[str, Any
         pq.write_table(whole, folder / "wide" / path.name, compression="zstd", row_group_size=65_536)
     parts = {"users": str(folder / "user_id.parquet"), "items": str(folder / "item_id.parquet")}
     split, made = _bundle(folder / "split", names, {"path": str(folder / "ids"), "numeric": names, **parts}, split=32)
+    os.sync()
     ours = _score(split, made)
     settings, made = _bundle(folder / "whole", names, {"path": str(folder / "wide"), "numeric": names})
     other = _score(settings, made)

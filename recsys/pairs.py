@@ -285,6 +285,8 @@ class Shard:
 def cut(rows: Rows, *, size: int) -> tuple[Shard, ...]:
     """The rows' row groups in shards of at most `size` decoded bytes, or of one row group where it is larger.
 
+    What joined tables add to a row counts too: it is scored like a row that was written out.
+
     Where the footers prove that users come in order, with at most one user on both sides of a border between two row groups,
     a shard shares no others with its neighbours. Where they do not prove it, a shard may share every user.
     """
@@ -294,14 +296,16 @@ def cut(rows: Rows, *, size: int) -> tuple[Shard, ...]:
         ordered = sorted(groups, key=lambda group: (group.low, group.high))
         clustered = all(before.high <= after.low for before, after in pairwise(ordered))
         groups = ordered if clustered else groups
+    added = 4 * sum(len(column.dense()) + len(column.codes()) for column in rows.columns if column.table != "rows")
     packed: list[list[RowGroup]] = []
     filled = 0
     for group in groups:
-        if not packed or filled + group.size > size:
+        decoded = group.size + group.rows * added
+        if not packed or filled + decoded > size:
             packed.append([])
             filled = 0
         packed[-1].append(group)
-        filled += group.size
+        filled += decoded
     borders = [before[-1].high for before in packed[:-1]]  # where clustered: the greatest user of each shard but the last
     shards: list[Shard] = []
     for number, mine in enumerate(packed):

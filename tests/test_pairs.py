@@ -848,3 +848,17 @@ def test_test_rows_must_become_the_same_inputs_as_the_training_rows(tmp_path: Pa
         return
     with pytest.raises(DataError, match=rf"test\.parquet: column '{column}' must be .* as in .*train\.parquet, got .*\. Convert one\."):
         pairs.check_alike(*both)
+
+
+def test_what_joined_tables_add_to_a_row_counts_in_a_shard_s_bytes(tmp_path: Path) -> None:
+    ids = pa.table({"user_id": np.arange(4_000), "item_id": np.arange(4_000), "label": np.zeros(4_000)})
+    write(tmp_path / "rows.parquet", ids, row_group_size=1_000)
+    users = pa.table({"user_id": np.arange(4_000), **{f"f{number}": np.zeros(4_000) for number in range(60)}})
+    pq.write_table(users, tmp_path / "users.parquet")
+    names = [name for name in users.column_names if name != "user_id"]
+    told = {"pairs": {"path": str(tmp_path / "rows.parquet"), "users": str(tmp_path / "users.parquet"), "numeric": names}}
+    rows = pairs.open_rows(PairsSettings.model_validate(told), "path")
+    # a row itself has 24 bytes and its dictionaries', its user 240
+    assert len(pairs.cut(rows, size=10**9)) == 1
+    assert len(pairs.cut(rows, size=600_000)) == 2
+    assert len(pairs.cut(rows, size=300_000)) == 4

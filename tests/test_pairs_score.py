@@ -103,7 +103,7 @@ def settings(data: Path, out: Path, *, form: str = "joined", layout: Layout = "c
         "train": {"epochs": 2, "batch_size": 128, "learning_rate": 0.01},
         "rank": {"k": K},
         "table": {"path": str(out / "table")},
-        "run": {"work": str(out / "work"), "shard_bytes": 2_000},
+        "run": {"work": str(out / "work"), "shard_bytes": 20_000},
     }
     return config.PairsSettings.model_validate({**values, **{name: {**values[name], **changes} for name, changes in sections.items()}})
 
@@ -173,7 +173,7 @@ def test_training_on_rows_joined_to_tables_learns_and_prints_metrics_of_the_test
 
 @pytest.mark.parametrize("form", ["joined", "wide"])
 @pytest.mark.parametrize(
-    ("layout", "shard_bytes", "actors"), [("clustered", 2_000, 2), ("scattered", 2_000, 1), ("scattered", 10**9, 2)]
+    ("layout", "shard_bytes", "actors"), [("clustered", 20_000, 2), ("scattered", 20_000, 1), ("scattered", 10**9, 2)]
 )
 def test_lists_and_scores_are_those_of_keras_and_pandas(
     made: Made, data: Path, tmp_path: Path, form: str, layout: Layout, shard_bytes: int, actors: int
