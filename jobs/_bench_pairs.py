@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ import pyarrow.parquet as pq
 
 from recsys import bundle, config, synthetic
 from recsys.bundle import Bundle
+from recsys.encode import count_words, encoder, fitted
+from recsys.joined import read_batches
+from recsys.pairs import Rows, open_rows
 from recsys.runtime import log
-from recsys.spec import CLIP, ColumnSpec, FeatureSpec
+from recsys.score import Scorer
+from recsys.spec import CLIP, ColumnSpec, FeatureSpec, Moments
 
 IDS = ["user_id", "item_id"]
 K = 10
@@ -80,6 +85,68 @@ def compare_joined(folder: Path, *, rows: int, files: int) -> list[dict[str, Any
         {"what": what.format(name), "ours": rows / ours[key], "alternative": rows / other[key], "ratio": other[key] / ours[key]}
         for name, key in (("whole runs", "seconds"), ("steady state", "steady_seconds"))
     ]
+
+
+def compare_encoding(folder: Path, *, rows: int) -> list[dict[str, Any]]:
+    """On one core: rows encoded against rows scored, and 64 single columns read and encoded against one list of 64."""
+    pa.set_cpu_count(1)
+    figures: list[dict[str, Any]] = []
+    names = [f"f{column:02d}" for column in range(64)]
+    for words in (0, 10):
+        place = folder / f"words-{words}"
+        list(synthetic.feature_rows(place, rows=rows, files=1, numeric=64, categorical=words))
+        pairs = {"path": str(place), "numeric": names, "categorical": [f"c{column:02d}" for column in range(words)]}
+        opened, made = _fitted(folder / f"fitted-{words}", pairs)
+        read, encoded, scored = _seconds(opened, made)
+        what = f"rows/s on one core, 64 numbers{f' and {words} words' if words else ''}: encoded | scored"
+        figures.append({"what": what, "ours": rows / encoded, "alternative": rows / scored, "ratio": scored / encoded})
+        if not words:
+            table = pq.read_table(place)
+            matrix = np.stack([table[name].to_numpy() for name in names], axis=1)
+            packed = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), 64)
+            (folder / "packed").mkdir()
+            whole = table.select(IDS).append_column("packed", packed)
+            pq.write_table(whole, folder / "packed" / "rows.parquet", compression="zstd", row_group_size=65_536)
+            other = sum(_seconds(*_fitted(folder / "fitted-packed", {"path": str(folder / "packed"), "numeric": ["packed"]}))[:2])
+            what = "rows/s on one core, read and encoded: 64 float32 columns | one fixed-size list of 64"
+            ours = read + encoded
+            figures.append({"what": what, "ours": rows / ours, "alternative": rows / other, "ratio": other / ours})
+    return figures
+
+
+def _fitted(folder: Path, pairs: dict[str, Any]) -> tuple[Rows, Bundle]:
+    """Opened rows, and the original network for their columns, with the vocabularies of all rows."""
+    from recsys.model import build
+
+    settings = config.PairsSettings.model_validate({"pairs": pairs})
+    opened = open_rows(settings, "score")
+    counts: dict[str, Counter[str]] = {name: Counter() for name in settings.pairs.categorical}
+    for batch in read_batches(opened.source, list(counts)):
+        count_words(opened.columns, batch, counts)
+    width = sum(len(column.dense()) for column in opened.columns)
+    spec = fitted(settings.pairs, opened.columns, Moments.of([], width), counts)
+    made = bundle.save(folder, build(spec, settings.model, seed=0), spec, settings={}, window={}, metrics={})
+    return opened, made
+
+
+def _seconds(rows: Rows, made: Bundle) -> tuple[float, float, float]:
+    """Processor seconds of reading, encoding and scoring all rows."""
+    encode, score = encoder(made.spec, "rows"), Scorer(made)
+    seconds = [0.0, 0.0, 0.0]
+    read = read_batches(rows.source, rows.read)
+    while True:
+        times = [time.process_time()]
+        batch = next(read, None)
+        times.append(time.process_time())
+        seconds[0] += times[1] - times[0]
+        if batch is None:
+            return seconds[0], seconds[1], seconds[2]
+        inputs = encode(batch)
+        times.append(time.process_time())
+        score(inputs.dense, inputs.codes)
+        times.append(time.process_time())
+        seconds[1] += times[2] - times[1]
+        seconds[2] += times[3] - times[2]
 
 
 def _bundle(folder: Path, names: Sequence[str], pairs: dict[str, Any], *, split: int | None = None) -> tuple[Path, Bundle]:

@@ -22,7 +22,7 @@ from recsys.score import Scorer, probabilities
 from recsys.spec import FeatureSpec
 from recsys.work import write_atomically
 
-DENSE, CODES, VOCABULARY, SCORED = 80, 6, 1000, 100_000
+DENSE, CODES, VOCABULARY, SCORED, ENCODED = 80, 6, 1000, 100_000, 500_000
 
 
 def bench(
@@ -39,6 +39,7 @@ def bench(
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
         with tempfile.TemporaryDirectory(dir=folder) as place:
             pairs = _bench_pairs.compare(Path(place) / "rows", rows=rows, files=files)
+            pairs += _bench_pairs.compare_encoding(Path(place) / "encoding", rows=ENCODED)
             pairs += _bench_pairs.compare_joined(Path(place) / "joined", rows=rows // 4, files=files)
         results = [*_scoring(SCORED, runs), _choosing(runs), *pairs]
         table = Table(title=f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, median of {runs} runs")
