@@ -54,6 +54,11 @@ def training(trained: Trained) -> None:
         numbers = [f"{epoch[name]:.4f}" if name in epoch else "" for name in ("loss", "val_loss", *names)]
         table.add_row(epoch["phase"], str(epoch["epoch"]), *numbers, f"{epoch['rows_per_second']:,.0f}")
     console.print(table)
+    if "calibration" in (metrics := trained.bundle.about["metrics"]):
+        losses = ", ".join(f"{name} {loss:.4f}" for name, loss in metrics["calibration"]["held_out_log_loss"].items())
+        console.print(
+            f"Calibration: {metrics['calibration']['kind']}. Log loss on users held out from it: {losses or 'none held out'}."
+        )
     console.print(f"Best epoch {trained.best_epoch}. Model {trained.bundle.model_version} in {trained.bundle.folder}")
 
 
@@ -87,6 +92,28 @@ def metrics(result: Mapping[str, Any]) -> None:
     candidates = result["candidates"]
     shares = ", ".join(f"{name} {value:.3f}" for name, value in candidates["recall"].items() if value is not None)
     console.print(f"Recall of the candidates ({candidates['per_user'] or 0:.0f} a user): {shares}.")
+    if result["calibration"] is not None:
+        _reliability(result["calibration"])
+
+
+def _reliability(figures: Mapping[str, Any]) -> None:
+    """Chances before and after calibration beside what was bought, by decile and by segment."""
+    title = f"Score: chance of a purchase, {figures['rows']:,} candidates of {figures['users']:,} users"
+    table = Table(title=title, title_justify="left")
+    table.add_column("decile")
+    for column in ("candidates", "before", "after", "bought"):
+        table.add_column(column, justify="right")
+    for number, one in enumerate(figures["deciles"], 1):
+        table.add_row(str(number), f"{one['rows']:,}", *(f"{one[name]:.4f}" for name in ("before", "after", "bought")))
+    console.print(table)
+    table = Table(title="Expected calibration error and log loss, before and after", title_justify="left")
+    table.add_column("segment")
+    for column in ("candidates", "bought", "error before", "after", "log loss before", "after"):
+        table.add_column(column, justify="right")
+    for name, part in {"all": figures, **figures["segments"]}.items():
+        numbers = (part["bought"], *(part[metric][when] for metric in ("ece", "log_loss") for when in ("before", "after")))
+        table.add_row(name, f"{part['rows']:,}", *(f"{value:.4f}" for value in numbers))
+    console.print(table)
 
 
 def published(night: Published, prepared: Prepared, *, as_of: date) -> None:

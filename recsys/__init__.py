@@ -30,8 +30,9 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     learner.py       one worker's model, optimizer and step; what makes N workers equal one
     train.py       R data-parallel fit: the workers started, and started again
     training.py    R examples of either door -> a bundle, made once
-    bundle.py        model + spec + provenance in one folder, checksummed, no pickle
+    bundle.py        model + spec + calibration + provenance in one folder, checksummed, no pickle
     score.py         Scorer: one bundle, numpy in, raw outputs out; knows nothing of Ray
+    calibrate.py     raw output -> the chance of a purchase, for the score column only
     halves.py        Scorer of rows joined to tables: users' and items' parts of the first layer, once each
     rank.py          order by raw output, fixed tie order, the first k
     explain.py       why this item: source and a sentence for people
@@ -44,6 +45,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     pairs_score.py R the pairs door's night on one page
     metrics.py       ranking and classification metrics; numpy, per user
     evaluate.py      time-split backtest: lists and baselines against what users bought
+    reliability.py   the backtest of the score column: chances against what users bought, by decile and segment
     -- around it --
     runtime.py     R connect to Ray, size a plan, run a stage's units, show progress
     submit.py      R hand a job to a cluster and follow it to its end

@@ -5,6 +5,7 @@
     rest.onnx      where rows are joined to tables: the model after its first product; and
     first.npz      that product's weights and the embeddings, so that a user's and an item's part are multiplied once
     spec.json      the feature spec: names, order, normalisation and vocabularies of the inputs
+    calibration.json  where scores are calibrated: raw output -> chance
     bundle.json    model_version, settings, training window, metrics, code and package versions, checksums of the files above
 
 Reading a bundle imports neither Keras nor TensorFlow (650 MB, 5 s): the scoring actors on CPU do without.
@@ -27,6 +28,7 @@ import numpy as np
 import onnxruntime
 
 from recsys import __version__
+from recsys.calibrate import Calibration
 from recsys.errors import BundleError
 from recsys.spec import FeatureSpec
 from recsys.work import code_digest, digest
@@ -39,6 +41,7 @@ ONNX = "model.onnx"
 REST = "rest.onnx"
 FIRST = "first.npz"
 SPEC = "spec.json"
+CALIBRATION = "calibration.json"
 ABOUT = "bundle.json"
 FILES = (KERAS, ONNX, SPEC)
 
@@ -56,10 +59,12 @@ class Bundle:
     spec: FeatureSpec
     about: Mapping[str, Any]
     """What bundle.json says: settings, window, metrics, code, packages, files, export."""
+    calibration: Calibration | None = None
+    """Of the score column; None where the model's own probabilities stand there."""
 
     @property
     def model_version(self) -> str:
-        """Digest of weights, layers and feature spec: equal versions give equal scores."""
+        """Digest of weights, layers, feature spec and calibration: equal versions give equal scores."""
         return self.about["model_version"]
 
     def session(self) -> onnxruntime.InferenceSession:
@@ -90,6 +95,7 @@ def save(
     settings: Mapping[str, Any],
     window: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    calibration: Calibration | None = None,
 ) -> Bundle:
     """The bundle, written whole or not at all; what stood at `folder` is replaced.
 
@@ -100,6 +106,7 @@ def save(
         settings: of the run, as plain values.
         window: the dates it was trained on, as plain values.
         metrics: of the fit, as plain values.
+        calibration: of the score column; absent, the model's own probabilities.
 
     Raises:
         BundleError: the exported model scores differently from Keras.
@@ -109,8 +116,10 @@ def save(
     def fill(temporary: Path) -> None:
         difference = _write_models(temporary, model, spec)
         _write_json(temporary / SPEC, spec.to_json())
+        if calibration is not None:
+            _write_json(temporary / CALIBRATION, calibration.to_json())
         about = {
-            "model_version": _model_version(model, spec),
+            "model_version": _model_version(model, spec, calibration),
             "settings": settings,
             "window": window,
             "metrics": metrics,
@@ -152,7 +161,10 @@ def load(folder: str | Path) -> Bundle:
                 "Copy the bundle again, or run jobs.train again."
             )
     spec = FeatureSpec.from_json(json.loads((folder / SPEC).read_text(encoding="utf-8")))
-    return Bundle(folder=folder, spec=spec, about=about)
+    calibration = None
+    if CALIBRATION in about["files"]:
+        calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text(encoding="utf-8")))
+    return Bundle(folder=folder, spec=spec, about=about, calibration=calibration)
 
 
 def copy(bundle: Bundle, folder: str | Path) -> Bundle:
@@ -229,15 +241,16 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _model_version(model: "keras.Model", spec: FeatureSpec) -> str:
-    """Digest of the weights' bytes, the layers and the feature spec; not of a file, whose bytes hold times and names."""
+def _model_version(model: "keras.Model", spec: FeatureSpec, calibration: Calibration | None) -> str:
+    """Digest of the weights' bytes, layers, feature spec and calibration; not of a file, whose bytes hold times and names."""
     weights = hashlib.sha256()
     for variable in model.weights:
         values = np.ascontiguousarray(variable.numpy())
         weights.update(f"{values.dtype.str}{values.shape}".encode())
         weights.update(values.tobytes())
     layers = [[type(layer).__name__, getattr(getattr(layer, "activation", None), "__name__", None)] for layer in model.layers]
-    return digest({"weights": weights.hexdigest(), "layers": layers, "spec": spec.to_json()})
+    identity = {"weights": weights.hexdigest(), "layers": layers, "spec": spec.to_json()}
+    return digest(identity | ({} if calibration is None else {"calibration": calibration.to_json()}))
 
 
 def _checksum(path: Path) -> str:

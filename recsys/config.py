@@ -252,6 +252,13 @@ class Train(Section):
         return self
 
 
+class Calibration(Section):
+    """What turns the model's outputs into the published chances."""
+
+    max_users: Positive = 20_000
+    """Users whose candidates of the newest label window it is fitted on: all of them, or about that many chosen by hash."""
+
+
 class Rank(Section):
     """The list of one user."""
 
@@ -459,6 +466,7 @@ class Settings(Section):
     examples: Examples = Examples()
     model: Model = Model()
     train: Train = Train()
+    calibration: Calibration = Calibration()
     rank: Rank = Rank()
     table: Table = Table()
     run: Run = Run()

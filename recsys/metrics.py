@@ -100,8 +100,7 @@ def classification(labels: np.ndarray, probabilities: np.ndarray, weights: np.nd
     truth = labels.astype(np.float64)
     chance = probabilities.astype(np.float64)
     weight = np.ones(len(truth)) if weights is None else weights.astype(np.float64)
-    inside = np.clip(chance, EPSILON, 1 - EPSILON)
-    losses = -(truth * np.log(inside) + (1 - truth) * np.log1p(-inside))
+    losses = log_losses(truth, chance)
     predicted = chance > THRESHOLD
     positive = float(weight @ truth)
     claimed = float(weight @ predicted)
@@ -127,3 +126,39 @@ def _auc(truth: np.ndarray, chance: np.ndarray, weight: np.ndarray) -> float:
     pairs = positives.sum() * negatives.sum()
     below = np.cumsum(negatives) - negatives / 2
     return float(positives @ below / pairs) if pairs else float("nan")
+
+
+def log_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Binary cross-entropy of each row in nats, float64 (N,)."""
+    truth = labels.astype(np.float64)
+    inside = np.clip(probabilities.astype(np.float64), EPSILON, 1 - EPSILON)
+    return -(truth * np.log(inside) + (1 - truth) * np.log1p(-inside))
+
+
+def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean binary cross-entropy in nats, N > 0."""
+    return float(log_losses(labels, probabilities).mean())
+
+
+def equal_mass(count: np.ndarray, bins: int = 10) -> np.ndarray:
+    """int (S): the bin of each cell, 0 to bins - 1; bins hold as nearly equal numbers of rows as whole cells allow.
+
+    Args:
+        count: rows in each cell, (S,), cells in the order of the score; all ones where a cell is a row.
+    """
+    count = count.astype(np.float64)
+    middle = np.cumsum(count) - count / 2
+    return np.minimum(middle * bins / max(count.sum(), 1.0), bins - 1).astype(np.int64)
+
+
+def calibration_error(count: np.ndarray, bought: np.ndarray, chance: np.ndarray) -> float:
+    """Expected calibration error: mean over rows of |share bought - mean chance| of the row's bin; NaN without rows.
+
+    (Naeini, Cooper and Hauskrecht 2015, Obtaining well calibrated probabilities using Bayesian binning; bins of equal mass as in
+    Nguyen and O'Connor 2015, Posterior calibration and exploratory analysis)
+
+    Args:
+        count, bought, chance: of each bin (B,): its rows, those bought, and the sum of their predicted chances.
+    """
+    rows = float(count.sum())
+    return float(np.abs(bought - chance).sum() / rows) if rows else float("nan")

@@ -6,7 +6,7 @@ to Ray. A stage whose receipts are all there does nothing. The pure work is done
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -19,10 +19,11 @@ import pyarrow.parquet
 import ray
 
 from recsys import bundle as bundles
-from recsys import evaluate, examples, feed, runtime, spec
+from recsys import calibrate, evaluate, examples, feed, reliability, runtime, spec
 from recsys import ingest as ingest_stage
 from recsys import signals as signals_module
 from recsys.bundle import Bundle
+from recsys.calibrate import Calibrated
 from recsys.candidates import Factors
 from recsys.catalog import item_vocabularies
 from recsys.config import Settings
@@ -33,7 +34,7 @@ from recsys.night import Night, Published, device_of, publish_parts, score_units
 from recsys.profiles import stable_hash
 from recsys.recommend import recommendations, scored
 from recsys.runtime import Task, log
-from recsys.score import Device, Scorer
+from recsys.score import Device, Scorer, chances
 from recsys.shop import Sources, midnight
 from recsys.signals import Signals
 from recsys.tables import DAY_US, DENSE, USER_ID
@@ -105,8 +106,7 @@ def make_signals(prepared: Prepared, cutoffs: Sequence[date]) -> None:
 
 
 def _signals_task(settings: Settings, shop: Ingest, folder: Path) -> Task:
-    share = min(1.0, settings.signals.max_users / max(shop.rows["profiles"], 1))
-    limit = np.uint64(min(share * 2.0**64, 2.0**64 - 2048))  # the largest float64 below 2^64
+    limit = _hash_limit(shop, settings.signals.max_users)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         cutoff = midnight(date.fromisoformat(unit["cutoff"]))
@@ -128,6 +128,12 @@ def _signals_task(settings: Settings, shop: Ingest, folder: Path) -> Task:
         return {"items": len(fitted.items), "neighbours": len(fitted.neighbour_items)}
 
     return task
+
+
+def _hash_limit(shop: Ingest, users: int) -> np.uint64:
+    """Stable hashes up to this are those of about so many of the shop's users."""
+    share = min(1.0, users / max(shop.rows["profiles"], 1))
+    return np.uint64(min(share * 2.0**64, 2.0**64 - 2048))  # the largest float64 below 2^64
 
 
 def read_signals(prepared: Prepared, cutoff: date) -> Signals:
@@ -250,6 +256,7 @@ def train(prepared: Prepared, *, as_of: date, on_epoch: Callable[[dict[str, Any]
             "examples": prepared.examples.digest,
             "cutoffs": [day.isoformat() for day in days],
             **fit_inputs(settings),
+            "calibration": settings.calibration,
         },
     )
     files = {day: [prepared.examples.path / f"{day.isoformat()}-{shard}.arrow" for shard in prepared.ingest.shards] for day in days}
@@ -267,6 +274,7 @@ def train(prepared: Prepared, *, as_of: date, on_epoch: Callable[[dict[str, Any]
         },
         counts=counts,
         on_epoch=on_epoch,
+        calibrate=lambda bundle: fit_calibration(prepared, bundle, cutoff=days[-1]),
     )
 
 
@@ -293,6 +301,84 @@ def _feature_spec(files: Sequence[Path], names: Sequence[str], prepared: Prepare
 
     mean, scale = spec.fit_normalisation(blocks(), len(names))
     return spec.FeatureSpec(tuple(names), mean, scale, tuple(prepared.vocabularies), prepared.vocabularies)
+
+
+# Calibrate ----------------------------------------------------------------------------------------------------------------------
+
+
+def fit_calibration(prepared: Prepared, bundle: Bundle, *, cutoff: date) -> Calibrated:
+    """What turns raw outputs into chances, from all candidates as of a cutoff whose label window the bundle was not fitted on.
+
+    A shard of users is a unit. Rows are scored on CPU wherever the night is, so that the calibration is the same.
+
+    Raises:
+        DataError: none of the chosen users has a candidate.
+    """
+    settings = prepared.settings
+    stage = Stage(
+        settings.run.work,
+        "calibrate",
+        {
+            "signals": prepared.signals.digest,
+            "examples": prepared.examples.digest,
+            "model": bundle.model_version,
+            "cutoff": cutoff.isoformat(),
+            "calibration": settings.calibration,
+        },
+    )
+    receipts = runtime.run(
+        stage,
+        {f"users-{shard}": {"shard": shard} for shard in prepared.ingest.shards},
+        _calibrate_task,
+        prepared,
+        (str(bundle.folder), "cpu"),
+        ray.put(read_signals(prepared, cutoff).arrays()),
+        stage.path,
+        actors=settings.run.actors,
+        unit="shards",
+    )
+    parts = []
+    for name in receipts:
+        with np.load(stage.path / f"{name}.npz") as file:
+            parts.append((file["raw"], file["label"], file["group"]))
+    raw, label, group = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if not len(raw):
+        raise DataError(
+            f"calibration.max_users = {settings.calibration.max_users}: no chosen user has a candidate as of {cutoff}. Raise it."
+        )
+    return calibrate.fit(raw, label, group)
+
+
+def _calibrate_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], folder: Path) -> Task:
+    settings = prepared.settings
+    signals = Signals(**arrays)
+    describer, scorer = _scoring(prepared, model, signals)
+    limit = _hash_limit(prepared.ingest, settings.calibration.max_users)
+    start = int(signals.cutoff)
+    end = start + settings.window.label_days * DAY_US
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        profiles = prepared.ingest.profiles(unit["shard"])
+        hashes = stable_hash(profiles.users.column(USER_ID).to_numpy())
+        found = [(np.empty(0, np.float32), np.empty(0, bool), np.empty(0, np.uint64))]
+        for batch in scored(profiles.take(np.flatnonzero(hashes <= limit)), describer, scorer):
+            label = examples.bought(batch.candidates, batch.users, window=batch.profiles.between(start, end))
+            group = stable_hash(batch.profiles.users.column(USER_ID).to_numpy())[batch.candidates.user_row]
+            kept = batch.modelled[batch.candidates.user_row]
+            found.append((batch.raw[kept], label[kept], group[kept]))
+        raw, label, group = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        _save_arrays(folder / f"{name}.npz", raw=raw, label=label, group=group)
+        return {"rows": len(raw), "bought": int(label.sum())}
+
+    return task
+
+
+def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a path, savez would add a suffix
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    write_atomically(path, save)
 
 
 # Score and publish --------------------------------------------------------------------------------------------------------------
@@ -346,6 +432,7 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
 def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], night: Night) -> Task:
     settings = prepared.settings
     describer, scorer = _scoring(prepared, model, Signals(**arrays))
+    chance = chances(scorer.bundle)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         candidates = 0
@@ -353,7 +440,14 @@ def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str,
         for batch in scored(prepared.ingest.profiles(unit["shard"]), describer, scorer):
             candidates += len(batch.candidates)
             tables.append(
-                recommendations(batch, rank=settings.rank, as_of=night.as_of, model_version=night.model_version, run_id=night.run_id)
+                recommendations(
+                    batch,
+                    chance=chance,
+                    rank=settings.rank,
+                    as_of=night.as_of,
+                    model_version=night.model_version,
+                    run_id=night.run_id,
+                )
             )
         return {"part": night.stage(pa.concat_tables(tables), shard=int(unit["shard"])), "candidates": candidates}
 
@@ -408,6 +502,8 @@ def horizon_end(sources: Sources, *, as_of: date, horizon_days: int) -> date:
 def backtest(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> dict[str, Any]:
     """Metrics of lists as of a date against the purchases of [as_of, end), beside the baselines.
 
+    `calibration` is `reliability.summary` against the purchases of window.label_days; null where the horizon is shorter.
+
     Args:
         bundle: trained as of the same date, else it would know its test.
     """
@@ -422,19 +518,42 @@ def backtest(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> d
         | {"as_of": as_of.isoformat(), "end": end.isoformat(), "device": device},
     )
     units = {f"users-{shard}": {"shard": shard} for shard in prepared.ingest.shards}
-    arguments = (prepared, (str(bundle.folder), device), ray.put(signals.arrays()), as_of, end)
+    arguments = (prepared, (str(bundle.folder), device), ray.put(signals.arrays()), as_of, end, stage.path)
     receipts = runtime.run(stage, units, _backtest_task, *arguments, actors=prepared.settings.run.actors, device=device, unit="shards")
     result = evaluate.summary(evaluate.add([receipt["sums"] for receipt in receipts.values()]))
-    return {"as_of": as_of.isoformat(), "horizon_days": (end - as_of).days, **result}
+    calibration = None
+    if _label_end(prepared.settings, as_of) <= end:
+        total = reliability.zero()
+        for name in receipts:
+            with np.load(stage.path / f"{name}.npz") as file:
+                total = {key: values + file[key] for key, values in total.items()}
+        calibration = reliability.summary(total)
+    return {"as_of": as_of.isoformat(), "horizon_days": (end - as_of).days, **result, "calibration": calibration}
 
 
-def _backtest_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], as_of: date, end: date) -> Task:
+def _label_end(settings: Settings, as_of: date) -> date:
+    """The day before which a purchase makes true what a score as of a date foretells."""
+    return as_of + timedelta(days=settings.window.label_days)
+
+
+def _backtest_task(
+    prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], as_of: date, end: date, folder: Path
+) -> Task:
     describer, scorer = _scoring(prepared, model, Signals(**arrays))
+    chance = chances(scorer.bundle)
     factors = Factors(prepared.settings.signals)
+    label_end = _label_end(prepared.settings, as_of)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
-        batches = scored(prepared.ingest.profiles(unit["shard"]), describer, scorer)
         start, stop = midnight(as_of), midnight(end)
-        return {"sums": evaluate.add([evaluate.evaluate(batch, start=start, end=stop, factors=factors) for batch in batches])}
+        sums: list[Mapping[str, Mapping[str, float]]] = []
+        total = reliability.zero()
+        for batch in scored(prepared.ingest.profiles(unit["shard"]), describer, scorer):
+            sums.append(evaluate.evaluate(batch, start=start, end=stop, factors=factors))
+            if label_end <= end:
+                more = reliability.count(batch, chance=chance, end=midnight(label_end))
+                total = {key: values + more[key] for key, values in total.items()}
+        _save_arrays(folder / f"{name}.npz", **total)
+        return {"sums": evaluate.add(sums)}
 
     return task

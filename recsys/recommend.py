@@ -1,6 +1,6 @@
 """Profiles -> rows of the recommendation table: candidates, features, scores, ranks and reasons of a user in one call."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 
@@ -13,7 +13,7 @@ from recsys.errors import BundleError
 from recsys.features import Describer
 from recsys.profiles import Profiles
 from recsys.rank import Ranked, top
-from recsys.score import Scorer, probabilities
+from recsys.score import Scorer
 from recsys.tables import (
     AS_OF,
     ITEM_ID,
@@ -61,8 +61,20 @@ def scored(profiles: Profiles, describer: Describer, scorer: Scorer) -> Iterator
         yield Scored(batch, users, candidates, np.where(modelled[candidates.user_row], raw, -popular), modelled)
 
 
-def recommendations(batch: Scored, *, rank: config.Rank, as_of: date, model_version: str, run_id: str) -> pa.Table:
-    """The batch's rows with `recommendations_schema`."""
+def recommendations(
+    batch: Scored,
+    *,
+    chance: Callable[[np.ndarray], np.ndarray],
+    rank: config.Rank,
+    as_of: date,
+    model_version: str,
+    run_id: str,
+) -> pa.Table:
+    """The batch's rows with `recommendations_schema`.
+
+    Args:
+        chance: raw outputs -> the score column, float32 (B) each; it orders nothing, so what it ties stays in raw order.
+    """
     ranked: Ranked = top(batch.candidates.user_row, batch.candidates.item, batch.raw, k=rank.k)
     users, candidates = batch.users, batch.candidates
     row = candidates.user_row[ranked.row]
@@ -71,7 +83,7 @@ def recommendations(batch: Scored, *, rank: config.Rank, as_of: date, model_vers
     ids = users.catalog.item_id
     user_id = users.history.users.column(USER_ID).combine_chunks()
     count = len(ranked.row)
-    score = pa.array(probabilities(batch.raw[ranked.row]), pa.float32(), mask=~batch.modelled[row])
+    score = pa.array(chance(batch.raw[ranked.row]), pa.float32(), mask=~batch.modelled[row])
     return pa.table(
         {
             AS_OF: pa.array([as_of] * count, pa.date32()),

@@ -60,6 +60,11 @@ class Scorer:
         return raw
 
 
+def chances(bundle: Bundle) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes a bundle's score column of raw outputs, float32 (B) each: its calibration, else the model's own probabilities."""
+    return bundle.calibration or probabilities
+
+
 def probabilities(raw: np.ndarray) -> np.ndarray:
     """The model's own probabilities, 1 / (1 + exp(-raw)); float32 as `raw`, without overflow at either end."""
     small = np.exp(-np.abs(raw))  # in (0, 1]

@@ -8,6 +8,7 @@ from typing import Any
 from recsys import bundle as bundles
 from recsys import train
 from recsys.bundle import Bundle
+from recsys.calibrate import Calibrated
 from recsys.config import PairsSettings, Settings
 from recsys.runtime import log
 from recsys.spec import FeatureSpec
@@ -44,8 +45,13 @@ def fit_bundle(
     window: Mapping[str, Any],
     counts: Mapping[str, int],
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    calibrate: Callable[[Bundle], Calibrated] | None = None,
 ) -> Trained:
     """The stage's bundle; the fit runs where it is not there yet.
+
+    The calibration is fitted to the best epoch's weights, which never saw the validation rows, and also serves the refit's. Those
+    have seen every window there is, so nothing could be held against them without flattering them; they come from the same settings
+    and number of epochs on somewhat more rows. The backtest measures what is published, on purchases that neither saw.
 
     Args:
         stage: its digest names everything that the weights depend on.
@@ -54,6 +60,8 @@ def fit_bundle(
         spec: makes the spec of the inputs; called only where the fit runs.
         window: the dates of the examples, as plain values.
         counts: of the examples; `rows` at least.
+        calibrate: makes the calibration of a bundle that never saw the validation rows; called only where the fit runs. Absent: the
+            bundle has none.
     """
     folder = stage.path / "bundle"
     receipt = stage.receipt("bundle")
@@ -71,13 +79,14 @@ def fit_bundle(
             name="fit",
             on_epoch=on_epoch,
         )
-        bundles.save(
-            folder,
-            fit.model(),
-            fed,
-            settings=settings.model_dump(mode="json"),
-            window=window,
-            metrics={"history": fit.history, "best_epoch": fit.best_epoch, "examples": counts},
-        )
+        about = {"settings": settings.model_dump(mode="json"), "window": window}
+        metrics: dict[str, Any] = {"history": fit.history, "best_epoch": fit.best_epoch, "examples": counts}
+        calibration = None
+        if calibrate is not None:
+            validated = bundles.save(stage.path / "validated", fit.model(fit.validated_weights), fed, metrics=metrics, **about)
+            calibrated = calibrate(validated)
+            calibration = calibrated.calibration
+            metrics |= {"calibration": {"kind": calibration.kind, "held_out_log_loss": calibrated.held_out}}
+        bundles.save(folder, fit.model(), fed, metrics=metrics, calibration=calibration, **about)
         receipt = stage.finish("bundle", {"history": fit.history, "best_epoch": fit.best_epoch})
     return Trained(bundles.load(folder), counts, receipt["history"], receipt["best_epoch"])

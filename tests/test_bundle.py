@@ -7,15 +7,20 @@ from pathlib import Path
 import pytest
 
 from recsys import bundle, config, model
+from recsys.calibrate import Calibration
 from recsys.errors import BundleError
 from recsys.spec import FeatureSpec
 
 SPEC = FeatureSpec(("a", "b", "c"), (0.0, 1.0, 2.0), (1.0, 2.0, 0.5), ("brand",), {"brand": ("x", "y", "z")})
 
 
-def save(folder: Path, *, seed: int = 0, spec: FeatureSpec = SPEC) -> bundle.Bundle:
+CALIBRATION = Calibration("isotonic", knots=(-1.0, 0.1, 2.0), chances=(0.05, 0.1, 1 / 3))
+
+
+def save(folder: Path, *, seed: int = 0, spec: FeatureSpec = SPEC, calibration: Calibration | None = None) -> bundle.Bundle:
     built = model.build(spec, config.Model(hidden=(6, 5)), seed=seed)
-    return bundle.save(folder, built, spec, settings={"k": 10}, window={"as_of": "2017-12-01"}, metrics={"val_auc": 0.75})
+    about = {"settings": {"k": 10}, "window": {"as_of": "2017-12-01"}, "metrics": {"val_auc": 0.75}}
+    return bundle.save(folder, built, spec, calibration=calibration, **about)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +51,26 @@ def test_the_version_is_that_of_weights_and_spec_and_not_of_the_files(saved: bun
     assert again.about["files"] != saved.about["files"]  # a .keras file holds its time of writing
     assert again.model_version == saved.model_version
     assert len({saved.model_version, renamed.model_version, save(tmp_path / "other", seed=1).model_version}) == 3
+
+
+def test_a_calibration_is_kept_and_is_part_of_the_version(saved: bundle.Bundle, tmp_path: Path):
+    first = save(tmp_path / "first", calibration=CALIBRATION)
+    other = save(tmp_path / "other", calibration=Calibration("platt", slope=0.5))
+    assert bundle.load(first.folder).calibration == CALIBRATION
+    assert saved.calibration is None
+    assert len({saved.model_version, first.model_version, other.model_version}) == 3
+    assert save(tmp_path / "again", calibration=CALIBRATION).model_version == first.model_version
+
+
+def test_a_calibration_that_is_missing_or_of_another_bundle_is_refused(tmp_path: Path):
+    first = save(tmp_path / "first", calibration=CALIBRATION)
+    other = save(tmp_path / "other", calibration=Calibration("platt", slope=0.5))
+    shutil.copy(other.folder / bundle.CALIBRATION, first.folder / bundle.CALIBRATION)
+    with pytest.raises(BundleError, match=r"calibration.json: damaged or from another bundle"):
+        bundle.load(first.folder)
+    (first.folder / bundle.CALIBRATION).unlink()
+    with pytest.raises(BundleError, match=r"calibration.json is missing"):
+        bundle.load(first.folder)
 
 
 def test_a_bundle_replaces_the_one_before_and_leaves_nothing_beside_it(tmp_path: Path):

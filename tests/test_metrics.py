@@ -248,3 +248,47 @@ def test_auc_is_the_share_of_pairs_in_order(rows: list[tuple[bool, float, int]])
         assert auc == pytest.approx(sum(w * ((p > n) + (p == n) / 2) for p, n, w in pairs) / sum(w for *_, w in pairs))
     else:
         assert isnan(auc)
+
+
+# ---- calibration
+
+
+def test_log_loss_by_hand() -> None:
+    assert metrics.log_loss(np.array([1, 0, 0]), np.array([0.5, 0.25, 0.1])) == pytest.approx(-(log(0.5) + log(0.75) + log(0.9)) / 3)
+
+
+def test_bins_of_equal_mass_hold_whole_cells() -> None:
+    assert metrics.equal_mass(np.ones(6), 3).tolist() == [0, 0, 1, 1, 2, 2]
+    assert metrics.equal_mass(np.array([5, 1, 0, 2, 2]), 2).tolist() == [0, 1, 1, 1, 1]
+    assert metrics.equal_mass(np.zeros(2), 2).tolist() == [0, 0]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 12))
+def test_bins_ascend_and_no_bin_is_off_by_more_than_a_cell(counts: list[int], bins: int) -> None:
+    count = np.array(counts)
+    found = metrics.equal_mass(count, bins)
+    assert (np.diff(found) >= 0).all()
+    assert 0 <= found.min() <= found.max() < bins
+    mass = np.bincount(found, weights=count, minlength=bins)
+    assert (np.abs(mass - count.sum() / bins) <= count.max()).all()
+
+
+def test_calibration_error_by_hand() -> None:
+    # 4 rows, 1 bought, chances add up to 2; 6 rows, 3 bought, chances add up to 2.5
+    found = metrics.calibration_error(np.array([4, 6]), np.array([1, 3]), np.array([2.0, 2.5]))
+    assert found == pytest.approx(4 / 10 * abs(1 / 4 - 2 / 4) + 6 / 10 * abs(3 / 6 - 2.5 / 6))
+    assert isnan(metrics.calibration_error(*np.zeros((3, 2))))
+
+
+@given(st.integers(0, 1000))
+def test_chances_that_are_true_have_a_small_calibration_error_and_others_a_large_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    chance = np.sort(rng.random(4_000))
+    bought = rng.random(4_000) < chance
+    bins = metrics.equal_mass(np.ones(4_000))
+
+    def error(claimed: np.ndarray) -> float:
+        return metrics.calibration_error(*(np.bincount(bins, weights=values) for values in (np.ones(4_000), bought, claimed)))
+
+    assert error(chance) < 0.035  # a bin of 400 has a standard error of at most 0.025
+    assert error(chance**2) == pytest.approx(1 / 2 - 1 / 3, abs=0.035)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from datetime import date
 from types import SimpleNamespace
 from typing import Any, cast
@@ -8,14 +9,18 @@ import pyarrow.compute as pc
 import pytest
 
 from recsys import candidates, config, recommend, tables
+from recsys.calibrate import Calibration
 from recsys.errors import BundleError
 from recsys.features import Describer
 from recsys.profiles import Profiles
-from recsys.score import Scorer
+from recsys.score import Scorer, probabilities
 from tests import shops
 
 # A model that likes what is dear: spade 20, bread 2.5, milk 1.12, roll 0.6; it knows no price of cheese.
 DEAR = "item_price"
+
+
+Chance = Callable[[np.ndarray], np.ndarray]
 
 
 class Dear:
@@ -31,11 +36,13 @@ class Dear:
         return np.nan_to_num(dense[:, self.column], nan=-9.0)
 
 
-def table(k: int = 3, events: Profiles | None = None, settings: config.Settings | None = None) -> pa.Table:
+def table(
+    k: int = 3, events: Profiles | None = None, settings: config.Settings | None = None, chance: Chance = probabilities
+) -> pa.Table:
     describer = shops.describer(settings)
     scorer = cast(Scorer, Dear(describer))
     parts = [
-        recommend.recommendations(batch, rank=config.Rank(k=k), as_of=date(1970, 4, 11), model_version="m7", run_id="r9")
+        recommend.recommendations(batch, chance=chance, rank=config.Rank(k=k), as_of=date(1970, 4, 11), model_version="m7", run_id="r9")
         for batch in recommend.scored(events or shops.whole(), describer, scorer)
     ]
     return pa.concat_tables(parts)
@@ -78,6 +85,17 @@ def test_the_score_is_the_probability_of_the_raw_output() -> None:
     prices = [20.0, 2.5, 1.12]
     raw = np.log(np.array(prices) + 0.01)
     assert rows(table(), "cid", "score") == pytest.approx((1 / (1 + np.exp(-raw))).tolist(), rel=1e-5)
+
+
+def test_what_the_calibration_ties_stays_in_the_order_of_raw_outputs() -> None:
+    plain = table(k=5)
+    # every item has one chance, but for spade
+    tied = table(k=5, chance=Calibration("isotonic", knots=(-9.0, 2.0, 2.5), chances=(0.25, 0.25, 0.5)))
+    assert tied.drop_columns(["score"]).equals(plain.drop_columns(["score"]))
+    assert rows(tied, "cid", "item_id")[:3] == [70, 30, 10]
+    assert rows(tied, "cid", "score") == [0.5, 0.25, 0.25, 0.25, 0.25]
+    assert rows(tied, "eve", "score") == rows(plain, "eve", "score")
+    assert set(rows(tied, "eve", "score")) == {None}
 
 
 def test_a_user_without_purchases_gets_what_is_popular_without_a_score() -> None:
