@@ -101,7 +101,8 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
         pytest.param('[shop]\nitems = "i"', "key 'shop.events' is missing. Add it.", id="no events"),
         pytest.param(
             SHOP + "[shopp]",
-            "unknown key 'shopp'. Known here: shop, features, window, signals, candidates, examples, model, train, calibration, rank, table, run.",
+            "unknown key 'shopp'. Known here: shop, features, window, signals, candidates, examples, model, train, calibration, rank, "
+            "table, run.",
             id="unknown section",
         ),
         pytest.param(SHOP + "[rank]\nK = 5", "unknown key 'rank.K'. Known here: k, allow_repeats.", id="unknown key"),
