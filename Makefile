@@ -14,7 +14,8 @@ nightly: .venv/ready
 
 backtest: .venv/ready
 	.venv/bin/python -m jobs.demo_shop --out var/shop
-	.venv/bin/python -m jobs.backtest --config $(CONFIG) --as-of 2017-10-08 --horizon-days 91 --out var/metrics.json
+	.venv/bin/python -m jobs.backtest --config $(CONFIG) --as-of 2017-10-08 --horizon-days 91 \
+		--out var/metrics.json --plot var/reliability.png
 
 test: .venv/ready
 	.venv/bin/python -m pytest

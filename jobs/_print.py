@@ -98,14 +98,14 @@ def metrics(result: Mapping[str, Any]) -> None:
 
 def _reliability(figures: Mapping[str, Any]) -> None:
     """Chances before and after calibration beside what was bought, by decile and by segment."""
-    title = f"Score: chance of a purchase, {figures['rows']:,} candidates of {figures['users']:,} users"
-    table = Table(title=title, title_justify="left")
+    table = Table(title="Scores beside what was bought", title_justify="left")
     table.add_column("decile")
     for column in ("candidates", "before", "after", "bought"):
         table.add_column(column, justify="right")
     for number, one in enumerate(figures["deciles"], 1):
         table.add_row(str(number), f"{one['rows']:,}", *(f"{one[name]:.4f}" for name in ("before", "after", "bought")))
     console.print(table)
+    console.print(f"{figures['rows']:,} candidates of {figures['users']:,} users with history.")
     table = Table(title="Expected calibration error and log loss, before and after", title_justify="left")
     table.add_column("segment")
     for column in ("candidates", "bought", "error before", "after", "log loss before", "after"):

@@ -221,6 +221,12 @@ def test_a_night_whose_backtest_has_too_few_windows_is_refused_before_any_work(r
     assert "2024-03-24" in refused(run("nightly", *arguments), tmp_path)
 
 
+@pytest.mark.usefixtures("no_ray")
+def test_a_plot_of_no_known_format_is_refused_before_any_work(run: Callable[..., Ended], tmp_path: Path):
+    arguments = write(tmp_path, Mistake(""))
+    assert "plot.jpg: must end in .png or .svg, got '.jpg'." in refused(run("backtest", *arguments, "--plot", "plot.jpg"), tmp_path)
+
+
 # ---- a second shop, other columns, string ids, no items, no users: a night on two CPUs, killed, and run again
 
 SHOP_DAY, LABEL_DAYS, SHARDS = date(2024, 6, 1), 14, 6
@@ -421,9 +427,17 @@ def test_every_verb_runs_on_the_second_shop_and_shares_what_the_night_did(killed
 def test_backtest_writes_the_promised_json(killed: Killed, run: Callable[..., Ended]) -> None:
     out = killed.folder / "promised.json"
     before = (SHOP_DAY - timedelta(days=LABEL_DAYS)).isoformat()
-    run("backtest", "--config", killed.arguments[1], "--as-of", before, "--out", str(out))
+    plot = killed.folder / "plot.svg"
+    shown = run("backtest", "--config", killed.arguments[1], "--as-of", before, "--out", str(out), "--plot", str(plot))
+    assert "Expected calibration error and log loss, before and after" in shown.out
+    assert plot.read_text().startswith("<?xml ")
     result = json.loads(out.read_text())
-    assert result.keys() == {"as_of", "horizon_days", "users", "models", "candidates"}
+    assert result.keys() == {"as_of", "horizon_days", "users", "models", "candidates", "calibration"}
+    calibration = result["calibration"]
+    assert calibration.keys() == {"users", "rows", "bought", "ece", "log_loss", "deciles", "segments"}
+    assert calibration["log_loss"]["after"] < calibration["log_loss"]["before"]
+    assert calibration["ece"]["after"] < calibration["ece"]["before"]
+    assert sum(one["rows"] for one in calibration["deciles"]) == calibration["rows"]
     assert (result["as_of"], result["horizon_days"]) == (before, LABEL_DAYS)
     assert result["users"].keys() == {"all", "new"}
     assert 120 >= result["users"]["all"] > result["users"]["new"] > 0

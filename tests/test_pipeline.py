@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -133,6 +134,43 @@ def test_a_user_without_history_gets_what_is_popular_and_no_score(night: Night) 
     assert others[SCORE].null_count == 0
     assert 0 < pc.min(others[SCORE]).as_py() < pc.max(others[SCORE]).as_py() < 1
     assert all(night.table[REASON].to_pylist())
+
+
+def test_scores_are_the_bundle_s_calibration_of_what_orders_the_lists(night: Night) -> None:
+    calibration = night.trained.bundle.calibration
+    assert calibration is not None
+    about = night.trained.bundle.about["metrics"]["calibration"]
+    losses = about["held_out_log_loss"]
+    assert about["kind"] == calibration.kind == min(("platt", "isotonic"), key=losses.__getitem__)
+    assert losses[calibration.kind] < losses["sigmoid"]
+    score = night.table.filter(pc.not_equal(night.table[USER_ID], NEWCOMER))[SCORE].to_numpy().reshape(-1, K)
+    assert (np.diff(score, axis=1) <= 0).all()
+    # all candidates of the newest window, by weights that did not see it
+    validated = bundle.load(night.trained.bundle.folder.parent / "validated")
+    assert validated.calibration is None
+    (stage,) = Path(night.settings.run.work).glob("calibrate-*")
+    about = json.loads((stage / "stage.json").read_text())
+    assert (about["model"], about["cutoff"]) == (validated.model_version, "2024-05-18")
+    counts = [json.loads(path.read_text()) for path in stage.glob("receipts/*.json")]
+    (examples,) = Path(night.settings.run.work).glob("examples-*/receipts")
+    newest = [json.loads(path.read_text()) for path in examples.glob("2024-05-18-*.json")]
+    assert 0 < sum(one["rows"] for one in counts) <= sum(one["candidates"] for one in newest)
+    assert sum(one["rows"] for one in counts) > sum(one["rows"] for one in newest)
+
+
+def test_a_calibration_takes_about_so_many_users_as_the_settings_say(night: Night) -> None:
+    settings = Settings.model_validate(night.settings.model_dump() | {"calibration": {"max_users": 70}})
+    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+    limit = pipeline._hash_limit(prepared.ingest, 70)
+    arrays = pipeline.read_signals(prepared, date(2024, 5, 18)).arrays()
+    work = Path(night.settings.run.work) / "few"
+    task = pipeline._calibrate_task(prepared, (str(night.trained.bundle.folder), "cpu"), arrays, work)
+    assert task("users-00003", {"shard": "00003"})["rows"] > 0
+    with np.load(work / "users-00003.npz") as file:
+        group = file["group"]
+    users = len(prepared.ingest.profiles("00003"))
+    assert 0 < len(np.unique(group)) < 0.7 * users
+    assert group.max() <= limit
 
 
 def test_polars_and_duckdb_read_the_same_rows(night: Night) -> None:
