@@ -11,8 +11,8 @@ import os
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
 import ray
@@ -144,9 +144,15 @@ class _Worker:
         return None
 
 
+def _here(worker: _Worker, units: Mapping[str, Mapping[str, Any]]) -> Generator[RecsysError | None]:
+    """Work on the units in this process; of each what `_Worker.error` says."""
+    for name, values in units.items():
+        yield worker.error(name, values)
+
+
 def _on_ray(
     worker: _Worker, units: Mapping[str, Mapping[str, Any]], *, actors: int | None, device: str
-) -> Iterator[RecsysError | None]:
+) -> Generator[RecsysError | None]:
     """Work on the units as one Ray Data job; of each finished one what `_Worker.error` says, in any order."""
     have, what = (gpus(), "GPUs") if device == "gpu" else (cpus(), "CPUs")
     wanted = actors or max(have, 1)
@@ -204,8 +210,9 @@ def run(
         stage.forget(name)  # and with it the attempts of earlier runs
     if pending:
         worker = _Worker(stage, make, arguments)
-        mistakes = map(worker.error, pending, pending.values()) if here else _on_ray(worker, pending, actors=actors, device=device)
-        with progress(label or stage.name, len(pending), unit=unit) as advance:
+        mistakes = _here(worker, pending) if here else _on_ray(worker, pending, actors=actors, device=device)
+        # closed here and now: a job that a mistake leaves behind must not outlive the Ray it runs on
+        with closing(mistakes), progress(label or stage.name, len(pending), unit=unit) as advance:
             for mistake in mistakes:
                 if mistake is not None:
                     raise mistake

@@ -56,6 +56,7 @@ def calls(stage: Stage) -> list[str]:
 def run(stage: Stage, make: Any, *arguments: Any, units: Mapping[str, Mapping[str, Any]] = UNITS, actors: int | None = 2) -> Any:
     receipts = runtime.run(stage, units, make, *arguments, unit="units", actors=actors)
     assert all(receipt.pop("seconds") >= 0 for receipt in receipts.values())
+    assert all(0 < receipt.pop("begun") <= time.time() for receipt in receipts.values())
     return receipts
 
 
@@ -237,3 +238,23 @@ def test_progress_off_a_terminal_is_log_lines_now_and_then(monkeypatch: pytest.M
         for _ in range(4):
             advance(2)
     assert [record.getMessage() for record in caplog.records] == ["score: 4 of 8 shards, 11 s", "score: 8 shards in 30.0 s"]
+
+
+def test_units_may_be_worked_on_in_this_process_without_ray(tmp_path: Path):
+    stage = Stage(tmp_path, "here", {})
+    seen: list[str] = []
+
+    def make() -> runtime.Task:
+        def task(name: str, unit: dict[str, Any]) -> Receipt:
+            seen.append(name)
+            if unit["value"] == 3:
+                raise DataError("three is not to be had")
+            return {"square": unit["value"] ** 2}
+
+        return task
+
+    with pytest.raises(DataError, match="three is not to be had"):
+        runtime.run(stage, {f"u{value}": {"value": value} for value in (1, 3, 2)}, make, unit="units", here=True)
+    receipts = runtime.run(stage, {f"u{value}": {"value": value} for value in (1, 2)}, make, unit="units", here=True)
+    assert [receipt["square"] for receipt in receipts.values()] == [1, 4]
+    assert seen == ["u1", "u3", "u2"]
