@@ -46,6 +46,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     metrics.py       ranking and classification metrics; numpy, per user
     evaluate.py      time-split backtest: lists and baselines against what users bought
     reliability.py   the backtest of the score column: chances against what users bought, by decile and segment
+    backtest.py    R the backtest as a stage: evaluate and reliability over shards of users
     -- around it --
     runtime.py     R connect to Ray, size a plan, run a stage's units, show progress
     submit.py      R hand a job to a cluster and follow it to its end

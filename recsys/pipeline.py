@@ -1,4 +1,4 @@
-"""The whole dataflow on one page: ingest -> signals -> examples -> train -> score -> publish, and the backtest beside it.
+"""The whole dataflow on one page: ingest -> signals -> examples -> train -> score -> publish.
 
 Each function below is one stage: it names the stage's folder by the digest of what goes in, says what a unit is, and hands the units
 to Ray. A stage whose receipts are all there does nothing. The pure work is done by the modules that a task calls.
@@ -6,7 +6,7 @@ to Ray. A stage whose receipts are all there does nothing. The pure work is done
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -19,12 +19,11 @@ import pyarrow.parquet
 import ray
 
 from recsys import bundle as bundles
-from recsys import calibrate, evaluate, examples, feed, reliability, runtime, spec
+from recsys import calibrate, examples, feed, runtime, spec
 from recsys import ingest as ingest_stage
 from recsys import signals as signals_module
 from recsys.bundle import Bundle
 from recsys.calibrate import Calibrated
-from recsys.candidates import Factors
 from recsys.catalog import item_vocabularies
 from recsys.config import Settings
 from recsys.errors import BundleError, DataError
@@ -33,13 +32,13 @@ from recsys.ingest import Ingest
 from recsys.night import Night, Published, device_of, publish_parts, score_units
 from recsys.profiles import stable_hash
 from recsys.recommend import recommendations, scored
-from recsys.runtime import Task, log
+from recsys.runtime import Task
 from recsys.score import Device, Scorer, chances
 from recsys.shop import Sources, midnight
 from recsys.signals import Signals
 from recsys.tables import DAY_US, DENSE, USER_ID
 from recsys.training import Trained, fit_bundle, fit_inputs
-from recsys.work import Receipt, Stage, digest, write_atomically
+from recsys.work import Receipt, Stage, digest, save_arrays, write_atomically
 
 
 @dataclass(frozen=True)
@@ -352,7 +351,7 @@ def fit_calibration(prepared: Prepared, bundle: Bundle, *, cutoff: date) -> Cali
 def _calibrate_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], folder: Path) -> Task:
     settings = prepared.settings
     signals = Signals(**arrays)
-    describer, scorer = _scoring(prepared, model, signals)
+    describer, scorer = scoring(prepared, model, signals)
     limit = _hash_limit(prepared.ingest, settings.calibration.max_users)
     start = int(signals.cutoff)
     end = start + settings.window.label_days * DAY_US
@@ -367,18 +366,10 @@ def _calibrate_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[
             kept = batch.modelled[batch.candidates.user_row]
             found.append((batch.raw[kept], label[kept], group[kept]))
         raw, label, group = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-        _save_arrays(folder / f"{name}.npz", raw=raw, label=label, group=group)
+        save_arrays(folder / f"{name}.npz", raw=raw, label=label, group=group)
         return {"rows": len(raw), "bought": int(label.sum())}
 
     return task
-
-
-def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    def save(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a path, savez would add a suffix
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-
-    write_atomically(path, save)
 
 
 # Score and publish --------------------------------------------------------------------------------------------------------------
@@ -431,7 +422,7 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
 
 def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], night: Night) -> Task:
     settings = prepared.settings
-    describer, scorer = _scoring(prepared, model, Signals(**arrays))
+    describer, scorer = scoring(prepared, model, Signals(**arrays))
     chance = chances(scorer.bundle)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
@@ -471,89 +462,9 @@ def check_bundle(bundle: Bundle, settings: Settings) -> None:
                 )
 
 
-def _scoring(prepared: Prepared, model: tuple[str, Device], signals: Signals) -> tuple[Describer, Scorer]:
+def scoring(prepared: Prepared, model: tuple[str, Device], signals: Signals) -> tuple[Describer, Scorer]:
     """What one actor scores with: features under the bundle's own vocabularies, and the model."""
     folder, device = model
     loaded = bundles.load(folder)
     describer = Describer(prepared.settings, prepared.ingest.catalog(), signals, loaded.spec.vocabularies)
     return describer, Scorer(loaded, device)
-
-
-# Backtest -----------------------------------------------------------------------------------------------------------------------
-
-
-def horizon_end(sources: Sources, *, as_of: date, horizon_days: int) -> date:
-    """The day before which purchases count as the backtest's truth: the horizon's end, or the data's with a warning.
-
-    Raises:
-        DataError: no event from as_of on.
-    """
-    data_end = sources.last + timedelta(days=1)
-    if data_end <= as_of:
-        raise DataError(f"--as-of {as_of}: no event from then on to compare with; the last is of {sources.last}. Use an earlier date.")
-    end = as_of + timedelta(days=horizon_days)
-    if end > data_end:
-        log.warning(
-            "backtest: the data ends on %s, so the horizon is %d days, not %d", sources.last, (data_end - as_of).days, horizon_days
-        )
-    return min(end, data_end)
-
-
-def backtest(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> dict[str, Any]:
-    """Metrics of lists as of a date against the purchases of [as_of, end), beside the baselines.
-
-    `calibration` is `reliability.summary` against the purchases of window.label_days; null where the horizon is shorter.
-
-    Args:
-        bundle: trained as of the same date, else it would know its test.
-    """
-    trained_as_of = bundle.about["window"]["as_of"]
-    assert trained_as_of <= as_of.isoformat(), f"a bundle as of {trained_as_of} cannot be tested as of {as_of}"
-    device = device_of(prepared.settings.run)
-    signals = read_signals(prepared, as_of)
-    stage = Stage(
-        prepared.settings.run.work,
-        "backtest",
-        {"signals": prepared.signals.digest, "examples": prepared.examples.digest, "model": bundle.model_version}
-        | {"as_of": as_of.isoformat(), "end": end.isoformat(), "device": device},
-    )
-    units = {f"users-{shard}": {"shard": shard} for shard in prepared.ingest.shards}
-    arguments = (prepared, (str(bundle.folder), device), ray.put(signals.arrays()), as_of, end, stage.path)
-    receipts = runtime.run(stage, units, _backtest_task, *arguments, actors=prepared.settings.run.actors, device=device, unit="shards")
-    result = evaluate.summary(evaluate.add([receipt["sums"] for receipt in receipts.values()]))
-    calibration = None
-    if _label_end(prepared.settings, as_of) <= end:
-        total = reliability.zero()
-        for name in receipts:
-            with np.load(stage.path / f"{name}.npz") as file:
-                total = {key: values + file[key] for key, values in total.items()}
-        calibration = reliability.summary(total)
-    return {"as_of": as_of.isoformat(), "horizon_days": (end - as_of).days, **result, "calibration": calibration}
-
-
-def _label_end(settings: Settings, as_of: date) -> date:
-    """The day before which a purchase makes true what a score as of a date foretells."""
-    return as_of + timedelta(days=settings.window.label_days)
-
-
-def _backtest_task(
-    prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], as_of: date, end: date, folder: Path
-) -> Task:
-    describer, scorer = _scoring(prepared, model, Signals(**arrays))
-    chance = chances(scorer.bundle)
-    factors = Factors(prepared.settings.signals)
-    label_end = _label_end(prepared.settings, as_of)
-
-    def task(name: str, unit: dict[str, Any]) -> Receipt:
-        start, stop = midnight(as_of), midnight(end)
-        sums: list[Mapping[str, Mapping[str, float]]] = []
-        total = reliability.zero()
-        for batch in scored(prepared.ingest.profiles(unit["shard"]), describer, scorer):
-            sums.append(evaluate.evaluate(batch, start=start, end=stop, factors=factors))
-            if label_end <= end:
-                more = reliability.count(batch, chance=chance, end=midnight(label_end))
-                total = {key: values + more[key] for key, values in total.items()}
-        _save_arrays(folder / f"{name}.npz", **total)
-        return {"sums": evaluate.add(sums)}
-
-    return task

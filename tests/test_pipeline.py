@@ -288,11 +288,3 @@ def test_cutoffs_are_a_label_length_apart_and_have_as_much_history_before_them(n
     assert dates == [date(2024, 4, 20), date(2024, 5, 4), date(2024, 5, 18)]
     assert pipeline.cutoffs(night.settings, as_of=DAY, first=date(2024, 4, 6)) == dates
     assert pipeline.cutoffs(night.settings, as_of=DAY, first=date(2024, 4, 7)) == dates[1:]
-
-
-def test_a_horizon_past_the_data_is_shortened_with_a_warning(night: Night, caplog: pytest.LogCaptureFixture) -> None:
-    sources = night.prepared.sources
-    assert pipeline.horizon_end(sources, as_of=date(2024, 5, 4), horizon_days=28) == DAY
-    assert not caplog.records
-    assert pipeline.horizon_end(sources, as_of=date(2024, 5, 4), horizon_days=29) == DAY
-    assert caplog.messages == ["backtest: the data ends on 2024-05-31, so the horizon is 28 days, not 29"]
