@@ -44,6 +44,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     pairs_train.py R the pairs door's training on one page
     pairs_score.py R the pairs door's night on one page
     metrics.py       ranking and classification metrics; numpy, per user
+    bootstrap.py     intervals of means over users, by resamples that shards can sum
     evaluate.py      time-split backtest: lists and baselines against what users bought
     reliability.py   the backtest of the score column: chances against what users bought, by decile and segment
     backtest.py    R the backtest as a stage: evaluate and reliability over shards of users

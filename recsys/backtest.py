@@ -1,6 +1,5 @@
 """The backtest as a stage: lists as of a date, beside baselines, held against what was bought after it; a shard of users is a unit."""
 
-from collections.abc import Mapping
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from recsys.runtime import Task, log
 from recsys.score import Device, chances
 from recsys.shop import Sources, midnight
 from recsys.signals import Signals
-from recsys.work import Receipt, Stage, save_arrays
+from recsys.work import Receipt, Stage, load_arrays, save_arrays
 
 
 def horizon_end(sources: Sources, *, as_of: date, horizon_days: int) -> date:
@@ -56,18 +55,18 @@ def measure(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> di
         prepared.settings.run.work,
         "backtest",
         {"signals": prepared.signals.digest, "examples": prepared.examples.digest, "model": bundle.model_version}
-        | {"as_of": as_of.isoformat(), "end": end.isoformat(), "device": device},
+        | {"as_of": as_of.isoformat(), "end": end.isoformat(), "device": device, "seed": prepared.settings.run.seed},
     )
     units = {f"users-{shard}": {"shard": shard} for shard in prepared.ingest.shards}
     arguments = (prepared, (str(bundle.folder), device), ray.put(signals.arrays()), as_of, end, stage.path)
     receipts = runtime.run(stage, units, _measure_task, *arguments, actors=prepared.settings.run.actors, device=device, unit="shards")
-    result = evaluate.summary(evaluate.add([receipt["sums"] for receipt in receipts.values()]))
+    result = evaluate.summary(evaluate.add(load_arrays(stage.path / f"{name}-lists.npz") for name in receipts))
     calibration = None
     if _label_end(prepared.settings, as_of) <= end:
         total = reliability.zero()
         for name in receipts:
-            with np.load(stage.path / f"{name}.npz") as file:
-                total = {key: values + file[key] for key, values in total.items()}
+            more = load_arrays(stage.path / f"{name}-scores.npz")
+            total = {key: values + more[key] for key, values in total.items()}
         calibration = reliability.summary(total)
     return {"as_of": as_of.isoformat(), "horizon_days": (end - as_of).days, **result, "calibration": calibration}
 
@@ -87,14 +86,16 @@ def _measure_task(
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         start, stop = midnight(as_of), midnight(end)
-        sums: list[Mapping[str, Mapping[str, float]]] = []
+        sums: dict[str, np.ndarray] = {}
         total = reliability.zero()
         for batch in scored(prepared.ingest.profiles(unit["shard"]), describer, scorer):
-            sums.append(evaluate.evaluate(batch, start=start, end=stop, factors=factors))
+            found = evaluate.evaluate(batch, start=start, end=stop, factors=factors, seed=prepared.settings.run.seed)
+            sums = evaluate.add([sums, found])
             if label_end <= end:
                 more = reliability.count(batch, chance=chance, end=midnight(label_end))
                 total = {key: values + more[key] for key, values in total.items()}
-        save_arrays(folder / f"{name}.npz", **total)
-        return {"sums": evaluate.add(sums)}
+        save_arrays(folder / f"{name}-lists.npz", **sums)
+        save_arrays(folder / f"{name}-scores.npz", **total)
+        return {"users": {key: int(sums[f"{key} users"][0]) if sums else 0 for key in evaluate.SLICES}}
 
     return task

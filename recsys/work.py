@@ -64,6 +64,12 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     write_atomically(path, save)
 
 
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays that `save_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
 class Stage:
     """One stage's folder and receipts.
 
