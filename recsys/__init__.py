@@ -15,6 +15,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     catalog.py       the catalog in memory: one row per item; a row's number is the item's code
     profiles.py      a batch of users in memory: their events as flat arrays, cut by time
     signals.py       what history says about items as of a date: popularity, neighbours, factors
+    given.py         the shop's own candidates, checked and cut by shard of users
     candidates.py    sources: (users, signals) -> candidate rows; merged and capped
     features.py      candidate rows -> model inputs; training, scoring and backtest all call it
     examples.py      labels and sampled negatives: candidates and the window after them -> examples

@@ -13,7 +13,7 @@ from recsys.candidates import Factors
 from recsys.config import Settings
 from recsys.errors import DataError
 from recsys.night import device_of
-from recsys.pipeline import Prepared, read_signals, scoring
+from recsys.pipeline import Prepared, given_of, read_signals, scoring
 from recsys.recommend import scored
 from recsys.runtime import Task, log
 from recsys.score import Device, chances
@@ -42,7 +42,8 @@ def horizon_end(sources: Sources, *, as_of: date, horizon_days: int) -> date:
 def measure(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> dict[str, Any]:
     """Metrics of lists as of a date against the purchases of [as_of, end), beside the baselines.
 
-    `calibration` is `reliability.summary` against the purchases of window.label_days; null where the horizon is shorter.
+    Where candidates are given, the baselines too rank these alone, and users without one do not count. `calibration` is
+    `reliability.summary` against the purchases of window.label_days; null where the horizon is shorter.
 
     Args:
         bundle: trained as of the same date, else it would know its test.
@@ -50,12 +51,18 @@ def measure(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> di
     trained_as_of = bundle.about["window"]["as_of"]
     assert trained_as_of <= as_of.isoformat(), f"a bundle as of {trained_as_of} cannot be tested as of {as_of}"
     device = device_of(prepared.settings.run)
-    signals = read_signals(prepared, as_of)
+    signals = read_signals(prepared, as_of, lists=True)
     stage = Stage(
         prepared.settings.run.work,
         "backtest",
         {"signals": prepared.signals.digest, "examples": prepared.examples.digest, "model": bundle.model_version}
-        | {"as_of": as_of.isoformat(), "end": end.isoformat(), "device": device, "seed": prepared.settings.run.seed},
+        | {
+            "as_of": as_of.isoformat(),
+            "end": end.isoformat(),
+            "device": device,
+            "given": prepared.given.digest if prepared.given else None,
+            "seed": prepared.settings.run.seed,
+        },
     )
     units = {f"users-{shard}": {"shard": shard} for shard in prepared.ingest.shards}
     arguments = (prepared, (str(bundle.folder), device), ray.put(signals.arrays()), as_of, end, stage.path)
@@ -88,7 +95,8 @@ def _measure_task(
         start, stop = midnight(as_of), midnight(end)
         sums: dict[str, np.ndarray] = {}
         total = reliability.zero()
-        for batch in scored(prepared.ingest.profiles(unit["shard"]), describer, scorer):
+        profiles, only = prepared.ingest.profiles(unit["shard"]), given_of(prepared, unit["shard"])
+        for batch in scored(profiles, describer, scorer, only):
             found = evaluate.evaluate(batch, start=start, end=stop, factors=factors, seed=prepared.settings.run.seed)
             sums = evaluate.add([sums, found])
             if label_end <= end:

@@ -14,12 +14,14 @@ import scipy.sparse as sp
 
 from recsys import config
 from recsys.catalog import Catalog
+from recsys.given import GIVEN, Given
 from recsys.profiles import Profiles
 from recsys.signals import MONTH, Signals, fold_in, purchase_days
 
 MATRIX_CELLS = 4_000_000  # of one source's (users, items) scores; bounds the memory of a batch
 TILE = 16  # rows; a multiple of what BLAS kernels take at once
 GROUP = 32  # columns in a group of `best`; more would leave more scores above the bound
+NOT_FEATURES = frozenset({GIVEN})  # sources that the model is told nothing of: it is trained without them
 OWN_HALF_LIFE_DAYS = 60.0  # of a purchase's weight among the user's own; not tuned
 
 
@@ -33,6 +35,8 @@ class Users:
     catalog: Catalog
     categories: Mapping[str, np.ndarray]
     """Per categorical item column: int32 (J) code of each active item, 0 where unknown."""
+    given: Given | None = None
+    """Their only candidates; None where the sources propose them."""
 
     def __len__(self) -> int:
         return len(self.history)
@@ -130,7 +134,9 @@ class Popular:
         popularity = users.signals.popularity
         share = popularity[MONTH]
         # Items without a purchase in the window follow in order of the whole history.
-        return np.where(share > 0, share, popularity[-1] * 1e-6)[None, :].astype(np.float32)
+        scores = np.where(share > 0, share, popularity[-1] * 1e-6)[None, :].astype(np.float32)
+        scores[scores == 0] = -np.inf
+        return scores
 
 
 class Neighbours:
@@ -163,6 +169,7 @@ class Factors:
         tiles[: len(users)] = vectors
         scores = (tiles @ factors.T)[: len(users)]
         scores[np.diff(users.matrix.indptr) == 0] = -np.inf
+        scores[:, users.signals.buyers == 0] = -np.inf
         return scores
 
 
@@ -227,6 +234,8 @@ class Candidates:
 def propose(users: Users, chosen: Sequence[tuple[Source, int]], *, per_user: int, repeats: bool) -> Candidates:
     """The union of what the sources propose, for each user at most `per_user` items, those with the best rank anywhere.
 
+    Where candidates are given it is those and no others, as one more source, GIVEN, whose rank is their order.
+
     Ties break by item. Items that are not available are never proposed; without `repeats`, neither is what the user bought.
     """
     signals = users.signals
@@ -264,11 +273,39 @@ def propose(users: Users, chosen: Sequence[tuple[Source, int]], *, per_user: int
     mask[order[place < per_user]] = True
 
     user_row, item, rank = user_row[mask], item[mask], rank[mask]
-    score = np.empty((len(item), len(chosen)), np.float32)
+    names = tuple(source.name for source, _ in chosen)
+    if users.given is not None:
+        user_row, item, rank = _only(users.given, (user_row, item, rank), users, repeats=repeats)
+        names += (GIVEN,)
+    score = np.full((len(item), len(names)), np.nan, np.float32)
     for number, scores in enumerate(matrices):
         score[:, number] = scores[user_row if scores.shape[0] > 1 else 0, item]
     score[np.isinf(score)] = np.nan
-    return Candidates(tuple(source.name for source, _ in chosen), user_row, item, rank, score)
+    return Candidates(names, user_row, item, rank, score)
+
+
+def _only(
+    given: Given, proposed: tuple[np.ndarray, np.ndarray, np.ndarray], users: Users, *, repeats: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User row, active position and ranks of the given candidates that may be recommended; ranks (N, S + 1), GIVEN's last."""
+    items = len(users.signals.items)
+    position = users.signals.position[given.item].astype(np.int64)
+    allowed = (position >= 0) & users.catalog.available[given.item]
+    key = given.user_row * items + position
+    if not repeats:
+        allowed &= ~np.isin(key, users.own_key)
+    user_row, place = given.user_row[allowed], np.flatnonzero(allowed)
+    starts = np.searchsorted(given.user_row, np.arange(len(users)))
+    key = key[allowed]
+    order = np.argsort(key)
+    key, place = key[order], place[order]
+    user_row, item = np.divmod(key, items)
+    rank = np.zeros((len(key), proposed[2].shape[1] + 1), np.int32)
+    rank[:, -1] = place - starts[user_row] + 1
+    also = proposed[0] * items + proposed[1]
+    there = np.isin(also, key)
+    rank[np.searchsorted(key, also[there]), :-1] = proposed[2][there]
+    return user_row, item, rank
 
 
 def best(scores: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

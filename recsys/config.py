@@ -266,6 +266,9 @@ class Rank(Section):
     """Items in the list."""
     allow_repeats: bool = True
     """May an item that the user bought before be recommended?"""
+    candidates: str | None = None
+    """A Parquet file or a folder of them, path or URI, with shop.columns.user_id and item_id: only these are ranked, and users without
+    a row get no list. The model still learns from what the sources propose. Absent: what the sources propose is ranked."""
 
 
 class Scaling(Section):

@@ -56,7 +56,8 @@ Sums = Mapping[str, np.ndarray]  # by name, each (1 + RESAMPLES): over the users
 def evaluate(batch: Scored, *, start: int, end: int, factors: Factors, seed: int) -> dict[str, np.ndarray]:
     """Sums over the batch's users that `summary` turns into means and intervals.
 
-    Users count who bought within the history before `start` and have a relevant item in [start, end).
+    Users count who bought within the history before `start`, have a relevant item in [start, end), and, where candidates are given,
+    have one of these; the baselines then rank these alone.
 
     Args:
         factors: the source whose scores alone are the `factors` baseline.
@@ -75,6 +76,8 @@ def evaluate(batch: Scored, *, start: int, end: int, factors: Factors, seed: int
         new = name == "new"
         actual = truth(batch.profiles, start=start, end=end, new=new)
         counted = batch.modelled & (actual.count > 0)
+        if users.given is not None:
+            counted &= np.bincount(users.given.user_row, minlength=len(users)) > 0
         values = {f"{name} users": np.ones(int(counted.sum()))}
         for model in MODELS:
             if model == OURS:
@@ -124,7 +127,7 @@ def _scores(users: Users, factors: Factors) -> Iterator[tuple[str, np.ndarray]]:
     own = np.full((len(users), len(users.signals.items)), -np.inf, np.float32)
     own.ravel()[users.own_key] = (users.own.count + 1.0 / (2.0 + users.own.last))[:-1]
     yield "own", own
-    yield "own_then_popular", np.where(np.isfinite(own), own, windows[28] - 1.0)
+    yield "own_then_popular", np.where(np.isfinite(own), own, np.where(popularity[-1] > 0, windows[28] - 1.0, -np.inf))
     yield "neighbours", Neighbours().scores(users)
     yield "factors", factors.scores(users)
 
@@ -134,6 +137,10 @@ def _lists(scores: np.ndarray, users: Users, seen: np.ndarray | None) -> np.ndar
     items = len(users.signals.items)
     scores = np.broadcast_to(scores, (len(users), items)).copy()
     scores[:, ~users.catalog.available[users.signals.items]] = -np.inf
+    if users.given is not None:
+        others = np.ones(scores.shape, bool)
+        others[users.given.user_row, users.signals.position[users.given.item]] = False
+        scores[others] = -np.inf
     if seen is not None:
         scores.ravel()[seen] = -np.inf
     row, column, rank = best(scores, K)

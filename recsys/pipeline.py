@@ -6,7 +6,7 @@ to Ray. A stage whose receipts are all there does nothing. The pure work is done
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow.parquet
 import ray
 
 from recsys import bundle as bundles
-from recsys import calibrate, examples, feed, runtime, spec
+from recsys import calibrate, examples, feed, given, runtime, spec
 from recsys import ingest as ingest_stage
 from recsys import signals as signals_module
 from recsys.bundle import Bundle
@@ -28,15 +28,16 @@ from recsys.catalog import item_vocabularies
 from recsys.config import Settings
 from recsys.errors import BundleError, DataError
 from recsys.features import Describer
+from recsys.given import Given
 from recsys.ingest import Ingest
 from recsys.night import Night, Published, device_of, publish_parts, score_units
 from recsys.profiles import stable_hash
 from recsys.recommend import recommendations, scored
-from recsys.runtime import Task
+from recsys.runtime import Task, log
 from recsys.score import Device, Scorer, chances
 from recsys.shop import Sources, midnight
 from recsys.signals import Signals
-from recsys.tables import DAY_US, DENSE, USER_ID
+from recsys.tables import DAY_US, DENSE, ITEM_ID, USER_ID
 from recsys.training import Trained, fit_bundle, fit_inputs
 from recsys.work import Receipt, Stage, digest, save_arrays, write_atomically
 
@@ -49,6 +50,8 @@ class Prepared:
     ingest: Ingest
     signals: Stage
     examples: Stage
+    given: Stage | None
+    """The shop's own candidates by shard; None where the sources propose."""
     vocabularies: dict[str, tuple[str, ...]]
 
     @property
@@ -85,7 +88,72 @@ def prepare(sources: Sources, *, end: date) -> Prepared:
             "seed": settings.run.seed,
         },
     )
-    return Prepared(sources, shop, signals, labelled, vocabularies)
+    return Prepared(sources, shop, signals, labelled, make_given(sources, shop), vocabularies)
+
+
+# Given candidates ---------------------------------------------------------------------------------------------------------------
+
+
+def make_given(sources: Sources, shop: Ingest) -> Stage | None:
+    """The shop's own candidates hashed into the shards of its users; None where the settings name none.
+
+    Two passes as in ingest: a part of the input is a unit, then a shard.
+    """
+    source = sources.given
+    if source is None:
+        return None
+    stage = Stage(sources.settings.run.work, "given", {"given": source.identity(), "ingest": shop.digest})
+    parts = {f"part-{number:05d}": unit for number, unit in enumerate(ingest_stage.parts_of(source, "given"))}
+    read = runtime.run(stage, parts, _given_part_task, sources, stage.path, label="given: read", unit="parts")
+    units = {f"users-{shard}": {"shard": shard, "parts": list(parts)} for shard in shop.shards}
+    receipts = runtime.run(stage, units, _given_task, shop, stage.path, label="given: group", unit="shards")
+    rejected = Counter[str]()
+    for receipt in (*read.values(), *receipts.values()):
+        rejected.update(receipt["rejected"])
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())) or "none"
+    users = sum(receipt["users"] for receipt in receipts.values())
+    log.info("given: %s rows read, rejected: %s", f"{sum(receipt['rows'] for receipt in read.values()):,}", reasons)
+    if not users:
+        raise DataError(f"{source.location}: no usable candidate; rejected: {reasons}. Check the ids in it, or remove rank.candidates.")
+    if without := shop.rows["profiles"] - users:
+        log.warning(
+            "given: %s of %s users have no row in %s and get no list", f"{without:,}", f"{shop.rows['profiles']:,}", source.location
+        )
+    return stage
+
+
+def _given_part_task(sources: Sources, folder: Path) -> Task:
+    source, columns = sources.given, sources.settings.shop.columns
+    assert source is not None
+    schema = pa.schema([(USER_ID, sources.user_id), (ITEM_ID, sources.item_id)])
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        raw = ingest_stage.read_part(source, source.files[unit["file"]], unit["row_groups"], [columns.user_id, columns.item_id])
+        rows = pa.table([raw.column(columns.user_id), raw.column(columns.item_id)], names=schema.names).cast(schema)
+        kept = rows.drop_null()
+        ingest_stage.write_by_shard(folder / f"{name}.arrow", kept, shards=sources.shards)
+        nulls = rows.num_rows - kept.num_rows
+        return {"rows": rows.num_rows, "rejected": {"null_id": nulls} if nulls else {}}
+
+    return task
+
+
+def _given_task(shop: Ingest, folder: Path) -> Task:
+    catalog = shop.catalog()
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        rows = pa.concat_tables(ingest_stage.read_shard(folder / f"{part}.arrow", int(unit["shard"])) for part in unit["parts"])
+        users = shop.profiles(unit["shard"]).users.column(USER_ID).combine_chunks()
+        found, rejected = given.rows_of(rows, users, catalog)
+        save_arrays(folder / f"{name}.npz", user_row=found.user_row, item=found.item)
+        return {"rows": len(found.item), "users": len(np.unique(found.user_row)), "rejected": rejected}
+
+    return task
+
+
+def given_of(prepared: Prepared, shard: str) -> Given | None:
+    """The shard's given candidates; None where the sources propose."""
+    return None if prepared.given is None else given.load(prepared.given.path / f"users-{shard}.npz")
 
 
 # Signals ------------------------------------------------------------------------------------------------------------------------
@@ -93,18 +161,15 @@ def prepare(sources: Sources, *, end: date) -> Prepared:
 
 def make_signals(prepared: Prepared, cutoffs: Sequence[date]) -> None:
     """The signals as of each cutoff; a cutoff is a unit."""
-    runtime.run(
-        prepared.signals,
-        {day.isoformat(): {"cutoff": day.isoformat()} for day in cutoffs},
-        _signals_task,
-        prepared.settings,
-        prepared.ingest,
-        prepared.signals.path,
-        unit="cut-offs",
-    )
+    _fit_signals(prepared, {day.isoformat(): {"cutoff": day.isoformat(), "given": False} for day in cutoffs})
 
 
-def _signals_task(settings: Settings, shop: Ingest, folder: Path) -> Task:
+def _fit_signals(prepared: Prepared, units: Mapping[str, Mapping[str, Any]]) -> None:
+    runtime.run(prepared.signals, units, _signals_task, prepared, prepared.signals.path, unit="cut-offs")
+
+
+def _signals_task(prepared: Prepared, folder: Path) -> Task:
+    settings, shop = prepared.settings, prepared.ingest
     limit = _hash_limit(shop, settings.signals.max_users)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
@@ -122,6 +187,7 @@ def _signals_task(settings: Settings, shop: Ingest, folder: Path) -> Task:
             cutoff=cutoff,
             settings=settings.signals,
             seed=settings.run.seed,
+            extra=_given_items(prepared) if unit["given"] else None,
         )
         write_atomically(folder / f"{name}.npz", fitted.save)
         return {"items": len(fitted.items), "neighbours": len(fitted.neighbour_items)}
@@ -135,10 +201,23 @@ def _hash_limit(shop: Ingest, users: int) -> np.uint64:
     return np.uint64(min(share * 2.0**64, 2.0**64 - 2048))  # the largest float64 below 2^64
 
 
-def read_signals(prepared: Prepared, cutoff: date) -> Signals:
-    """The signals as of the cutoff, made if they are not there."""
-    make_signals(prepared, [cutoff])
-    return signals_module.load(prepared.signals.path / f"{cutoff.isoformat()}.npz")
+def _given_items(prepared: Prepared) -> np.ndarray:
+    """int32: the codes of all given items."""
+    found = (given_of(prepared, shard) for shard in prepared.ingest.shards)
+    return np.unique(np.concatenate([np.unique(one.item) for one in found if one is not None]))
+
+
+def read_signals(prepared: Prepared, cutoff: date, *, lists: bool = False) -> Signals:
+    """The signals as of the cutoff, made if they are not there.
+
+    Args:
+        lists: they are for lists, so given candidates must be among the active items.
+    """
+    name, unit = cutoff.isoformat(), {"cutoff": cutoff.isoformat(), "given": False}
+    if lists and prepared.given is not None:
+        name, unit = f"{name}-{prepared.given.digest}", unit | {"given": True}
+    _fit_signals(prepared, {name: unit})
+    return signals_module.load(prepared.signals.path / f"{name}.npz")
 
 
 # Examples -----------------------------------------------------------------------------------------------------------------------
@@ -384,6 +463,7 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
         {
             "as_of": as_of.isoformat(),
             "inputs": prepared.sources.identity(),
+            "given": prepared.given.digest if prepared.given else None,
             "settings": settings.model_dump(mode="json", include={"shop", "features", "window", "signals", "candidates", "rank"}),
             "seed": settings.run.seed,
             "model": bundle.model_version,
@@ -401,7 +481,7 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
         prepared.sources.item_id,
     )
     stage = Stage(settings.run.work, "score", {"run": run_id, "ingest": prepared.ingest.digest, "table": settings.table.path})
-    signals = read_signals(prepared, as_of)
+    signals = read_signals(prepared, as_of, lists=True)
     receipts, seconds = score_units(
         stage,
         {f"part-{shard}": {"shard": shard} for shard in prepared.ingest.shards},
@@ -428,7 +508,8 @@ def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str,
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         candidates = 0
         tables: list[pa.Table] = []
-        for batch in scored(prepared.ingest.profiles(unit["shard"]), describer, scorer):
+        profiles, only = prepared.ingest.profiles(unit["shard"]), given_of(prepared, unit["shard"])
+        for batch in scored(profiles, describer, scorer, only):
             candidates += len(batch.candidates)
             tables.append(
                 recommendations(

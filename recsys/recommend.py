@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from recsys import config, explain, tables
-from recsys.candidates import Candidates, Users
+from recsys.candidates import Candidates, Popular, Users
 from recsys.errors import BundleError
 from recsys.features import Describer
+from recsys.given import Given
 from recsys.profiles import Profiles
 from recsys.rank import Ranked, top
 from recsys.score import Scorer
@@ -44,21 +45,24 @@ class Scored:
     """bool (U): the model stands behind the user's rows; else the user bought nothing yet and gets what is popular."""
 
 
-def scored(profiles: Profiles, describer: Describer, scorer: Scorer) -> Iterator[Scored]:
+def scored(profiles: Profiles, describer: Describer, scorer: Scorer, given: Given | None = None) -> Iterator[Scored]:
     """The profiles' users batch by batch.
+
+    Args:
+        given: the users' only candidates; absent, the sources propose them.
 
     Raises:
         BundleError: the model was fed other columns than these.
     """
     fed = scorer.bundle.spec.dense
-    for batch, users, candidates, inputs in describer(profiles):
+    for batch, users, candidates, inputs in describer(profiles, given):
         if inputs.names != fed:
             odd = sorted(set(inputs.names) ^ set(fed)) or ["the order of columns"]
             raise BundleError(f"{scorer.bundle.folder}: made by other code: {odd[0]} differs from today's inputs. Train again.")
         raw = scorer(inputs.dense, inputs.codes)
         modelled = np.diff(users.matrix.indptr) > 0
-        popular = candidates.rank.max(axis=1, initial=0).astype(np.float32)  # of a user without purchases only Popular proposes
-        yield Scored(batch, users, candidates, np.where(modelled[candidates.user_row], raw, -popular), modelled)
+        popular = np.nan_to_num(candidates.score[:, candidates.names.index(Popular.name)], nan=-1.0)
+        yield Scored(batch, users, candidates, np.where(modelled[candidates.user_row], raw, popular), modelled)
 
 
 def recommendations(

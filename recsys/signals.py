@@ -27,7 +27,11 @@ MONTH = POPULARITY_DAYS.index(28)  # the row of `popularity` that sources and sh
 
 @dataclass(frozen=True)
 class Signals:
-    """What is known of the J active items, those wanted at least once in [start, cutoff); arrays go by active position."""
+    """What is known of the J active items; arrays go by active position.
+
+    Active are the items wanted at least once in [start, cutoff), and those that may be recommended all the same: of them there are no
+    buyers, no neighbours, a vector of zeros, and NaN for what only purchases tell.
+    """
 
     start: np.ndarray
     """int64 (), microseconds."""
@@ -42,13 +46,13 @@ class Signals:
     buyers: np.ndarray
     """float32 (J): users who bought the item."""
     first_ts: np.ndarray
-    """int64 (J): first purchase, microseconds."""
+    """int64 (J): first purchase, microseconds; the cutoff where there is none."""
     last_ts: np.ndarray
-    """int64 (J): last purchase, microseconds."""
+    """int64 (J): last purchase, microseconds; the cutoff where there is none."""
     price: np.ndarray
     """float32 (J): mean price paid for one unit, NaN where none is known."""
     repeat_rate: np.ndarray
-    """float32 (J): share of buyers who bought it on two days or more."""
+    """float32 (J): share of buyers who bought it on two days or more, NaN without buyers."""
     repeat_days: np.ndarray
     """float32 (J): mean days between two purchases by one user, NaN where nobody repeated."""
     neighbour_offsets: np.ndarray
@@ -110,6 +114,7 @@ def fit(
     cutoff: int,
     settings: config.Signals,
     seed: int,
+    extra: np.ndarray | None = None,
 ) -> Signals:
     """The signals of the events in [start, cutoff).
 
@@ -118,6 +123,7 @@ def fit(
     Args:
         shards: profiles with any events, and bool (U): the users whose histories fit neighbours and factors.
         items: I, the size of the catalog.
+        extra: int (X), codes of items that are active whether bought or not.
 
     Raises:
         DataError: nobody wanted anything in the time.
@@ -154,24 +160,35 @@ def fit(
         pairs = sp.csr_matrix((times.astype(np.float32), (user[new_pair], pair_item)), shape=(len(batch), items))
         rows.append(pairs[chosen])
         ids.append(batch.users.column(USER_ID).filter(pa.array(chosen)).combine_chunks())
-    active = np.flatnonzero(buyers > 0)
-    if len(active) == 0:
+    bought = buyers > 0
+    if not bought.any():
         raise DataError(
             f"signals: no wanted event in the {(cutoff - start) // DAY_US} days before {np.datetime64(cutoff, 'us')}. "
             "Check shop.label_kinds and window.history_days, or use another date."
         )
+    chosen_items = bought.copy()
+    if extra is not None:
+        chosen_items[extra] = True
+    active = np.flatnonzero(chosen_items)
+    first[~bought] = last[~bought] = cutoff
     position = np.full(items, -1, np.int32)
     position[active] = np.arange(len(active))
     with np.errstate(invalid="ignore"):
         price = price_sum[active] / priced[active]
         repeat_days = np.abs(gap_days[active]) / gaps[active]
+        repeat_rate = repeaters[active] / buyers[active]
     # Rows in user_id order: sums of floats, and so the factors' last bits, must not depend on how users are cut into shards.
     order = pc.sort_indices(pa.chunked_array(ids)).to_numpy()
-    purchases: sp.csr_matrix = sp.vstack(rows, format="csr")[order][:, active]
+    purchases: sp.csr_matrix = sp.vstack(rows, format="csr")[order][:, np.flatnonzero(bought)]
     purchases = purchases[np.diff(purchases.indptr) > 0]
     with threadpool_limits(1, "blas"):  # one fit runs on one CPU
         weights = neighbour_weights(purchases, settings)
-        factors = item_factors(purchases, settings, seed=seed)
+        vectors = item_factors(purchases, settings, seed=seed)
+    known = position[bought]  # fitted to what was bought, then spread to the active positions
+    factors = np.zeros((len(active), vectors.shape[1]), np.float32)
+    factors[known] = vectors
+    lengths = np.zeros(len(active), np.int64)
+    lengths[known] = np.diff(weights.indptr)
     return Signals(
         start=np.array(start, np.int64),
         cutoff=np.array(cutoff, np.int64),
@@ -182,10 +199,10 @@ def fit(
         first_ts=first[active],
         last_ts=last[active],
         price=price.astype(np.float32),
-        repeat_rate=(repeaters[active] / buyers[active]).astype(np.float32),
+        repeat_rate=repeat_rate.astype(np.float32),
         repeat_days=repeat_days.astype(np.float32),
-        neighbour_offsets=weights.indptr.astype(np.int64),
-        neighbour_items=weights.indices.astype(np.int32),
+        neighbour_offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        neighbour_items=known[weights.indices],
         neighbour_weights=weights.data.astype(np.float32),
         factors=factors,
     )

@@ -280,6 +280,50 @@ def test_a_copied_bundle_gives_the_same_run(night: Night, tmp_path: Path) -> Non
     assert (again.run_id, again.version) == (night.published.run_id, None)
 
 
+# ---- given candidates
+
+
+def test_only_given_items_are_listed_and_users_without_one_get_no_list(
+    night: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    planted = night.planted
+    users, items = planted.user_ids.to_pylist(), planted.item_ids.to_pylist()
+    chosen = {user: items[number % 40 : 150 : 11] for number, user in enumerate([NEWCOMER, *users[:100]])}
+    rows = [(user, item) for user, mine in chosen.items() for item in reversed(mine)]
+    rows += [*rows[:5], (users[0], None), (None, items[0]), (-1, items[0]), (users[0], -1)]
+    (tmp_path / "given").mkdir()
+    for part in range(2):
+        mine = rows[part::2]
+        table = pa.table({USER_ID: pa.array([u for u, _ in mine], pa.int64()), ITEM_ID: pa.array([i for _, i in mine], pa.int64())})
+        pq.write_table(table, tmp_path / "given" / f"{part}.parquet", row_group_size=50)
+    settings = night.with_run(tmp_path / "table").model_dump()
+    settings["rank"]["candidates"] = str(tmp_path / "given")
+    caplog.set_level("INFO", "recsys")
+    prepared = pipeline.prepare(open_shop(Settings.model_validate(settings), as_of=DAY), end=DAY)
+    assert f"given: {len(rows):,} rows read, rejected: duplicate 5, null_id 2, unknown_item 1, unknown_user 1" in caplog.text
+    assert f"given: 110 of 211 users have no row in {tmp_path / 'given'} and get no list" in caplog.text
+    made = modified(night.settings.run.work)
+    trained = pipeline.train(prepared, as_of=DAY)
+    assert modified(night.settings.run.work) == made  # the model learns from what the sources propose
+    assert trained.bundle.model_version == night.trained.bundle.model_version
+    published = pipeline.score(prepared, trained.bundle, as_of=DAY)
+    assert published.run_id != night.published.run_id
+    table = publish.read(str(tmp_path / "table"), as_of=DAY)
+    gone = {item for item, available in zip(items, planted.available, strict=True) if not available}
+    found = lists(table)
+    assert found.keys() == chosen.keys()
+    for user, mine in found.items():
+        allowed = set(chosen[user]) - gone
+        assert set(mine) <= allowed
+        assert len(mine) == min(K, len(allowed))
+    assert pc.all(pc.list_value_length(table["sources"])).as_py()
+    both = table.join(
+        night.table.select([USER_ID, ITEM_ID, "reason_kind"]), [USER_ID, ITEM_ID], right_suffix="_proposed", join_type="inner"
+    )
+    assert both.num_rows > 100
+    assert pc.sum(pc.equal(both["reason_kind"], "given")).as_py() == 0
+
+
 # ---- dates
 
 
