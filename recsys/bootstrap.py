@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from recsys.examples import mix
+from recsys.profiles import mix
 
 RESAMPLES = 1_000
 LEVEL = 0.95

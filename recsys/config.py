@@ -124,6 +124,9 @@ class Signals(Section):
     """Regularisation of the ALS vectors."""
     als_alpha: Annotated[float, Field(gt=0)] = 2.0
     """Weight of purchases in ALS."""
+    group_users: Positive = 50
+    """Users who must have bought in the last 28 days before a group of users alike has a popularity of its own: fewer would show one
+    user what another bought."""
 
 
 class Candidates(Section):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from recsys import bootstrap, metrics
-from recsys.candidates import Candidates, Factors, Neighbours, Users, best
+from recsys.candidates import Candidates, Factors, Group, Neighbours, Users, best
 from recsys.profiles import Profiles, stable_hash
 from recsys.rank import as_lists, top
 from recsys.recommend import Scored
@@ -159,7 +159,11 @@ def _recall(candidates: Candidates, users: Users, actual: Truth, counted: np.nda
         found = np.bincount(candidates.user_row[mask], minlength=len(users))
         return found[counted] / actual.count[counted]
 
-    values = {f"recall {name}": recall(hit & (candidates.rank[:, number] > 0)) for number, name in enumerate(candidates.names)}
+    values = {
+        f"recall {name}": recall(hit & (candidates.rank[:, number] > 0))
+        for number, name in enumerate(candidates.names)
+        if name != Group.name  # of users without history, who do not count
+    }
     values["recall union"] = recall(hit)
     values["candidates"] = np.bincount(candidates.user_row, minlength=len(users))[counted].astype(np.float64)
     return values

@@ -188,6 +188,7 @@ def _signals_task(prepared: Prepared, folder: Path) -> Task:
             settings=settings.signals,
             seed=settings.run.seed,
             extra=_given_items(prepared) if unit["given"] else None,
+            groups=settings.features.user_categorical,
         )
         write_atomically(folder / f"{name}.npz", fitted.save)
         return {"items": len(fitted.items), "neighbours": len(fitted.neighbour_items)}

@@ -1,6 +1,6 @@
 """What history says about items as of a date: popularity, prices, repeat timing, neighbours and factors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from recsys import config
 from recsys.errors import DataError
-from recsys.profiles import Profiles
+from recsys.profiles import Profiles, mix, stable_hash
 from recsys.tables import DAY_US, USER_ID
 
 POPULARITY_DAYS = (7, 28, 91)  # windows beside the whole history
@@ -63,6 +63,14 @@ class Signals:
     """float32 (N): what a purchase of the row's item adds to the score of that one."""
     factors: np.ndarray
     """float32 (J, D): item factors of ALS."""
+    groups: np.ndarray
+    """uint64 (G): keys of the groups of users that are large enough, ascending; of `group_keys`."""
+    group_offsets: np.ndarray
+    """int64 (G + 1): row pointers of the groups' purchases."""
+    group_items: np.ndarray
+    """int32 (P): active position of what a group bought in the last 28 days."""
+    group_counts: np.ndarray
+    """float32 (P): on how many days its users bought that."""
 
     @cached_property
     def neighbours(self) -> sp.csr_matrix:
@@ -115,6 +123,7 @@ def fit(
     settings: config.Signals,
     seed: int,
     extra: np.ndarray | None = None,
+    groups: Sequence[str] = (),
 ) -> Signals:
     """The signals of the events in [start, cutoff).
 
@@ -124,6 +133,8 @@ def fit(
         shards: profiles with any events, and bool (U): the users whose histories fit neighbours and factors.
         items: I, the size of the catalog.
         extra: int (X), codes of items that are active whether bought or not.
+        groups: columns of users, the one that tells most first; of chosen users, those with the same values have a popularity of
+            their own, first by all columns, then by fewer from the last one on.
 
     Raises:
         DataError: nobody wanted anything in the time.
@@ -136,6 +147,8 @@ def fit(
     last = np.full(items, np.iinfo(np.int64).min)
     rows: list[sp.csr_matrix] = []
     ids: list[pa.Array] = []
+    keys: list[np.ndarray] = []
+    months: list[sp.csr_matrix] = []
     for batch, chosen in shards:
         history = batch.between(start, cutoff)
         user, item, day = purchase_days(history, cutoff=cutoff)
@@ -160,6 +173,10 @@ def fit(
         pairs = sp.csr_matrix((times.astype(np.float32), (user[new_pair], pair_item)), shape=(len(batch), items))
         rows.append(pairs[chosen])
         ids.append(batch.users.column(USER_ID).filter(pa.array(chosen)).combine_chunks())
+        keys.append(group_keys(batch.users, groups)[:, chosen])
+        lately = day < POPULARITY_DAYS[MONTH]
+        bought_lately = (np.ones(int(lately.sum()), np.float32), (user[lately], item[lately]))
+        months.append(sp.csr_matrix(bought_lately, shape=(len(batch), items))[chosen])
     bought = buyers > 0
     if not bought.any():
         raise DataError(
@@ -184,6 +201,7 @@ def fit(
     with threadpool_limits(1, "blas"):  # one fit runs on one CPU
         weights = neighbour_weights(purchases, settings)
         vectors = item_factors(purchases, settings, seed=seed)
+    grouped = group_purchases(np.concatenate(keys, axis=1), sp.vstack(months, format="csr")[:, active], settings.group_users)
     known = position[bought]  # fitted to what was bought, then spread to the active positions
     factors = np.zeros((len(active), vectors.shape[1]), np.float32)
     factors[known] = vectors
@@ -205,7 +223,39 @@ def fit(
         neighbour_items=known[weights.indices],
         neighbour_weights=weights.data.astype(np.float32),
         factors=factors,
+        groups=grouped[0],
+        group_offsets=grouped[1].indptr.astype(np.int64),
+        group_items=grouped[1].indices.astype(np.int32),
+        group_counts=grouped[1].data.astype(np.float32),
     )
+
+
+def group_keys(users: pa.Table, columns: Sequence[str]) -> np.ndarray:
+    """uint64 (L, U): for each of L columns, the key of the group of users alike in it and all columns before; null is a value too."""
+    keys = np.empty((len(columns), users.num_rows), np.uint64)
+    alike = np.zeros(users.num_rows, np.uint64)
+    for level, column in enumerate(columns):
+        words = pc.fill_null(users.column(column), "").to_numpy().astype(object)
+        alike = mix(alike ^ stable_hash(words)) + np.uint64(level)
+        keys[level] = alike
+    return keys
+
+
+def group_purchases(keys: np.ndarray, month: sp.csr_matrix, fewest: int) -> tuple[np.ndarray, sp.csr_matrix]:
+    """The keys, ascending, of the groups of which at least `fewest` users bought, and (G, J) on how many days its users bought what.
+
+    Args:
+        keys: uint64 (L, U), of `group_keys`.
+        month: (U, J) purchase days.
+    """
+    buyers = np.flatnonzero(np.diff(month.indptr))
+    user = np.tile(buyers, len(keys))
+    found, group, size = np.unique(keys[:, buyers].ravel(), return_inverse=True, return_counts=True)
+    member = sp.csr_matrix((np.ones(len(user), np.float64), (group, user)), shape=(len(found), month.shape[0]))
+    large = np.flatnonzero(size >= fewest)
+    purchases = (member[large] @ month.astype(np.float64)).tocsr()
+    purchases.sort_indices()
+    return found[large], purchases
 
 
 def neighbour_weights(purchases: sp.csr_matrix, settings: config.Signals) -> sp.csr_matrix:

@@ -72,7 +72,7 @@ def night(two_actors: None, tmp_path_factory: pytest.TempPathFactory) -> Night:
             "shop": {"events": str(planted.events), "items": str(planted.items), "users": str(planted.users)},
             "features": {"item_categorical": ["category", "brand"], "item_numeric": ["size"], "user_categorical": ["age"]},
             "window": {"label_days": 14, "history_days": 90, "cutoffs": 3},
-            "signals": {"factors": 8, "als_iterations": 5, "ease_l2": 20.0},
+            "signals": {"factors": 8, "als_iterations": 5, "ease_l2": 20.0, "group_users": 10},
             "candidates": {"per_user": 60},
             "model": {"hidden": [16]},
             "train": {"epochs": 2, "batch_size": 128, "learning_rate": 0.01},
@@ -126,9 +126,10 @@ def test_what_is_printed_of_the_night_is_what_the_table_holds(night: Night) -> N
     assert set(night.table["model_version"].to_pylist()) == {night.trained.bundle.model_version}
 
 
-def test_a_user_without_history_gets_what_is_popular_and_no_score(night: Night) -> None:
+def test_a_user_without_history_gets_what_users_alike_buy_and_no_score(night: Night) -> None:
     newcomer = pc.equal(night.table[USER_ID], NEWCOMER)
-    assert set(night.table.filter(newcomer)[SOURCE].to_pylist()) == {"popular"}
+    assert set(night.table.filter(newcomer)[SOURCE].to_pylist()) == {"group"}
+    assert set(night.table.filter(pc.invert(newcomer))[SOURCE].to_pylist()).isdisjoint({"group"})
     assert night.table.filter(newcomer)[SCORE].null_count == K
     others = night.table.filter(pc.invert(newcomer))
     assert others[SCORE].null_count == 0
