@@ -16,7 +16,8 @@ from recsys import config
 from recsys.catalog import Catalog
 from recsys.given import GIVEN, Given
 from recsys.profiles import Profiles
-from recsys.signals import MONTH, Signals, fold_in, group_keys, purchase_days
+from recsys.signals import MONTH, POPULARITY_DAYS, Signals, fold_in, group_keys, purchase_days
+from recsys.tables import DAY_US
 
 MATRIX_CELLS = 4_000_000  # of one source's (users, items) scores; bounds the memory of a batch
 TILE = 16  # rows; a multiple of what BLAS kernels take at once
@@ -221,17 +222,47 @@ class Category:
     def scores(self, users: Users) -> np.ndarray:  # noqa: D102
         popularity = users.signals.popularity
         share = popularity[MONTH].astype(np.float64)
-        user, item, _ = users.purchases
-        bought = np.bincount(user, minlength=len(users)).astype(np.float64)
         scores = np.zeros((len(users), len(share)), np.float32)
         for codes in users.categories.values():
             size = int(codes.max(initial=0)) + 1
-            taste = np.bincount(user * size + codes[item], minlength=len(users) * size).reshape(len(users), size)
-            taste = taste / np.maximum(bought, 1)[:, None]
-            taste[:, 0] = 0.0
             within = share / np.maximum(np.bincount(codes, weights=share, minlength=size), 1e-12)[codes]
-            scores += taste.astype(np.float32)[:, codes] * within.astype(np.float32)
+            scores += _taste(users, codes, size)[:, codes] * within.astype(np.float32)
         scores[scores == 0] = -np.inf
+        return scores
+
+
+def _taste(users: Users, codes: np.ndarray, size: int) -> np.ndarray:
+    """float32 (U, size): the share of each of a column's values in the user's purchases; 0 of the unknown one."""
+    user, item, _ = users.purchases
+    bought = np.bincount(user, minlength=len(users)).astype(np.float64)
+    taste = np.bincount(user * size + codes[item], minlength=len(users) * size).reshape(len(users), size)
+    taste = taste / np.maximum(bought, 1)[:, None]
+    taste[:, 0] = 0.0
+    return taste.astype(np.float32)
+
+
+class Content:
+    """Cold items, those with few buyers or none: the sum over columns of P(value | user), halved for every 28 days since the first
+    purchase by anybody."""
+
+    name = "content"
+
+    def __init__(self, buyers: int) -> None:
+        self.buyers = buyers
+
+    def scores(self, users: Users) -> np.ndarray:  # noqa: D102
+        signals = users.signals
+        cold = np.flatnonzero(signals.buyers < self.buyers)
+        age_days = (int(signals.cutoff) - signals.first_ts[cold]) / DAY_US
+        newness = (0.5 ** (age_days / POPULARITY_DAYS[MONTH])).astype(np.float32)
+        found = np.zeros((len(users), len(cold)), np.float32)
+        for codes in users.categories.values():
+            found += _taste(users, codes, int(codes.max(initial=0)) + 1)[:, codes[cold]]
+        found *= newness
+        found[found == 0] = -np.inf
+        scores = np.full((len(users), len(signals.items)), -np.inf, np.float32)
+        scores[:, cold] = found
+        scores.ravel()[users.own_key] = -np.inf  # not new to the user
         return scores
 
 
@@ -243,6 +274,7 @@ def sources(settings: config.Settings) -> list[tuple[Source, int]]:
         (Neighbours(), limits.neighbours),
         (Factors(settings.signals), limits.factors),
         (Category(), limits.category if settings.features.item_categorical else 0),
+        (Content(limits.cold_buyers), limits.content if settings.features.item_categorical else 0),
         (Group(settings.features.user_categorical), limits.popular if settings.features.user_categorical else 0),
         (Popular(), limits.popular),
     ]

@@ -142,6 +142,13 @@ class Candidates(Section):
     """Items whose ALS vector is nearest to the user's."""
     category: Annotated[int, Field(ge=0)] = 50
     """Items popular in the user's categories."""
+    content: Annotated[int, Field(ge=0)] = 20
+    """Cold items in the user's categories, the newest first; needs features.item_categorical."""
+    cold_buyers: Positive = 10
+    """An item with fewer buyers is cold: too few for sources that go by who bought it."""
+    unseen: Annotated[int, Field(ge=0)] = 1_000
+    """Of the available items that nobody bought within window.history_days, so many are candidates of `content`, chosen by hash, others
+    for each date: a catalog of millions does not grow the signals, and each item has its days. 0: only items with a buyer."""
     per_user: Positive = 500
     """At most this many after merging, those ranked best by any source first."""
 

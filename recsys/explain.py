@@ -14,6 +14,7 @@ KINDS = {
     "factors": "similar_taste",
     "category": "popular_in",
     "popular": "popular",
+    "content": "new_in",
     "group": "popular_with",
     GIVEN: "given",
 }
@@ -69,6 +70,8 @@ def reasons(ranked: Ranked, candidates: Candidates, users: Users) -> Reasons:
                 text.append("Bought by people who buy what you buy.")
             case "popular_in":
                 text.append(f"Popular in {category[number]}, where you often buy.")
+            case "new_in":
+                text.append(f"New in {category[number]}, where you often buy.")
             case "popular_with":
                 text.append("Popular in the last 28 days with people like you.")
             case "given":

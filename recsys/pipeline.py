@@ -31,7 +31,7 @@ from recsys.features import Describer
 from recsys.given import Given
 from recsys.ingest import Ingest
 from recsys.night import Night, Published, device_of, publish_parts, score_units
-from recsys.profiles import stable_hash
+from recsys.profiles import mix, stable_hash
 from recsys.recommend import recommendations, scored
 from recsys.runtime import Task, log
 from recsys.score import Device, Scorer, chances
@@ -72,6 +72,7 @@ def prepare(sources: Sources, *, end: date) -> Prepared:
             "ingest": shop.digest,
             "signals": settings.signals,
             "history_days": settings.window.history_days,
+            "unseen": _most_unseen(settings),
             "seed": settings.run.seed,
         },
     )
@@ -170,10 +171,14 @@ def _fit_signals(prepared: Prepared, units: Mapping[str, Mapping[str, Any]]) -> 
 
 def _signals_task(prepared: Prepared, folder: Path) -> Task:
     settings, shop = prepared.settings, prepared.ingest
+    catalog = shop.catalog()
     limit = _hash_limit(shop, settings.signals.max_users)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         cutoff = midnight(date.fromisoformat(unit["cutoff"]))
+
+        unseen = np.flatnonzero(catalog.available)
+        hashes = stable_hash(catalog.item_id.to_numpy(zero_copy_only=False))[unseen]
 
         def shards() -> Any:
             for shard in shop.shards:
@@ -189,6 +194,8 @@ def _signals_task(prepared: Prepared, folder: Path) -> Task:
             seed=settings.run.seed,
             extra=_given_items(prepared) if unit["given"] else None,
             groups=settings.features.user_categorical,
+            unseen=unseen[np.argsort(mix(hashes ^ np.uint64(cutoff)), kind="stable")],
+            most_unseen=_most_unseen(settings),
         )
         write_atomically(folder / f"{name}.npz", fitted.save)
         return {"items": len(fitted.items), "neighbours": len(fitted.neighbour_items)}
@@ -200,6 +207,12 @@ def _hash_limit(shop: Ingest, users: int) -> np.uint64:
     """Stable hashes up to this are those of about so many of the shop's users."""
     share = min(1.0, users / max(shop.rows["profiles"], 1))
     return np.uint64(min(share * 2.0**64, 2.0**64 - 2048))  # the largest float64 below 2^64
+
+
+def _most_unseen(settings: Settings) -> int:
+    """Items nobody bought that are candidates all the same; without the source that proposes them, none."""
+    limits = settings.candidates
+    return limits.unseen if limits.content and settings.features.item_categorical else 0
 
 
 def _given_items(prepared: Prepared) -> np.ndarray:

@@ -124,6 +124,8 @@ def fit(
     seed: int,
     extra: np.ndarray | None = None,
     groups: Sequence[str] = (),
+    unseen: np.ndarray | None = None,
+    most_unseen: int = 0,
 ) -> Signals:
     """The signals of the events in [start, cutoff).
 
@@ -133,6 +135,7 @@ def fit(
         shards: profiles with any events, and bool (U): the users whose histories fit neighbours and factors.
         items: I, the size of the catalog.
         extra: int (X), codes of items that are active whether bought or not.
+        unseen, most_unseen: codes of items, int; the first so many of them that nobody bought are active too.
         groups: columns of users, the one that tells most first; of chosen users, those with the same values have a popularity of
             their own, first by all columns, then by fewer from the last one on.
 
@@ -186,6 +189,8 @@ def fit(
     chosen_items = bought.copy()
     if extra is not None:
         chosen_items[extra] = True
+    if unseen is not None:
+        chosen_items[unseen[~bought[unseen]][:most_unseen]] = True
     active = np.flatnonzero(chosen_items)
     first[~bought] = last[~bought] = cutoff
     position = np.full(items, -1, np.int32)

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys import config, recommend, signals
-from recsys.candidates import Group
+from recsys import candidates, config, explain, recommend, signals
+from recsys.candidates import Content, Group
 from recsys.features import Describer
 from recsys.profiles import Profiles
+from recsys.rank import top
 from recsys.score import Scorer, probabilities
 from tests import shops
-from tests.shops import AFTER, BEFORE, EVE, HISTORY, Event
+from tests.shops import AFTER, ANN, BEFORE, BOB, BREAD, CHEESE, CID, DEE, EVE, HISTORY, MILK, NOTHING, ROLL, Event
 
 AGES = ("age", "income_band")
 
@@ -166,3 +167,89 @@ def test_users_with_history_get_nothing_from_their_group() -> None:
     assert found.rank[found.user_row != EVE, found.names.index("group")].max() == 0
     assert found.rank[found.user_row == EVE, found.names.index("group")].max() > 0
     assert not [name for name in inputs.names if name.startswith("group")]
+
+
+# ---- cold items
+
+# Ann buys mostly dairy, bob bakery and dairy, cid bakery and dairy, dee from the garden, whose department is not known.
+# Cheese has one buyer, since day 5; spade one, since day 50; milk three; bread two; roll one, since day 95; cake one, since day 99.
+FRESH = pa.array(["dairy", "dairy", "bakery", "bakery", "bakery", "dairy", "garden"])  # NOTHING, whom nobody bought, is dairy
+
+
+def content(**limits: int) -> tuple[Describer, Profiles]:
+    """The shop with a dairy item that nobody bought."""
+    chosen = shops.settings(candidates=config.Candidates(**{"cold_buyers": 2, **limits}))
+    items = shops.catalog(department=FRESH)
+    fitted = shops.fit(shops.whole(), chosen, unseen=np.array([NOTHING]), most_unseen=chosen.candidates.unseen)
+    return Describer(chosen, items, fitted, shops.VOCABULARIES), shops.whole()
+
+
+def proposed(found: candidates.Candidates, users: candidates.Users, user: int) -> list[int]:
+    """Item codes of the content source, best first."""
+    return users.signals.items[np.array(shops.items_of(found, user, "content"), np.int64)].tolist()
+
+
+def test_cold_items_of_the_user_s_categories_are_proposed_newest_first() -> None:
+    describer, profiles = content()
+    ((_, users, found, _),) = describer(profiles)
+    scores = Content(2).scores(users)
+    position = users.signals.position
+    # Ann: 4 of 5 purchase days were dairy, 1 bakery. Cake is not available; she bought the cheese.
+    assert proposed(found, users, ANN) == [NOTHING, ROLL]
+    assert scores[ANN, position[[NOTHING, ROLL]]] == pytest.approx([4 / 5, 1 / 5 * 0.5 ** (4.5 / 28)])
+    # Bob: 1 of 3 was dairy.
+    assert proposed(found, users, BOB) == [NOTHING, CHEESE]
+    assert scores[BOB, position[[NOTHING, CHEESE]]] == pytest.approx([1 / 3, 1 / 3 * 0.5 ** (94.5 / 28)])
+    assert proposed(found, users, DEE) == proposed(found, users, EVE) == []
+    # Milk and bread have two buyers or more.
+    assert (scores[:, position[[MILK, BREAD]]] == -np.inf).all()
+
+
+def test_an_item_that_nobody_bought_is_proposed_by_content_alone() -> None:
+    describer, profiles = content()
+    ((_, users, found, inputs),) = describer(profiles)
+    new = np.flatnonzero(users.signals.items[found.item] == NOTHING)
+    assert found.user_row[new].tolist() == [ANN, BOB, CID]
+    proposing = np.flatnonzero((found.rank[new] > 0).any(axis=0))
+    assert [found.names[number] for number in proposing] == ["content"]
+    for name in ("item_age", "item_rest", "item_price", "item_repeat_rate", "factors_score", "neighbours_score"):
+        assert np.isnan(inputs.dense[new, inputs.names.index(name)]).all(), name
+    assert (inputs.dense[new, inputs.names.index("item_buyers")] == 0).all()
+    assert (inputs.dense[new, inputs.names.index("content_score")] > 0).all()
+
+
+@pytest.mark.parametrize("limits", [{"unseen": 0}, {"content": 0, "unseen": 0}])
+def test_without_unseen_items_only_those_with_a_buyer_are_candidates(limits: dict[str, int]) -> None:
+    describer, profiles = content(**limits)
+    ((_, users, _, _),) = describer(profiles)
+    assert NOTHING not in users.signals.items
+
+
+def test_signals_of_bought_items_are_those_without_the_unseen_ones() -> None:
+    plain, more = shops.fit(shops.whole()), content()[0].signals
+    assert more.items.tolist() == sorted([*plain.items.tolist(), NOTHING])
+    there = more.position[plain.items]
+    for name in ("buyers", "first_ts", "last_ts", "price", "repeat_rate", "repeat_days", "factors"):
+        assert getattr(more, name)[there].tobytes() == getattr(plain, name).tobytes(), name
+    assert more.popularity[:, there].tobytes() == plain.popularity.tobytes()
+    assert (more.neighbours[there][:, there] != plain.neighbours).nnz == 0
+    new = more.position[NOTHING]
+    assert more.neighbours[new].nnz == more.neighbours[:, new].nnz == 0
+    assert not more.factors[new].any()
+
+
+def test_only_so_many_unseen_items_are_active_those_first_in_order() -> None:
+    profiles = shops.group([Event(ANN, 2, 99.5), Event(BOB, 2, 99.5)])
+    found = shops.fit(profiles, unseen=np.array([6, 2, 0, 4]), most_unseen=2)
+    assert found.items.tolist() == [0, 2, 6]
+
+
+def test_reasons_of_new_items_name_the_category() -> None:
+    describer, profiles = content()
+    ((_, users, found, _),) = describer(profiles)
+    ranked = top(found.user_row, found.item, np.zeros(len(found), np.float32), k=9)
+    reasons = explain.reasons(ranked, found, users)
+    new = [row for row, place in enumerate(ranked.row) if users.signals.items[found.item[place]] == NOTHING]
+    assert {(reasons.source[row], reasons.kind[row], reasons.text[row]) for row in new} == {
+        ("content", "new_in", "New in dairy, where you often buy.")
+    }

@@ -105,7 +105,7 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
             "table, run.",
             id="unknown section",
         ),
-        pytest.param(SHOP + "[rank]\nK = 5", "unknown key 'rank.K'. Known here: k, allow_repeats.", id="unknown key"),
+        pytest.param(SHOP + "[rank]\nK = 5", "unknown key 'rank.K'. Known here: k, allow_repeats, candidates.", id="unknown key"),
         pytest.param(
             SHOP + '[shop.columns]\nuser = "household"',
             "unknown key 'shop.columns.user'. Known here: user_id, item_id, ts, kind, quantity, price, available, name.",
