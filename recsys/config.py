@@ -124,6 +124,9 @@ class Signals(Section):
     """Regularisation of the ALS vectors."""
     als_alpha: Annotated[float, Field(gt=0)] = 2.0
     """Weight of purchases in ALS."""
+    group_users: Positive = 50
+    """Users who must have bought in the last 28 days before a group of users alike has a popularity of its own: fewer would show one
+    user what another bought."""
 
 
 class Candidates(Section):
@@ -266,6 +269,9 @@ class Rank(Section):
     """Items in the list."""
     allow_repeats: bool = True
     """May an item that the user bought before be recommended?"""
+    candidates: str | None = None
+    """A Parquet file or a folder of them, path or URI, with shop.columns.user_id and item_id: only these are ranked, and users without
+    a row get no list. The model still learns from what the sources propose. Absent: what the sources propose is ranked."""
 
 
 class Scaling(Section):
