@@ -77,6 +77,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # dtype, [mode
         {"optimizer": "sgd", "schedule": "cosine", "warmup_epochs": 1, "clip_norm": 0.5, "l2": 1e-3, "class_weights": "balanced"}
         | {"loss": "mean_squared_error", "learning_rate": 0.1},
     ),
+    "adamw and layer normalisation": (
+        "float64",
+        {"activation": "tanh", "normalisation": "layer", "initialiser": "random_normal"},
+        {"optimizer": "adamw", "weight_decay": 0.1, "class_weights": [1.0, 3.0]},
+    ),
     "adam in float32": ("float32", {}, {"optimizer": "adam"}),
     "sgd in float32": ("float32", {}, {"optimizer": "sgd"}),
 }
@@ -441,9 +446,14 @@ import json, sys, threading, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
 import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests import fits
 from recsys import config, runtime, train
 from recsys.spec import FeatureSpec
+
+class Coordinator(_AutoscalingCoordinatorActor):
+    TICK_INTERVAL_S = 1  # Ray's looks at the nodes every 20 s, which no variable changes; Train takes the one that is there
 
 class SlowSpec(FeatureSpec):
     def normalise(self, dense):
@@ -478,7 +488,13 @@ def wait(number, workers):
 
 ended = threading.Event()
 runtime.os.environ["RAY_ADDRESS"] = cluster.address
+# so long Train waits for the workers of a node that is gone before it looks again what there is; 60 s if nothing is said
+runtime.os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"
 with runtime.connect():
+    head = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    coordinator = ray.remote(num_cpus=0)(Coordinator).options(
+        name="AutoscalingCoordinator", namespace="AutoscalingCoordinator", lifetime="detached", scheduling_strategy=head
+    ).remote()
     fitting = threading.Thread(target=fit)  # nodes are added by the main thread alone
     fitting.start()
     number = wait(0, 1)
