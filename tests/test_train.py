@@ -200,7 +200,8 @@ SETTINGS = config.Train(epochs=3, patience=1, batch_size=fits.BATCH, workers=2, 
 MLP = config.Model(hidden=(16, 8), dropout=0.2, normalisation="batch")
 
 
-def fit(files: Files, folder: Path, *, spec: FeatureSpec = SPEC, settings: config.Train = SETTINGS) -> train.Fit:
+def fit(files: Files, folder: Path, *, spec: FeatureSpec = SPEC, settings: config.Train = SETTINGS, known: int = 0) -> train.Fit:
+    """A fit; of its epochs, those are told of as they are made that an earlier one had not made."""
     told: list[Epoch] = []
     fitted = train.fit(
         files.train,
@@ -213,7 +214,7 @@ def fit(files: Files, folder: Path, *, spec: FeatureSpec = SPEC, settings: confi
         name="fit",
         on_epoch=told.append,
     )
-    assert told == fitted.history  # seconds too: no epoch was told of and then made again
+    assert told == fitted.history[known:]  # seconds too: no epoch was told of and then made again
     return fitted
 
 
@@ -245,28 +246,23 @@ def test_a_worker_killed_in_mid_epoch_changes_no_bit_of_the_weights(undisturbed:
 DRIVER = """
 import sys, time
 from pathlib import Path
-import numpy as np
 from tests import fits
 from recsys import config, runtime, train
 from recsys.spec import FeatureSpec
 
 class SlowSpec(FeatureSpec):
-    seconds = 0.0
     def normalise(self, dense):
-        time.sleep(self.seconds)
+        time.sleep(0.3)
         return super().normalise(dense)
 
-examples, folder, out, seconds, workers = sys.argv[1:]
-SlowSpec.seconds = float(seconds)
-s, examples = fits.SPEC, Path(examples)
-settings = config.Train(epochs=3, patience=1, batch_size=fits.BATCH, workers=int(workers), learning_rate=0.01, checkpoint_seconds=1)
+s, examples = fits.SPEC, Path(sys.argv[1])
+settings = config.Train(epochs=3, patience=1, batch_size=fits.BATCH, workers=2, learning_rate=0.01, checkpoint_seconds=1)
 with runtime.connect(cpus=2):
-    fitted = train.fit(
+    train.fit(
         [examples / "0.arrow", examples / "1.arrow"], [examples / "2.arrow"],
         spec=SlowSpec(s.dense, s.mean, s.scale, s.codes, s.vocabularies), model=config.Model(hidden=(16, 8), normalisation="batch"),
-        train=settings, seed=5, folder=Path(folder), name="fit",
+        train=settings, seed=5, folder=Path(sys.argv[2]), name="fit",
     )
-np.savez(out, *fitted.weights, *fitted.validated_weights)
 """
 
 
@@ -306,8 +302,7 @@ def newest(folder: Path) -> State | None:
 def test_a_driver_killed_and_run_again_goes_on_from_within_the_epoch_to_the_same_bits(
     undisturbed: train.Fit, files: Files, tmp_path: Path
 ):
-    examples, out = files.train[0].parent, tmp_path / "weights.npz"
-    first = start(DRIVER, examples, tmp_path, out, 0.3, 2)
+    first = start(DRIVER, files.train[0].parent, tmp_path)
     deadline = time.monotonic() + 120
     while (state := newest(tmp_path)) is None or not (state.history and state.losses):  # within the second epoch or a later one
         assert first.poll() is None, first.communicate()[0]
@@ -328,15 +323,12 @@ def test_a_driver_killed_and_run_again_goes_on_from_within_the_epoch_to_the_same
     assert left is not None
     assert left.losses
     assert left.history
-    second = start(DRIVER, examples, tmp_path, out, 0, 2)
-    said = second.communicate(timeout=150)[0]
-    assert second.returncode == 0, said
-    end = newest(tmp_path)
+    again = fit(files, tmp_path, known=len(left.history))
+    end = newest(tmp_path)  # in the same folder
     assert end is not None
-    assert end.history[: len(left.history)] == left.history  # with their seconds: not made again
-    with np.load(out) as found:
-        for number, weights in enumerate(undisturbed.weights + undisturbed.validated_weights):
-            np.testing.assert_array_equal(found[f"arr_{number}"], weights)
+    assert again.history == end.history
+    assert again.history[: len(left.history)] == left.history  # with their seconds: not made again
+    assert_equal(again, undisturbed)
 
 
 class Full(Checkpoints):
@@ -395,13 +387,28 @@ def test_two_workers_end_with_one_sentence_where_the_loss_is_no_number_or_the_di
 @pytest.mark.ray
 @pytest.mark.drill
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_sentence_reaches_who_asked_for_the_fit_and_another_setting_starts_anew(files: Files, tmp_path: Path):
+def test_the_sentence_reaches_who_asked_for_the_fit(files: Files, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"the loss must be finite, got (nan|inf) in .*Lower train\.learning_rate \(1e\+38\)"):
         fit(files, tmp_path, settings=SETTINGS.model_copy(update={"learning_rate": 1e38, "workers": 1}))
-    mended = fit(files, tmp_path, settings=SETTINGS.model_copy(update={"epochs": 1, "workers": 1, "refit": False}))
-    assert len(list(tmp_path.glob("fit-*"))) == 2
-    for left, right in zip(mended.weights, mended.validated_weights, strict=True):
-        np.testing.assert_array_equal(left, right)
+    assert newest(tmp_path) is None  # the first step's loss was none
+
+
+def test_with_a_refit_its_weights_are_the_fit_s_and_without_one_those_of_the_best_epoch(files: Files, tmp_path: Path):
+    """Of a checkpoint, without the fit."""
+    refitted, best = [np.array([1.0])], [np.array([2.0])]
+
+    def launch(work: object, told: Plan) -> None:
+        Checkpoints(told.run).write(State([{"phase": VALIDATE, "epoch": 1, "val_loss": 0.5}], [], refitted, [], best))
+
+    def check(*arguments: object) -> None:
+        pass
+
+    for refit, weights in ((True, refitted), (False, best)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "_check_cluster", check)
+            patch.setattr(train, "launch", launch)
+            fitted = fit(files, tmp_path, settings=SETTINGS.model_copy(update={"refit": refit}))
+        assert (fitted.weights, fitted.validated_weights, fitted.best_epoch) == (weights, best, 1)
 
 
 @pytest.mark.drill
@@ -534,7 +541,7 @@ def test_the_loss_falls_and_the_refit_runs_the_best_number_of_epochs(undisturbed
     assert validated[undisturbed.best_epoch - 1]["val_loss"] == min(record["val_loss"] for record in validated)
     assert refit == list(range(1, undisturbed.best_epoch + 1))
     figures = {f"val_{name}" for name in ("loss", "auc", "accuracy", "precision", "recall", "f1")}
-    assert validated[0].keys() == {"epoch", "phase", "loss", "workers", "seconds", "rows_per_second"} | figures
+    assert validated[0].keys() == {"epoch", "phase", "loss", "workers", "first_step", "seconds", "rows_per_second"} | figures
 
 
 @pytest.mark.ray
