@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,7 @@ def search(
             )
         one = plans[pending[0]]
         train.check(one.train_files, one.validation_files, spec=spec, train=one.train, cpus_per_worker=1)
+        ended = [receipt for name in names.values() if (receipt := stage.receipt(name)) is not None]
         with runtime.progress("tune", len(pending), unit="trials") as advance:
 
             def finish(number: int, receipt: Receipt) -> None:
@@ -109,7 +111,7 @@ def search(
                 if on_trial is not None:
                     on_trial(_trial(number, drawn[number], receipt))
 
-            _run(stage.path, plans, finish)
+            _run(stage.path, plans, ended, finish)
         for number in pending:
             shutil.rmtree(stage.path / names[number])  # checkpoints
     receipts = {number: stage.receipt(name) for number, name in names.items()}
@@ -175,20 +177,27 @@ def written(text: str, values: Mapping[str, Any]) -> str:
 # Ray Tune -----------------------------------------------------------------------------------------------------------------------
 
 
-def _run(folder: Path, plans: Mapping[int, Plan], finish: Callable[[int, Receipt], None]) -> None:
-    """Run the trials side by side; `finish` gets the receipt of each as it ends."""
+def _run(folder: Path, plans: Mapping[int, Plan], ended: Sequence[Receipt], finish: Callable[[int, Receipt], None]) -> None:
+    """Run the trials side by side, judged beside those that ended before; `finish` gets the receipt of each as it ends."""
     train_settings = next(iter(plans.values())).train
     gpu = train_settings.device == "gpu"
     attempt = f"ray-{uuid.uuid4().hex}"
     follow = _Follow(plans, finish)
+    halving = ASHAScheduler(
+        metric="best", mode="min", time_attr="epochs", max_t=train_settings.epochs, grace_period=1, reduction_factor=HALVING
+    )
+    for number, receipt in enumerate(ended):  # what an earlier run told it
+        trial: Any = SimpleNamespace(trial_id=f"ended-{number}")
+        controller: Any = None
+        halving.on_trial_add(controller, trial)
+        for epochs in range(1, len(receipt["history"]) + 1):
+            halving.on_trial_result(controller, trial, _said(receipt["history"][:epochs]))
     needs: dict[str, float] = {"CPU": 1, "GPU": 1} if gpu else {"CPU": 1}
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(ray_tune.with_parameters(_fit, plans=dict(plans)), needs),
         param_space={"number": ray_tune.grid_search(list(plans))},
         tune_config=ray_tune.TuneConfig(
-            metric="best",
-            mode="min",
-            scheduler=ASHAScheduler(time_attr="epochs", max_t=train_settings.epochs, grace_period=1, reduction_factor=HALVING),
+            scheduler=halving,
             max_concurrent_trials=max(runtime.gpus() if gpu else runtime.cpus(), 1),
         ),
         run_config=ray_tune.RunConfig(
@@ -221,12 +230,17 @@ def _fit(config: dict[str, int], plans: dict[int, Plan]) -> None:
 
     def report(epoch: Epoch) -> None:
         history.append(epoch)
-        ray_tune.report({"best": min(record["val_loss"] for record in history), "epochs": len(history), "history": list(history)})
+        ray_tune.report({**_said(history), "history": list(history)})
 
     try:
         walk(plan, Learner(plan, Team()), on_epoch=report)
     except ConfigError as error:  # a loss that is no number is an answer, too
         ray_tune.report({"best": DIVERGED, "epochs": len(history) + 1, "history": history, "failed": str(error)})
+
+
+def _said(history: Sequence[Epoch]) -> dict[str, Any]:
+    """What the scheduler goes by."""
+    return {"best": min(epoch["val_loss"] for epoch in history), "epochs": len(history)}
 
 
 class _Follow(ray_tune.Callback):
