@@ -14,7 +14,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from jobs import _bench_pairs, job, main
+from jobs import _bench_pairs, _bench_training, job, main
 from recsys import bundle, config
 from recsys.candidates import best
 from recsys.runtime import ENVIRONMENT, console
@@ -37,11 +37,15 @@ def bench(
     """Speed, as ratios taken in one run on one machine: each line is ours against a named alternative on the same input."""
     with job():
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as place:
+            training = _bench_training.compare(Path(place) / "training")
+            first_step = _bench_training.first_step(Path(place) / "first_step")
             pairs = _bench_pairs.compare(Path(place) / "rows", rows=rows, files=files)
             pairs += _bench_pairs.compare_encoding(Path(place) / "encoding", rows=ENCODED)
             pairs += _bench_pairs.compare_joined(Path(place) / "joined", rows=rows // 4, files=files)
-        results = [*_scoring(SCORED, runs), _choosing(runs), *pairs]
+        results = [*_scoring(SCORED, runs), _choosing(runs), *training, *pairs]
         table = Table(title=f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, median of {runs} runs")
         for column in ("what", "ours", "alternative", "ratio"):
             table.add_column(column, justify="left" if column == "what" else "right")
@@ -54,8 +58,10 @@ def bench(
             f"{run['running_first_row_seconds']:.1f} s on a running one; "
             f"at most {run['driver_mib']:,.0f} MiB in the driver and {run['actor_mib']:,.0f} MiB in an actor."
         )
+        console.print(f"jobs.train: first step made {first_step:.1f} s after the command.")
         if out is not None:
-            text = json.dumps({"cpus": os.cpu_count(), "runs": runs, "results": results}, indent=1) + "\n"
+            figures = {"cpus": os.cpu_count(), "runs": runs, "first_step_seconds": first_step, "results": results}
+            text = json.dumps(figures, indent=1) + "\n"
             write_atomically(out, lambda file: file.write_text(text))
 
 

@@ -53,6 +53,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     -- around it --
     runtime.py     R connect to Ray, size a plan, run a stage's units, show progress
     submit.py      R hand a job to a cluster and follow it to its end
+    tune.py        R trials of the fit with other settings; the best
     synthetic.py     a planted shop with a known answer, and load of any size
 """
 

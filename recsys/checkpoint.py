@@ -14,7 +14,7 @@ import numpy as np
 
 from recsys.work import write_atomically
 
-Epoch = dict[str, Any]  # epoch, phase, loss, workers, seconds, rows_per_second; while validating also val_loss, val_auc, …
+Epoch = dict[str, Any]  # epoch, phase, loss, workers, first_step (when, in s since 1970), seconds, rows_per_second; validating: val_…
 Weights = list[np.ndarray]
 
 HISTORY = "history.json"  # beside the checkpoints, for whoever watches

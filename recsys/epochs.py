@@ -5,6 +5,7 @@ on all rows for so many epochs. Every decision rests on numbers that all workers
 """
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,11 @@ class Plan:
     """Keras dtype policy; absent, train.precision. The proof that workers agree runs in float64."""
 
 
-def walk(plan: Plan, learner: "Learner") -> State:
+def walk(plan: Plan, learner: "Learner", *, on_epoch: Callable[[Epoch], None] | None = None) -> State:
     """The state at the end of the fit.
+
+    Args:
+        on_epoch: called after every epoch, first for those of the checkpoint that the fit goes on from.
 
     Raises:
         ConfigError: the loss stopped being finite.
@@ -59,6 +63,9 @@ def walk(plan: Plan, learner: "Learner") -> State:
     # one worker looks and all hear of it: a file that is just being renamed would be there for some only
     if number := int(learner.total(np.array([checkpoints.newest() if first else 0], np.float64))[0]):
         state = checkpoints.read(number)
+    if on_epoch is not None:
+        for record in state.history:
+            on_epoch(record)
     validation = Rows(plan.validation_files, plan.spec)
     for phase in (VALIDATE, REFIT):
         rows = Rows(plan.train_files if phase == VALIDATE else plan.train_files + plan.validation_files, plan.spec)
@@ -69,9 +76,11 @@ def walk(plan: Plan, learner: "Learner") -> State:
             batches = passes(rows, plan.train.batch_size, seed=plan.seed, epoch=epoch)
             losses, done = list(state.losses), len(state.losses)
             begin = saved = time.monotonic()
+            first_step = 0.0
             for loss in learner.steps(rows, batches, start=done, epoch=epoch):
                 _check_finite(loss, f"step {len(losses) + 1} of epoch {epoch} ({phase})", plan)
                 losses.append(loss)
+                first_step = first_step or round(time.time(), 3)
                 if first and time.monotonic() - saved >= plan.train.checkpoint_seconds * SECOND and len(losses) < len(batches.rows):
                     with suppress(OSError):
                         here = State(state.history, losses, learner.weights(), learner.optimizer_state(), state.best_weights)
@@ -79,7 +88,7 @@ def walk(plan: Plan, learner: "Learner") -> State:
                     saved = time.monotonic()
             seconds = time.monotonic() - begin
             record: Epoch = {"epoch": epoch, "phase": phase, "loss": batches.mean(losses), "workers": learner.team.workers}
-            record |= {"seconds": seconds, "rows_per_second": sum(map(len, batches.rows[done:])) / seconds}
+            record |= {"first_step": first_step, "seconds": seconds, "rows_per_second": sum(map(len, batches.rows[done:])) / seconds}
             if phase == VALIDATE:
                 record |= {f"val_{name}": value for name, value in _figures(learner, validation, plan.train.loss).items()}
                 _check_finite(record["val_loss"], f"validation after epoch {epoch}", plan)
@@ -88,6 +97,8 @@ def walk(plan: Plan, learner: "Learner") -> State:
             better = phase == VALIDATE and best(history) == epoch
             state = State(history, [], weights, learner.optimizer_state(), weights if better else state.best_weights)
             _write(checkpoints, state, learner, first=first)
+            if on_epoch is not None:
+                on_epoch(record)
     return state
 
 

@@ -27,7 +27,7 @@ from recsys.runtime import Task
 from recsys.score import Scorer
 from recsys.spec import FeatureSpec, Moments
 from recsys.tables import CODES, DENSE, LABEL, WEIGHT
-from recsys.training import Trained, fit_bundle, fit_inputs
+from recsys.training import Labelled, Trained, fit_bundle, fit_inputs
 from recsys.work import Receipt, Stage, digest, write_atomically
 
 
@@ -50,6 +50,18 @@ def train(
         rows, test: from `pairs.open_rows`.
 
     Raises:
+        DataError: as `make_examples`.
+    """
+    labelled, rejected = make_examples(settings, rows)
+    stage = Stage(settings.run.work, "train_pairs", {**labelled.identity, **fit_inputs(settings)})
+    trained = fit_bundle(stage, labelled, settings=settings, on_epoch=on_epoch)
+    return Fitted(trained, rejected, None if test is None else evaluate(settings, test, trained.bundle))
+
+
+def make_examples(settings: PairsSettings, rows: Rows) -> tuple[Labelled, dict[str, int]]:
+    """The rows as examples, and how many were rejected by reason.
+
+    Raises:
         DataError: a label outside 0..1, no usable row, or none held out for validation.
     """
     spec = fit_spec(settings, rows)
@@ -70,21 +82,15 @@ def train(
             f"{rows.source.location}: training and validation both need rows, got {counts['rows'] - counts['held_out']} and "
             f"{counts['held_out']}; rejected: {dict(rejected)}. Change pairs.validation ({settings.pairs.validation}) or add rows."
         )
-    trained = fit_bundle(
-        Stage(
-            settings.run.work,
-            "train_pairs",
-            {"examples": stage.digest, **fit_inputs(settings)},
-        ),
+    labelled = Labelled(
         [stage.path / f"{name}-fit.arrow" for name in receipts],
         [stage.path / f"{name}-validate.arrow" for name in receipts],
+        identity={"examples": stage.digest},
         spec=lambda: spec,
-        settings=settings,
         window={},
         counts=dict(counts),
-        on_epoch=on_epoch,
     )
-    return Fitted(trained, dict(rejected), None if test is None else evaluate(settings, test, trained.bundle))
+    return labelled, dict(rejected)
 
 
 def _units(rows: Rows) -> dict[str, dict[str, Any]]:

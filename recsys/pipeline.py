@@ -38,7 +38,7 @@ from recsys.score import Device, Scorer, chances
 from recsys.shop import Sources, midnight
 from recsys.signals import Signals
 from recsys.tables import DAY_US, DENSE, ITEM_ID, USER_ID
-from recsys.training import Trained, fit_bundle, fit_inputs
+from recsys.training import Labelled, Trained, fit_bundle, fit_inputs
 from recsys.work import Receipt, Stage, digest, save_arrays, write_atomically
 
 
@@ -332,6 +332,25 @@ def train(prepared: Prepared, *, as_of: date, on_epoch: Callable[[dict[str, Any]
     """The bundle of a model that knows what was known before as_of: early stopping on the last window, then a fit on all.
 
     Raises:
+        DataError: as `labelled`.
+    """
+    settings = prepared.settings
+    days = _training_cutoffs(prepared, as_of)
+    read = labelled(prepared, as_of=as_of)
+    stage = Stage(settings.run.work, "train", {**read.identity, **fit_inputs(settings), "calibration": settings.calibration})
+    return fit_bundle(
+        stage,
+        read,
+        settings=settings,
+        on_epoch=on_epoch,
+        calibrate=lambda bundle: fit_calibration(prepared, bundle, cutoff=days[-1]),
+    )
+
+
+def labelled(prepared: Prepared, *, as_of: date) -> Labelled:
+    """The examples that a fit as of a date reads, made if they are not there; those of the newest cutoff validate.
+
+    Raises:
         DataError: fewer than two windows, or no positive example.
     """
     settings = prepared.settings
@@ -341,32 +360,16 @@ def train(prepared: Prepared, *, as_of: date, on_epoch: Callable[[dict[str, Any]
     counts = {key: sum(part[key] for part in parts) for key in ("rows", "positives", "candidates")}
     if counts["positives"] == 0:
         raise DataError(f"--as-of {as_of}: no candidate was bought in any label window. Check shop.label_kinds and window.label_days.")
-    stage = Stage(
-        settings.run.work,
-        "train",
-        {
-            "examples": prepared.examples.digest,
-            "cutoffs": [day.isoformat() for day in days],
-            **fit_inputs(settings),
-            "calibration": settings.calibration,
-        },
-    )
     files = {day: [prepared.examples.path / f"{day.isoformat()}-{shard}.arrow" for shard in prepared.ingest.shards] for day in days}
     fitting = [file for day in days[:-1] for file in files[day]]
-    return fit_bundle(
-        stage,
+    dates = [day.isoformat() for day in days]
+    return Labelled(
         fitting,
         files[days[-1]],
+        identity={"examples": prepared.examples.digest, "cutoffs": dates},
         spec=lambda: _feature_spec(fitting, parts[0]["features"], prepared),
-        settings=settings,
-        window={
-            "as_of": as_of.isoformat(),
-            "cutoffs": [day.isoformat() for day in days],
-            "label_days": settings.window.label_days,
-        },
+        window={"as_of": as_of.isoformat(), "cutoffs": dates, "label_days": settings.window.label_days},
         counts=counts,
-        on_epoch=on_epoch,
-        calibrate=lambda bundle: fit_calibration(prepared, bundle, cutoff=days[-1]),
     )
 
 

@@ -37,6 +37,8 @@ ENVIRONMENT = {  # read by Ray and TensorFlow when they start, here and in every
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves a shop's network
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of coming Rays; silences their warning
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint counts once polled; at Ray's 2 s short epochs wait for it
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a search keeps receipts of its own
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a search as it ends everything else
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 ATTEMPTS = 4  # of one unit in one run; Ray Data tries without end, a hang for a unit that kills every worker

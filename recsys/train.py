@@ -93,9 +93,7 @@ def fit(
             not be written.
         ConfigError: the loss stopped being finite, or the GPU has no bfloat16.
     """
-    _check_rows(train_files, spec, "training")
-    _check_rows(validation_files, spec, "validation")
-    _check_cluster(train, cpus_per_worker)
+    check(train_files, validation_files, spec=spec, train=train, cpus_per_worker=cpus_per_worker)
     # absolute: Train changes the workers' directory
     files = [tuple(Path(file).absolute() for file in part) for part in (train_files, validation_files)]
     identity = {
@@ -117,6 +115,20 @@ def fit(
     state = checkpoints.read(checkpoints.newest())
     weights = state.weights if train.refit else state.best_weights
     return Fit(state.history, best(state.history), weights, state.best_weights, plan)
+
+
+def check(
+    train_files: Sequence[Path], validation_files: Sequence[Path], *, spec: FeatureSpec, train: config.Train, cpus_per_worker: int
+) -> None:
+    """Refuse a fit that cannot run.
+
+    Raises:
+        DataError: no rows, no weight, or other columns than the spec's.
+        ClusterError: the cluster cannot hold the workers.
+    """
+    _check_rows(train_files, spec, "training")
+    _check_rows(validation_files, spec, "validation")
+    _check_cluster(train, cpus_per_worker)
 
 
 def launch(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
@@ -169,8 +181,8 @@ def _work(job: dict[str, Plan]) -> RecsysError | None:
     return None
 
 
-def join(plan: Plan) -> "Team":
-    """The calling worker among those of its run; once in a process, before any other TensorFlow operation.
+def settle(plan: Plan) -> None:
+    """Keep this process to the CPUs and the GPU that the plan gives a worker; before any other TensorFlow operation.
 
     Raises:
         ClusterError: a GPU was asked for and TensorFlow sees none.
@@ -181,14 +193,25 @@ def join(plan: Plan) -> "Team":
     # first thing: TensorFlow reads neither Ray's CPU share nor OMP_NUM_THREADS, and would take every core in every worker
     tf.config.threading.set_intra_op_parallelism_threads(plan.cpus)
     tf.config.threading.set_inter_op_parallelism_threads(2)  # one computes while another waits for the other workers
-    carrier = tf.distribute.experimental.CommunicationImplementation.AUTO
     if plan.train.device == "gpu":  # not run on one yet: the machines this was written on have none
         gpus = tf.config.list_physical_devices("GPU")
         check_gpus([tf.config.experimental.get_device_details(gpu) for gpu in gpus], plan.train.precision)
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
         tf.config.experimental.enable_op_determinism()  # the same seed gives the same model
-        carrier = tf.distribute.experimental.CommunicationImplementation.NCCL
+
+
+def join(plan: Plan) -> "Team":
+    """The calling worker among those of its run; once in a process, before any other TensorFlow operation.
+
+    Raises:
+        ClusterError, ConfigError: as `settle`.
+    """
+    import tensorflow as tf
+
+    settle(plan)
+    carriers = tf.distribute.experimental.CommunicationImplementation
+    carrier = carriers.NCCL if plan.train.device == "gpu" else carriers.AUTO
     strategy = tf.distribute.MultiWorkerMirroredStrategy(  # must come before any other TensorFlow operation
         communication_options=tf.distribute.experimental.CommunicationOptions(implementation=carrier)
     )

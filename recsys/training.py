@@ -16,6 +16,24 @@ from recsys.work import Stage
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """What a fit reads, made by either door."""
+
+    fitting: Sequence[Path]
+    """Files of examples to fit, as `train.fit` takes them."""
+    validating: Sequence[Path]
+    """Files of examples that decide the number of epochs."""
+    identity: Mapping[str, Any]
+    """Names them, as a stage's inputs."""
+    spec: Callable[[], FeatureSpec]
+    """Makes the spec of the inputs."""
+    window: Mapping[str, Any]
+    """The dates of the examples, as plain values."""
+    counts: Mapping[str, int]
+    """Of the examples; `rows` at least."""
+
+
+@dataclass(frozen=True)
 class Trained:
     """A bundle and what its training printed."""
 
@@ -37,13 +55,9 @@ def fit_inputs(settings: Settings | PairsSettings) -> dict[str, Any]:
 
 def fit_bundle(
     stage: Stage,
-    fitting: Sequence[Path],
-    validating: Sequence[Path],
+    labelled: Labelled,
     *,
-    spec: Callable[[], FeatureSpec],
     settings: Settings | PairsSettings,
-    window: Mapping[str, Any],
-    counts: Mapping[str, int],
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     calibrate: Callable[[Bundle], Calibrated] | None = None,
 ) -> Trained:
@@ -55,22 +69,18 @@ def fit_bundle(
 
     Args:
         stage: its digest names everything that the weights depend on.
-        fitting: files of examples to fit, as `train.fit` takes them.
-        validating: files of examples that decide the number of epochs.
-        spec: makes the spec of the inputs; called only where the fit runs.
-        window: the dates of the examples, as plain values.
-        counts: of the examples; `rows` at least.
+        labelled: its spec is made only where the fit runs.
         calibrate: makes the calibration of a bundle that never saw the validation rows; called only where the fit runs. Absent: the
             bundle has none.
     """
     folder = stage.path / "bundle"
     receipt = stage.receipt("bundle")
     if receipt is None:
-        log.info("train: %s examples, %s workers", f"{counts['rows']:,}", settings.train.workers)
-        fed = spec()
+        log.info("train: %s examples, %s workers", f"{labelled.counts['rows']:,}", settings.train.workers)
+        fed = labelled.spec()
         fit = train.fit(
-            fitting,
-            validating,
+            labelled.fitting,
+            labelled.validating,
             spec=fed,
             model=settings.model,
             train=settings.train,
@@ -79,8 +89,8 @@ def fit_bundle(
             name="fit",
             on_epoch=on_epoch,
         )
-        about = {"settings": settings.model_dump(mode="json"), "window": window}
-        metrics: dict[str, Any] = {"history": fit.history, "best_epoch": fit.best_epoch, "examples": counts}
+        about = {"settings": settings.model_dump(mode="json"), "window": labelled.window}
+        metrics: dict[str, Any] = {"history": fit.history, "best_epoch": fit.best_epoch, "examples": labelled.counts}
         calibration = None
         if calibrate is not None:
             validated = bundles.save(stage.path / "validated", fit.model(fit.validated_weights), fed, metrics=metrics, **about)
@@ -89,4 +99,4 @@ def fit_bundle(
             metrics |= {"calibration": {"kind": calibration.kind, "held_out_log_loss": calibrated.held_out}}
         bundles.save(folder, fit.model(), fed, metrics=metrics, calibration=calibration, **about)
         receipt = stage.finish("bundle", {"history": fit.history, "best_epoch": fit.best_epoch})
-    return Trained(bundles.load(folder), counts, receipt["history"], receipt["best_epoch"])
+    return Trained(bundles.load(folder), labelled.counts, receipt["history"], receipt["best_epoch"])

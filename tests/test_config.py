@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from recsys import config
-from recsys.config import Column, PairsSettings, Scaling, Section, Settings, Words
+from recsys.config import Column, PairsSettings, Range, Scaling, Section, Settings, Words
 from recsys.errors import ConfigError
 
 # Issue 2, "Any other shop": the shape is a contract.
@@ -46,6 +47,7 @@ keep_nights = 30                                        # older nights are remov
 """
 
 SHOP = '[shop]\nevents = "events"\n'
+PAIRS = '[pairs]\npath = "rows"\n'
 
 
 @pytest.fixture
@@ -101,8 +103,8 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
         pytest.param('[shop]\nitems = "i"', "key 'shop.events' is missing. Add it.", id="no events"),
         pytest.param(
             SHOP + "[shopp]",
-            "unknown key 'shopp'. Known here: shop, features, window, signals, candidates, examples, model, train, calibration, rank, "
-            "table, gate, run.",
+            "unknown key 'shopp'. Known here: shop, features, window, signals, candidates, examples, model, train, tune, calibration, "
+            "rank, table, gate, run.",
             id="unknown section",
         ),
         pytest.param(SHOP + "[rank]\nK = 5", "unknown key 'rank.K'. Known here: k, allow_repeats, candidates.", id="unknown key"),
@@ -230,7 +232,9 @@ def sections(section: type[Section]) -> list[type[Section]]:
 
 
 @pytest.mark.parametrize(
-    "section", dict.fromkeys([*sections(Settings)[1:], *sections(PairsSettings)[1:], Column]), ids=lambda section: section.__name__
+    "section",
+    dict.fromkeys([*sections(Settings)[1:], *sections(PairsSettings)[1:], Column, Range]),
+    ids=lambda section: section.__name__,
 )
 def test_every_field_says_what_it_is(section: type[Section]) -> None:
     assert section.__doc__
@@ -242,6 +246,79 @@ def test_every_field_says_what_it_is(section: type[Section]) -> None:
     assert silent == []
 
 
+TUNED = (
+    "max_embedding, batch_size, dropout, learning_rate, warmup_epochs, momentum, weight_decay, l2, clip_norm, hidden, activation, "
+    "normalisation, initialiser, optimizer, schedule, class_weights"
+)
+
+
+@pytest.mark.parametrize("door", [SHOP, PAIRS])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "tune must be a section with a key at least, got {}; add one or remove [tune]."),
+        ("dropuot = [0.1]", f"unknown key 'tune.dropuot'. Known here: {TUNED}."),
+        ("workers = [1, 2]", f"unknown key 'tune.workers'. Known here: {TUNED}."),
+        ("dropout = 0.1", "tune.dropout must be a list of choices or a range {low, high, [log]}, got 0.1; mend it."),
+        ("dropout = []", "tune.dropout must be a list of choices or a range {low, high, [log]}, got []; mend it."),
+        ("dropout = [0.1, 1.5]", "tune.dropout: 'dropout': input should be less than 1, got 1.5; mend it."),
+        ("dropout = {low = 0, high = 1}", "tune.dropout: 'dropout': input should be less than 1, got 1.0; mend it."),
+        ("dropout = {low = 0.5, high = 0.1}", "tune.dropout: low must be below high, got 0.5 and 0.1; mend them."),
+        ("dropout = {low = 0, high = 0.5, log = true}", "tune.dropout: low must be above 0 for log, got 0; raise it or remove log."),
+        ("dropout = {low = 0.1}", "tune.dropout: 'high': field required, got {'low': 0.1}; mend it."),
+        ('dropout = {low = "a", high = 1}', "tune.dropout: 'low': input should be a valid number, got 'a'; mend it."),
+        ("hidden = {low = 8, high = 64}", "tune.hidden: a range is of numbers, hidden is none; list choices instead."),
+        ("hidden = [128]", "tune.hidden: 'hidden': input should be a valid tuple, got 128; mend it."),
+        ("batch_size = {low = 0.5, high = 8}", "tune.batch_size: 'batch_size': input should be a valid integer, got 0.5; mend it."),
+        (
+            'activation = ["absent"]',
+            "tune.activation: 'activation': input should be 'relu', 'gelu', 'sigmoid' or 'tanh', got 'absent'; mend it.",
+        ),
+        ("warmup_epochs = [90]", "tune.warmup_epochs: train.warmup_epochs must be at most train.epochs (10), got 90; lower it."),
+        (
+            "class_weights = [[1.0]]",
+            'tune.class_weights: train.class_weights must be "balanced" or [factor of label 0, of label 1], got [1.0]; mend it.',
+        ),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_one_sentence(file: Path, door: str, text: str, message: str) -> None:
+    file.write_text(f"{door}[tune]\n{text}")
+    with pytest.raises(ConfigError) as caught:
+        config.load_either(file)
+    assert str(caught.value) == f"{file}: {message}"
+
+
+def test_a_space_is_ranges_and_choices_and_travels(file: Path) -> None:
+    file.write_text(
+        SHOP + "[tune]\nlearning_rate = {low = 1e-4, high = 1e-2, log = true}\nbatch_size = {low = 64, high = 4096}\n"
+        'hidden = [[128, 64], [512]]\nnormalisation = ["absent", "layer"]\nclass_weights = ["absent", "balanced", [1.0, 2.0]]\n'
+    )
+    settings = config.load(file)
+    assert settings.tune == {
+        "learning_rate": Range(low=1e-4, high=1e-2, log=True),
+        "batch_size": Range(low=64, high=4096),
+        "hidden": ([128, 64], [512]),
+        "normalisation": ("absent", "layer"),
+        "class_weights": ("absent", "balanced", [1.0, 2.0]),
+    }
+    assert Settings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize("door", [SHOP, PAIRS])
+def test_without_a_space_there_is_one_that_would_be_taken(file: Path, door: str) -> None:
+    file.write_text(door)
+    space = config.load_either(file).model_dump(mode="json")["tune"]
+    lines = [f"{key} = {json.dumps(value)}" for key, value in space.items() if not isinstance(value, dict)]
+    lines += [
+        f"{key} = {{{', '.join(f'{name} = {json.dumps(one)}' for name, one in value.items())}}}"
+        for key, value in space.items()
+        if isinstance(value, dict)
+    ]
+    file.write_text(f"{door}[tune]\n" + "\n".join(lines))
+    assert config.load_either(file).model_dump(mode="json")["tune"] == space
+    assert space.keys() == {"learning_rate", "hidden", "dropout", "normalisation"}
+
+
 def test_settings_cannot_be_changed(file: Path) -> None:
     file.write_text(SHOP)
     settings: Any = config.load(file)
@@ -250,9 +327,6 @@ def test_settings_cannot_be_changed(file: Path) -> None:
 
 
 # ---- the pairs door
-
-
-PAIRS = '[pairs]\npath = "rows"\n'
 
 
 def refused(file: Path, text: str, load: Callable[[Path], object] = config.load_pairs) -> str:
@@ -323,7 +397,7 @@ def test_an_original_csv_may_have_columns_of_any_name(file: Path) -> None:
             PAIRS + 'numeric = ["a"]\n[pairs.columns.a]\nscal = "none"',
             "unknown key 'pairs.columns.a.scal'. Known here: divide, log1p, scale, fill, indicator, max_vocabulary, max_values.",
         ),
-        (PAIRS + "[window]", "unknown key 'window'. Known here: pairs, model, train, rank, table, gate, run."),
+        (PAIRS + "[window]", "unknown key 'window'. Known here: pairs, model, train, tune, rank, table, gate, run."),
         (PAIRS + 'format = "tsv"', "key 'pairs.format': input should be 'parquet', 'csv' or 'original_csv', got 'tsv'."),
         (PAIRS + "validation = 1", "key 'pairs.validation': input should be less than 1, got 1."),
         (PAIRS + "validation = 0", "key 'pairs.validation': input should be greater than 0, got 0."),

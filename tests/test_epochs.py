@@ -68,7 +68,7 @@ def assert_equal(one: State, two: State) -> None:
     for name in ("weights", "optimizer", "best_weights"):
         for left, right in zip(getattr(one, name), getattr(two, name), strict=True):
             np.testing.assert_array_equal(left, right)
-    clocks = ("seconds", "rows_per_second")
+    clocks = ("first_step", "seconds", "rows_per_second")
     for left, right in zip(one.history, two.history, strict=True):
         assert {key: left[key] for key in left if key not in clocks} == {key: right[key] for key in right if key not in clocks}
 
@@ -83,6 +83,15 @@ def test_a_walk_goes_on_from_the_end_of_any_epoch_with_the_same_bits(files: File
         run.run.mkdir()
         stopped(run, checkpoints)
         assert_equal(alone(run), undisturbed)
+
+
+def test_whoever_follows_a_walk_hears_of_every_epoch_once_and_of_those_before_it(files: Files, tmp_path: Path):
+    told = plan(files, tmp_path, epochs=2, patience=None)
+    stopped(told, 1)
+    heard: list[Epoch] = []
+    history = walk(told, Learner(told, Team()), on_epoch=heard.append).history
+    assert heard == history
+    assert [record["epoch"] for record in heard[:2]] == [1, 2]
 
 
 def test_a_walk_goes_on_from_within_an_epoch_with_the_same_bits(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

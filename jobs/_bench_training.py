@@ -1,0 +1,125 @@
+"""The fit's speed: two workers beside one, and beside plain Keras on the same cores; how soon a command's first step is made; part of
+jobs.bench."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys import config, feed, runtime, synthetic, train
+from recsys.epochs import Plan, walk
+from recsys.examples import as_lists
+from recsys.model import build
+from recsys.runtime import log
+from recsys.spec import FeatureSpec
+from recsys.tables import CODES, DENSE, LABEL, WEIGHT
+from recsys.work import write_atomically
+
+BATCH, WIDTH = 4096, 64  # the global batch; columns
+ROWS, EPOCHS = 40 * BATCH, 4  # the first epoch is not counted: it traces the step and fills caches
+HELD_OUT = 4096
+FEW = 20_000  # rows of the command whose first step is waited for
+
+
+def compare(folder: Path) -> list[dict[str, Any]]:
+    """Rows per second of steps after the first epoch: 512-256-128 units, 64 columns, the same global batch.
+
+    Every worker is tied to one core of its own; Keras has them all.
+    """
+    folder.mkdir(parents=True)
+    log.info("bench: training on %s rows", f"{ROWS:,}")
+    fitting, held_out = _examples(folder / "fit.arrow", ROWS), _examples(folder / "held_out.arrow", HELD_OUT)
+    with runtime.connect():
+        two, one = (_fit(folder / f"workers-{workers}", fitting, held_out, workers=workers) for workers in (2, 1))
+    command = [sys.executable, "-m", "jobs._bench_training", str(fitting)]
+    environment = {**os.environ, **runtime.ENVIRONMENT}
+    keras = float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1])
+    what = f"rows/s trained, batch {BATCH}, 2 workers with one core each | {{}}"
+    return [
+        {"what": what.format("1 worker with one core"), "ours": two, "alternative": one, "ratio": two / one},
+        {"what": what.format("Keras fit, one process, arrays in memory, both cores"), "ours": two, "alternative": keras}
+        | {"ratio": two / keras},
+    ]
+
+
+def first_step(folder: Path) -> float:
+    """Seconds from the command `jobs.train` on feature rows, with nothing made before, to the end of its first step."""
+    names = [f"f{column:02d}" for column in range(WIDTH)]
+    for path in synthetic.feature_rows(folder / "rows", rows=FEW, files=2, numeric=WIDTH):
+        rows = pq.read_table(path)
+        pq.write_table(rows.append_column("label", pa.array(rows["f00"].to_numpy() > 1).cast(pa.float32())), path)
+    lines = ["[pairs]", f"path = {json.dumps(str(folder / 'rows'))}", f"numeric = {json.dumps(names)}"]
+    lines += ["[train]", f"batch_size = {BATCH}", "epochs = 1", "[run]", f"work = {json.dumps(str(folder / 'work'))}"]
+    (folder / "pairs.toml").write_text("\n".join(lines))
+    started = time.time()
+    command = [sys.executable, "-m", "jobs.train", "--config", str(folder / "pairs.toml")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    (receipt,) = (folder / "work").glob("train_pairs-*/receipts/bundle.json")
+    return json.loads(receipt.read_text())["history"][0]["first_step"] - started
+
+
+def _examples(path: Path, rows: int) -> Path:
+    """Examples of a planted rule, as training reads them."""
+    rng = np.random.default_rng(rows)
+    dense = rng.standard_normal((rows, WIDTH), np.float32)
+    label = (dense[:, 0] + rng.standard_normal(rows, np.float32) > 1).astype(np.float32)
+    columns = [as_lists(dense, pa.float32()), as_lists(np.empty((rows, 0), np.int32), pa.int32()), label, np.ones(rows, np.float32)]
+    table = pa.table(columns, [DENSE, CODES, LABEL, WEIGHT])
+    write_atomically(path, lambda file: feed.write(table, file))
+    return path
+
+
+def _spec() -> FeatureSpec:
+    names = tuple(f"f{column:02d}" for column in range(WIDTH))
+    return FeatureSpec(names, (0.0,) * WIDTH, (1.0,) * WIDTH, (), {})
+
+
+def _fit(folder: Path, fitting: Path, held_out: Path, *, workers: int) -> float:
+    folder.mkdir()
+    settings = config.Train(epochs=EPOCHS, patience=None, refit=False, batch_size=BATCH, workers=workers, max_failures=0)
+    plan = Plan((fitting,), (held_out,), spec=_spec(), model=config.Model(), train=settings, seed=0, cpus=1, run=folder)
+    history = train.launch(_tied, plan)[1:]
+    return ROWS * len(history) / sum(epoch["seconds"] for epoch in history)
+
+
+def _tied(job: dict[str, Plan]) -> list[dict[str, Any]]:
+    """A worker's part of the fit on one core: TensorFlow's threads and ours are made later and stay on it."""
+    import ray.train
+
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[ray.train.get_context().get_world_rank() % len(cores)]})
+    team = train.join(job["plan"])
+    from recsys.learner import Learner
+
+    return walk(job["plan"], Learner(job["plan"], team)).history
+
+
+def plain(fitting: Path) -> float:
+    """Rows per second of Keras's own `fit` after its first epoch."""
+    import keras
+
+    dense, _, label, _ = feed.Rows([fitting], _spec()).batch(np.arange(ROWS), ROWS, 1.0)
+    model = build(_spec(), config.Model(), seed=0)
+    model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="binary_crossentropy")
+    ends: list[float] = []
+
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: object = None) -> None:  # noqa: ARG002 # overrides Keras's
+            ends.append(time.perf_counter())
+
+    model.fit(dense, label, batch_size=BATCH, epochs=EPOCHS, verbose=0, callbacks=[Clock()])
+    return ROWS * (len(ends) - 1) / (ends[-1] - ends[0])
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    print(plain(Path(sys.argv[1])))

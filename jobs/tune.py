@@ -1,0 +1,84 @@
+"""Search the settings of [model] and [train] on validation, and write the best as a settings file."""
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from jobs import Config, job, main
+from recsys import config, pairs_train, pipeline, runtime
+from recsys import tune as search
+from recsys.config import PairsSettings
+from recsys.errors import ConfigError
+from recsys.pairs import open_rows
+from recsys.runtime import console, log
+from recsys.shop import open_shop
+from recsys.tune import Trial
+from recsys.work import write_atomically
+
+
+def tune(
+    config_path: Config,
+    trials: Annotated[int, typer.Option(min=1, help="Fits to try; the first has the settings as they stand.")],
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Of a shop: what was known before this day, 00:00 UTC; no event from then on is used."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A settings file to write: the given one with the best trial's values.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A .png or .svg file for a picture of the trials.")] = None,
+) -> None:
+    """Search the settings of [model] and [train] on validation, and write the best as a settings file."""
+    with job():
+        settings = config.load_either(config_path)
+        if plot is not None and plot.suffix not in search.FORMATS:
+            raise ConfigError(f"--plot {plot}: must end in {' or '.join(search.FORMATS)}, got '{plot.suffix}'. Rename it.")
+        if isinstance(settings, PairsSettings):
+            if as_of is not None:
+                raise ConfigError(f"{config_path}: labelled rows have no --as-of, got {as_of.date()}. Leave it out.")
+            rows = open_rows(settings, "path")
+            with runtime.connect():
+                labelled, _ = pairs_train.make_examples(settings, rows)
+                found = search.search(settings, labelled, trials=trials, on_trial=_line)
+        elif as_of is None:
+            raise ConfigError(f"{config_path}: training on a shop needs --as-of, got none. Add the day before which events count.")
+        else:
+            sources = open_shop(settings, as_of=as_of.date())
+            with runtime.connect():
+                labelled = pipeline.labelled(pipeline.prepare(sources, end=as_of.date()), as_of=as_of.date())
+                found = search.search(settings, labelled, trials=trials, on_trial=_line)
+        _table(found)
+        if plot is not None:
+            write_atomically(plot, lambda file: search.plot(found, settings.tune, file, kind=plot.suffix))
+        if out is not None:
+            text = search.written(config_path.read_text(encoding="utf-8"), search.best_of(found).values)
+            write_atomically(out, lambda file: file.write_text(text, encoding="utf-8"))
+            print(out)
+
+
+def _line(trial: Trial) -> None:
+    """One log line of a trial that ended."""
+    said = "failed" if math.isinf(trial.loss) else f"val_loss {trial.loss:.4f}, val_auc {trial.best['val_auc']:.4f}"
+    log.info("tune: trial %d: %s, %d epochs%s", trial.number, said, len(trial.history), ", stopped early" if trial.stopped else "")
+
+
+def _table(found: Sequence[Trial]) -> None:
+    """What each trial tried and reached, the best marked."""
+    winner = search.best_of(found)
+    table = Table(title="Trials", title_justify="left")
+    for column in ("trial", *winner.values, "epochs", "val_loss", "auc", "seconds", ""):
+        table.add_column(column, justify="right" if column in ("trial", "epochs", "val_loss", "auc", "seconds") else "left")
+    for trial in found:
+        reached = ["-", "-"] if math.isinf(trial.loss) else [f"{trial.loss:.4f}", f"{trial.best['val_auc']:.4f}"]
+        end = "best" if trial is winner else "stopped early" if trial.stopped else "failed" if trial.failed else ""
+        words = map(search.word, trial.values.values())
+        style = "bold" if trial is winner else ""
+        table.add_row(str(trial.number), *words, str(len(trial.history)), *reached, f"{trial.seconds:.1f}", end, style=style)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main(tune)
