@@ -35,7 +35,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     calibrate.py     raw output -> the chance of a purchase, for the score column only
     halves.py        Scorer of rows joined to tables: users' and items' parts of the first layer, once each
     rank.py          order by raw output, fixed tie order, the first k
-    explain.py       why this item: source and a sentence for people
+    explain.py       why this item: a reason for every row, for people and for programs
     recommend.py     profiles -> rows of the recommendation table, one user's whole road in one call
     lists.py         scored rows of any users -> the best k of each, in a shard or over several
     publish.py       stage -> audit -> one atomic commit; retention, history, reading back

@@ -49,7 +49,7 @@ class Describer:
     def users(self, profiles: Profiles) -> Users:
         """The users as of the cutoff: whatever is later in their profiles is cut off here and nowhere else."""
         history = profiles.between(int(self.signals.start), int(self.signals.cutoff))
-        return Users(history, self.signals, self.catalog, self.categories)
+        return Users(history, self.signals, self.catalog, self.categories, self.settings.signals)
 
     def __call__(self, profiles: Profiles) -> Iterator[tuple[Profiles, Users, Candidates, Inputs]]:
         """Batch by batch: whole profiles of its users, the users as of the cutoff, their candidates and inputs."""
