@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from recsys import config, explain, tables
+from recsys.bundle import Bundle
 from recsys.candidates import Candidates, Users
 from recsys.errors import BundleError
-from recsys.features import Describer
+from recsys.features import Describer, Inputs
 from recsys.profiles import Profiles
 from recsys.rank import Ranked, top
 from recsys.score import Scorer
@@ -51,15 +52,24 @@ def scored(profiles: Profiles, describer: Describer, scorer: Scorer) -> Iterator
     Raises:
         BundleError: the model was fed other columns than these.
     """
-    fed = scorer.bundle.spec.dense
     for batch, users, candidates, inputs in describer(profiles):
-        if inputs.names != fed:
-            odd = sorted(set(inputs.names) ^ set(fed)) or ["the order of columns"]
-            raise BundleError(f"{scorer.bundle.folder}: made by other code: {odd[0]} differs from today's inputs. Train again.")
+        check_inputs(inputs, scorer.bundle)
         raw = scorer(inputs.dense, inputs.codes)
         modelled = np.diff(users.matrix.indptr) > 0
         popular = candidates.rank.max(axis=1, initial=0).astype(np.float32)  # of a user without purchases only Popular proposes
         yield Scored(batch, users, candidates, np.where(modelled[candidates.user_row], raw, -popular), modelled)
+
+
+def check_inputs(inputs: Inputs, bundle: Bundle) -> None:
+    """Refuse inputs that the bundle's model was not fed.
+
+    Raises:
+        BundleError: a column differs, or their order.
+    """
+    fed = bundle.spec.dense
+    if inputs.names != fed:
+        odd = sorted(set(inputs.names) ^ set(fed)) or ["the order of columns"]
+        raise BundleError(f"{bundle.folder}: made by other code: {odd[0]} differs from today's inputs. Train again.")
 
 
 def recommendations(

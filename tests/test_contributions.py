@@ -82,8 +82,8 @@ def test_contributions_add_up_to_what_the_scorer_says(kinked: Bundle, seed: int)
 
 def test_what_is_missing_or_unknown_adds_nothing_and_the_rest_does(kinked: Bundle) -> None:
     nan = float("nan")
-    found = of(kinked, [[nan, 55.0, nan], [nan, nan, nan]], [[0, 0, 0, 1], [0, 0, 0, 0]])
-    assert (found.added[0] != 0).tolist() == [False, True, False, False, False, True]
+    found = of(kinked, [[nan, 55.0, nan], [nan, nan, nan]], [[2, 0, 0, 0], [0, 0, 0, 0]])
+    assert (found.added[0] != 0).tolist() == [False, True, False, True, False, False]
     assert found.added[1].tolist() == [0.0] * 6
     assert found.raw[1] == found.baseline
 
