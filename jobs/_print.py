@@ -13,7 +13,8 @@ from recsys.night import Published
 from recsys.pairs_train import Fitted
 from recsys.pipeline import Prepared
 from recsys.runtime import console, log
-from recsys.tables import ITEM_ID, RANK, REASON, SCORE, SOURCE, USER_ID
+from recsys.show import Contributed, Purchased, Shown
+from recsys.tables import ITEM_ID, RANK, REASON, SCORE, SOURCE, SOURCES, USER_ID
 from recsys.training import Trained
 
 
@@ -185,4 +186,53 @@ def _one_user(prepared: Prepared, as_of: date) -> None:
     columns: Sequence[Any] = [lists.column(name).to_pylist() for name in (RANK, SCORE, SOURCE, REASON)]
     for name, rank, score, source, reason in zip(names, *columns, strict=True):
         table.add_row(str(rank), name, "" if score is None else f"{score:.3f}", source, reason)
+    console.print(table)
+
+
+def user_list(shown: Shown) -> None:
+    """The list, what changed since the night before, and the purchases beside it."""
+    night = shown.night
+    table = Table(title=f"Recommendations of user {shown.user_id} as of {night.as_of}, run {night.run_id}", title_justify="left")
+    for column in (RANK, "item", SCORE, SOURCES, REASON, *(["since before"] if shown.before else [])):
+        table.add_column(column, justify="right" if column in (RANK, SCORE) else "left")
+    columns: Sequence[Any] = [shown.rows.column(name).to_pylist() for name in (RANK, SCORE, SOURCES, REASON)]
+    for name, moved, rank, score, sources, reason in zip(shown.names, shown.moved, *columns, strict=True):
+        change = "new" if moved is None else f"up {moved}" if moved > 0 else f"down {-moved}" if moved < 0 else "same"
+        cells = [str(rank), name, "" if score is None else f"{score:.3f}", ", ".join(sources), reason]
+        table.add_row(*cells, *([change] if shown.before else []))
+    console.print(table)
+    if shown.before is None:
+        console.print("No earlier night is published to compare it with.")
+    else:
+        gone = "; ".join(f"{name} (was {rank})" for rank, name in shown.gone)
+        console.print(f"Gone since the night of {shown.before}: {gone or 'nothing'}.", highlight=False)
+    _purchases("Bought last", shown.latest)
+    _purchases("Bought on most days", shown.frequent)
+
+
+def _purchases(title: str, purchases: Sequence[Purchased]) -> None:
+    if not purchases:
+        console.print(f"{title}: nothing.")
+        return
+    table = Table(title=title, title_justify="left")
+    for column in ("item", "days", "last"):
+        table.add_column(column, justify="right" if column == "days" else "left")
+    for bought in purchases:
+        table.add_row(bought.name, str(bought.days), str(bought.last))
+    console.print(table)
+
+
+def contributions(rows: Sequence[Contributed], baseline: float) -> None:
+    """For each row the inputs with the largest contributions to its raw output."""
+    if not rows:
+        console.print("No model stands behind this list, so no input contributes to it.")
+        return
+    title = f"Contributions to the raw output; of a row of which nothing is known it is {baseline:.3f}"
+    table = Table(title=title, title_justify="left")
+    for column in (RANK, "item", "raw", "input", "value", "adds"):
+        table.add_column(column, justify="right" if column in (RANK, "raw", "adds") else "left")
+    for row in rows:
+        for number, (name, value, added) in enumerate(row.largest):
+            first = (str(row.rank), row.name, f"{row.raw:.3f}") if number == 0 else ("", "", "")
+            table.add_row(*first, name, value, f"{added:+.3f}", end_section=number + 1 == len(row.largest))
     console.print(table)

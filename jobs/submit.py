@@ -19,7 +19,7 @@ LEFT_RUNNING = 130  # as of a command that Ctrl-C ended
 
 
 def submit(
-    verb: Annotated[str, typer.Argument(help="What to run: nightly, train, score, backtest, ingest.")],
+    verb: Annotated[str, typer.Argument(help="What to run: nightly, train, score, backtest, ingest, show.")],
     address: Annotated[str, typer.Option(help="URL of the cluster's dashboard, such as http://127.0.0.1:8265.")],
     arguments: Annotated[list[str] | None, typer.Argument(help="After `--`: more arguments of the verb.")] = None,
     config: Annotated[Path | None, typer.Option(help="The shop's settings, a TOML file; a copy travels with the job.")] = None,

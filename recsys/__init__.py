@@ -36,7 +36,8 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     calibrate.py     raw output -> the chance of a purchase, for the score column only
     halves.py        Scorer of rows joined to tables: users' and items' parts of the first layer, once each
     rank.py          order by raw output, fixed tie order, the first k
-    explain.py       why this item: source and a sentence for people
+    explain.py       why this item: a reason for every row, for people and for programs
+    contributions.py what each input of the model adds to a row's raw output, checked to add up
     recommend.py     profiles -> rows of the recommendation table, one user's whole road in one call
     lists.py         scored rows of any users -> the best k of each, in a shard or over several
     publish.py       stage -> audit -> one atomic commit; retention, history, reading back
@@ -50,6 +51,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     evaluate.py      time-split backtest: lists and baselines against what users bought
     reliability.py   the backtest of the score column: chances against what users bought, by decile and segment
     backtest.py    R the backtest as a stage: evaluate and reliability over shards of users
+    show.py        R one user's list: reasons, contributions, the history beside it, what changed since the night before
     -- around it --
     runtime.py     R connect to Ray, size a plan, run a stage's units, show progress
     submit.py      R hand a job to a cluster and follow it to its end

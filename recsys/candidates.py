@@ -36,6 +36,8 @@ class Users:
     catalog: Catalog
     categories: Mapping[str, np.ndarray]
     """Per categorical item column: int32 (J) code of each active item, 0 where unknown."""
+    fitted: config.Signals
+    """The settings that the signals were fitted under; folding users in needs them."""
     given: Given | None = None
     """Their only candidates; None where the sources propose them."""
 

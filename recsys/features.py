@@ -50,7 +50,7 @@ class Describer:
     def users(self, profiles: Profiles, given: Given | None = None) -> Users:
         """The users as of the cutoff: whatever is later in their profiles is cut off here and nowhere else."""
         history = profiles.between(int(self.signals.start), int(self.signals.cutoff))
-        return Users(history, self.signals, self.catalog, self.categories, given)
+        return Users(history, self.signals, self.catalog, self.categories, self.settings.signals, given)
 
     def __call__(self, profiles: Profiles, given: Given | None = None) -> Iterator[tuple[Profiles, Users, Candidates, Inputs]]:
         """Batch by batch: whole profiles of its users, the users as of the cutoff, their candidates and inputs.

@@ -17,6 +17,7 @@ from recsys.tables import (
     RANK,
     RAW,
     REASON,
+    REASON_CATEGORY,
     REASON_ITEM_ID,
     REASON_KIND,
     RUN_ID,
@@ -106,6 +107,7 @@ def recommendations(ranked: pa.Table, *, as_of: date, model_version: str, run_id
         REASON: same("Among the rows given for the user.", pa.string()),
         REASON_KIND: same(GIVEN, pa.string()),
         REASON_ITEM_ID: pa.nulls(count, item_id.type),
+        REASON_CATEGORY: pa.nulls(count, pa.string()),
         MODEL_VERSION: same(model_version, pa.string()),
         RUN_ID: same(run_id, pa.string()),
     }

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable
+from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
@@ -217,7 +217,8 @@ def commit(
     """The table's version at which these parts are the night, and None when they already are.
 
     One commit adds the parts, removes what stood at `as_of`, and removes the nights beyond the newest `keep_nights`; a reader
-    sees all of it or nothing. Creates the table where there is none. Then reclaims files removed RECLAIM_HOURS ago.
+    sees all of it or nothing. Creates the table where there is none; a table of before a nullable column came gets it, in a
+    version of its own, null in all its nights. Then reclaims files removed RECLAIM_HOURS ago.
 
     Args:
         notes: kept with the commit, in the table's history.
@@ -247,6 +248,7 @@ def commit(
         try:
             table = _open(path, storage_options) or _create(path, schema, storage_options)
             _check_table(table, schema, where=path)
+            _add_columns(table, schema)
             files = _files(table)
             standing = {file["path"] for file in files if file[AS_OF] == as_of}
             if standing == staged.keys():
@@ -353,6 +355,8 @@ def nights(path: str, storage_options: Mapping[str, str] = {}) -> list[Night]:
 def read(path: str, *, as_of: date, user_id: str | int | None = None, storage_options: Mapping[str, str] = {}) -> pa.Table:
     """The rows of one night, or those of one user in it, by user and rank; only row groups that may hold the user are read.
 
+    Columns are those of `recommendations_schema`, in its order; one that the table was made before is null.
+
     Raises:
         PublishError: there is no table, no such night, or `user_id` is not of the table's type.
     """
@@ -368,7 +372,12 @@ def read(path: str, *, as_of: date, user_id: str | int | None = None, storage_op
         if isinstance(user_id, str) != pa.types.is_string(dtype):
             raise PublishError(f"{path}: user ids are {dtype}, got {user_id!r}. Pass one of that type.")
         wanted &= pc.field(USER_ID) == pa.scalar(user_id, dtype)
-    return rows.to_table(filter=wanted).sort_by([(USER_ID, "ascending"), (RANK, "ascending")])
+    found = rows.to_table(filter=wanted).sort_by([(USER_ID, "ascending"), (RANK, "ascending")])
+    schema = recommendations_schema(rows.schema.field(USER_ID).type, rows.schema.field(ITEM_ID).type)
+    for field in schema:
+        if field.nullable and field.name not in found.column_names:
+            found = found.append_column(field, pa.nulls(found.num_rows, field.type))
+    return found.select(schema.names)
 
 
 def batches(
@@ -472,11 +481,22 @@ def _create(path: str, schema: pa.Schema, storage_options: Mapping[str, str]) ->
 
 def _check_table(table: DeltaTable, schema: pa.Schema, *, where: str) -> None:
     partition = table.metadata().partition_columns
-    wrong = _differences(pa.schema(table.schema().to_arrow()), schema)
+    seen = {field.name: field for field in pa.schema(table.schema().to_arrow())}
+    # By name, as readers go: a column that came later stands last. One that is still to come may be absent.
+    named = [seen.pop(field.name, field if field.nullable else None) for field in schema]
+    wrong = _differences(pa.schema([field for field in (*named, *seen.values()) if field is not None]), schema)
     if partition != [AS_OF]:
         wrong = f"must be partitioned by {AS_OF}, got {', '.join(partition) or 'no partitions'}"
     if wrong:
         raise PublishError(f"{where}: {wrong}. Set table.path to a new folder, or move the old table away.")
+
+
+def _add_columns(table: DeltaTable, schema: pa.Schema) -> None:
+    """The nullable columns that the table was made before, added to it: old nights have nulls there."""
+    known = {field.name for field in table.schema().fields}
+    absent = pa.schema([field for field in schema if field.name not in known])
+    if absent.names:
+        table.alter.add_columns(Schema.from_arrow(absent).fields)
 
 
 def _differences(seen: pa.Schema, expected: pa.Schema) -> str:

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from recsys import config, explain, tables
+from recsys.bundle import Bundle
 from recsys.candidates import Candidates, Group, Popular, Users
 from recsys.errors import BundleError
-from recsys.features import Describer
+from recsys.features import Describer, Inputs
 from recsys.given import GIVEN, Given
 from recsys.profiles import Profiles
 from recsys.rank import Ranked, top
@@ -21,6 +22,7 @@ from recsys.tables import (
     MODEL_VERSION,
     RANK,
     REASON,
+    REASON_CATEGORY,
     REASON_ITEM_ID,
     REASON_KIND,
     RUN_ID,
@@ -54,11 +56,8 @@ def scored(profiles: Profiles, describer: Describer, scorer: Scorer, given: Give
     Raises:
         BundleError: the model was fed other columns than these.
     """
-    fed = scorer.bundle.spec.dense
     for batch, users, candidates, inputs in describer(profiles, given):
-        if inputs.names != fed:
-            odd = sorted(set(inputs.names) ^ set(fed)) or ["the order of columns"]
-            raise BundleError(f"{scorer.bundle.folder}: made by other code: {odd[0]} differs from today's inputs. Train again.")
+        check_inputs(inputs, scorer.bundle)
         raw = scorer(inputs.dense, inputs.codes)
         modelled = np.diff(users.matrix.indptr) > 0
         candidates, popular = _fallback(candidates, modelled)
@@ -79,6 +78,18 @@ def _fallback(candidates: Candidates, modelled: np.ndarray) -> tuple[Candidates,
     alike = (candidates.rank[:, place] > 0) & ~modelled[candidates.user_row]
     rank = np.where(alike[:, None] & others, 0, candidates.rank)
     return replace(candidates, rank=rank), np.nan_to_num(np.where(np.isfinite(group), group, popular), nan=-1.0)
+
+
+def check_inputs(inputs: Inputs, bundle: Bundle) -> None:
+    """Refuse inputs that the bundle's model was not fed.
+
+    Raises:
+        BundleError: a column differs, or their order.
+    """
+    fed = bundle.spec.dense
+    if inputs.names != fed:
+        odd = sorted(set(inputs.names) ^ set(fed)) or ["the order of columns"]
+        raise BundleError(f"{bundle.folder}: made by other code: {odd[0]} differs from today's inputs. Train again.")
 
 
 def recommendations(
@@ -116,6 +127,7 @@ def recommendations(
             REASON: pa.array(reasons.text, pa.string()),
             REASON_KIND: pa.array(reasons.kind, pa.string()),
             REASON_ITEM_ID: ids.take(pa.array(reasons.item, mask=reasons.item < 0)),
+            REASON_CATEGORY: pa.array(reasons.category, pa.string()),
             MODEL_VERSION: pa.array([model_version] * count, pa.string()),
             RUN_ID: pa.array([run_id] * count, pa.string()),
         },

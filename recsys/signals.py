@@ -327,15 +327,49 @@ def fold_in(purchases: sp.csr_matrix, factors: np.ndarray, settings: config.Sign
         factors: float32 (J, D) of `item_factors`.
     """
     weight = confidence(purchases)
-    width = factors.shape[1]
-    common = factors.T @ factors + settings.als_l2 * np.eye(width, dtype=np.float32)
-    vectors = np.zeros((purchases.shape[0], width), np.float32)
+    common = _common(factors, settings)
+    vectors = np.zeros((purchases.shape[0], factors.shape[1]), np.float32)
     for user, (start, stop) in enumerate(pairwise(weight.indptr.tolist())):
         if start < stop:
             liked = factors[weight.indices[start:stop]]
             sure = settings.als_alpha * weight.data[start:stop]
             vectors[user] = scipy.linalg.solve(common + liked.T @ (liked * (sure - 1)[:, None]), liked.T @ sure, assume_a="pos")
     return vectors
+
+
+def purchase_shares(
+    purchases: sp.csr_matrix, factors: np.ndarray, settings: config.Signals, *, row: np.ndarray, item: np.ndarray
+) -> sp.csr_matrix:
+    """(M, J) what each purchase adds to the ALS score of M pairs of a user and an item; a row's sum is the score.
+
+    The user's folded-in vector is A^-1 times the sum over purchases i of c_i y_i, so the score of item j is the sum of
+    c_i y_j' A^-1 y_i (section 5 of the same paper). Every purchase of the user has an entry, whatever its value.
+
+    Args:
+        purchases: (U, J) purchase days.
+        row, item: int64 (M), user row and active position of each pair; users in any order.
+    """
+    weight = confidence(purchases)
+    common = _common(factors, settings)
+    lengths = np.diff(weight.indptr)[row]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    bought = np.empty(offsets[-1], np.int64)
+    share = np.empty(offsets[-1], np.float32)
+    for user in np.unique(row):
+        start, stop = weight.indptr[user : user + 2]
+        liked = factors[weight.indices[start:stop]]
+        sure = settings.als_alpha * weight.data[start:stop]
+        mine = np.flatnonzero(row == user)
+        pulled = scipy.linalg.solve(common + liked.T @ (liked * (sure - 1)[:, None]), factors[item[mine]].T, assume_a="pos")
+        places = offsets[mine][:, None] + np.arange(stop - start)
+        bought[places] = weight.indices[start:stop]
+        share[places] = (sure[:, None] * (liked @ pulled)).T
+    return sp.csr_matrix((share, bought, offsets), shape=(len(row), purchases.shape[1]))
+
+
+def _common(factors: np.ndarray, settings: config.Signals) -> np.ndarray:
+    """float32 (D, D): the part of the normal equation that all users share."""
+    return factors.T @ factors + settings.als_l2 * np.eye(factors.shape[1], dtype=np.float32)
 
 
 def confidence(purchases: sp.csr_matrix) -> sp.csr_matrix:

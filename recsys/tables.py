@@ -34,6 +34,7 @@ SOURCES = "sources"
 REASON = "reason"
 REASON_KIND = "reason_kind"
 REASON_ITEM_ID = "reason_item_id"
+REASON_CATEGORY = "reason_category"
 MODEL_VERSION = "model_version"
 RUN_ID = "run_id"
 
@@ -113,8 +114,9 @@ def recommendations_schema(user_id: pa.DataType, item_id: pa.DataType) -> pa.Sch
             pa.field(SOURCE, pa.string(), nullable=False),  # the source that ranked the item highest for this user
             pa.field(SOURCES, pa.list_(pa.field("element", pa.string())), nullable=False),  # every source that proposed it
             pa.field(REASON, pa.string(), nullable=False),  # a sentence for people
-            pa.field(REASON_KIND, pa.string(), nullable=False),
-            pa.field(REASON_ITEM_ID, item_id),  # the item the reason rests on, where there is one
+            pa.field(REASON_KIND, pa.string(), nullable=False),  # `explain` lists them
+            pa.field(REASON_ITEM_ID, item_id),  # the purchase the reason rests on, where there is one
+            pa.field(REASON_CATEGORY, pa.string()),  # the category's value the reason rests on, where there is one
             pa.field(MODEL_VERSION, pa.string(), nullable=False),
             pa.field(RUN_ID, pa.string(), nullable=False),
         ]

@@ -1,3 +1,4 @@
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,11 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recsys import candidates as candidates_module
 from recsys import explain
-from recsys.candidates import Candidates, Users
+from recsys.candidates import Candidates, Factors, Users
 from recsys.explain import Reasons
+from recsys.given import GIVEN
 from recsys.rank import Ranked
 from tests import shops
 from tests.shops import ANN, BOB, BREAD, CHEESE, CID, EVE, MILK, ROLL
@@ -45,6 +48,13 @@ def one(users: Users, user: int, item: int, source: str) -> tuple[str, str, int]
     return found.kind[0], found.text[0], int(found.item[0])
 
 
+def test_every_source_has_its_reasons_and_no_reason_is_left_over() -> None:
+    classes = [value for value in vars(candidates_module).values() if inspect.isclass(value) and hasattr(value, "scores")]
+    names = {vars(source)["name"] for source in classes if source is not candidates_module.Source}
+    assert names | {GIVEN} == set(explain.REASONS)
+    assert {source.name for source, _ in candidates_module.sources(shops.settings())} <= set(explain.REASONS)
+
+
 # ---- the source
 
 
@@ -62,32 +72,41 @@ def test_reasons_follow_the_order_of_the_list(users: Users) -> None:
     candidates = Candidates(
         NAMES,
         np.array([ANN, ANN, BOB]),
-        np.array([P_MILK, P_ROLL, P_MILK]),
+        np.array([P_MILK, P_ROLL, P_CHEESE]),
         np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 2], [0, 0, 4, 0, 0]], np.int32),
         np.zeros((3, 5), np.float32),
     )
     found = explain.reasons(Ranked(np.array([1, 0, 2]), np.array([1, 2, 1], np.int32)), candidates, users)
     assert found.source == ["popular", "own", "factors"]
-    assert found.kind == ["popular", "bought_before", "similar_taste"]
+    assert found.kind == ["popular", "bought_before", "similar_to"]
+    assert (found.item[:2].tolist(), found.category) == ([-1, MILK], [None] * 3)
 
 
 # ---- the sentence
 
 
 def test_an_own_item_says_how_often_and_when_it_was_bought(users: Users) -> None:
-    assert one(users, ANN, P_MILK, "own") == ("bought_before", "Bought on 3 days, last 1 day before.", -1)
-    assert one(users, ANN, P_CHEESE, "own") == ("bought_before", "Bought on 1 day, last 94 days before.", -1)
-    assert one(users, BOB, P_ROLL, "own") == ("bought_before", "Bought on 2 days, last 2 days before.", -1)
-    assert one(users, CID, P_MILK, "own") == ("bought_before", "Bought on 1 day, last 0 days before.", -1)
+    assert one(users, ANN, P_MILK, "own") == ("bought_before", "Bought on 3 days, last 1 day before.", MILK)
+    assert one(users, ANN, P_CHEESE, "own") == ("bought_before", "Bought on 1 day, last 94 days before.", CHEESE)
+    assert one(users, BOB, P_ROLL, "own") == ("bought_before", "Bought on 2 days, last 2 days before.", ROLL)
+    assert one(users, CID, P_MILK, "own") == ("bought_before", "Bought on 1 day, last 0 days before.", MILK)
 
 
-def test_taste_and_popularity_are_said_in_words(users: Users) -> None:
-    assert one(users, ANN, P_SPADE, "factors") == ("similar_taste", "Bought by people who buy what you buy.", -1)
-    assert one(users, EVE, P_SPADE, "popular") == ("popular", "Popular in the last 28 days.", -1)
+def test_popularity_says_of_when_it_is(users: Users) -> None:
+    assert one(users, EVE, P_BREAD, "popular") == ("popular", "Popular in the last 28 days.", -1)
+    assert one(users, EVE, P_SPADE, "popular") == ("popular", "Popular before the last 28 days.", -1)  # bought on day 50 of 100
 
 
 def test_a_category_is_named(users: Users) -> None:
     assert one(users, ANN, P_ROLL, "category") == ("popular_in", "Popular in bakery, where you often buy.", -1)
+    found = explained(users, (ANN, P_ROLL, [0, 0, 0, 1, 0]), (ANN, P_MILK, [0, 0, 0, 1, 0]), (ANN, P_MILK, [1, 0, 0, 2, 0]))
+    assert found.category == ["bakery", "dairy", None]
+
+
+def test_a_category_whose_value_is_the_empty_word_is_a_category(users: Users) -> None:
+    table = users.catalog.table.set_column(3, "department", pa.array(["", "", "bakery", "bakery", "bakery", None, "garden"]))
+    empty = replace(users, catalog=replace(users.catalog, table=table))
+    assert explained(empty, (ANN, P_MILK, [0, 0, 0, 1, 0])).category == [""]
 
 
 def with_brand(users: Users, codes: list[int]) -> Users:
@@ -150,9 +169,74 @@ def test_the_reasons_item_is_the_purchase_with_the_largest_weight(users: Users, 
         assert found.item[number] == users.signals.items[expected]
 
 
+# ---- similar_to
+
+
+def with_factors(users: Users, factors: np.ndarray) -> Users:
+    return replace(users, signals=replace(users.signals, factors=factors.astype(np.float32)))
+
+
+def added(users: Users, user: int, item: int) -> dict[int, float]:
+    """What each purchase adds to the ALS score of an item, from equation 4 of Hu, Koren, Volinsky in float64."""
+    y = users.signals.factors.astype(float)
+    days = users.matrix.toarray()[user]
+    confidence = np.where(days > 0, users.fitted.als_alpha * (1 + np.log(np.maximum(days, 1))), 1.0)
+    inverse = np.linalg.inv(y.T @ np.diag(confidence) @ y + users.fitted.als_l2 * np.eye(y.shape[1]))
+    return {place: float(confidence[place] * y[item] @ inverse @ y[place]) for place in np.flatnonzero(days).tolist()}
+
+
+def test_similar_to_names_the_purchase_that_adds_most(users: Users) -> None:
+    # Spade's vector is bread's; milk and cheese are at right angles to it.
+    factors = np.array([[1, 0], [1, 0], [0, 1], [0.5, 0.5], [0.2, 0.9], [0, 1]])
+    assert one(with_factors(users, factors), ANN, P_SPADE, "factors") == ("similar_to", "Similar to bread, which you bought.", BREAD)
+
+
+def test_an_item_whose_score_rests_on_itself_was_bought_before(users: Users) -> None:
+    factors = np.eye(6)  # nothing is like anything else
+    assert one(with_factors(users, factors), ANN, P_MILK, "factors") == ("bought_before", "Bought on 3 days, last 1 day before.", MILK)
+    assert one(with_factors(users, factors), ANN, P_CHEESE, "factors")[::2] == ("bought_before", CHEESE)
+
+
+def test_of_purchases_that_add_the_same_the_first_item_is_the_reason(users: Users) -> None:
+    alike = with_factors(users, np.ones((6, 2)))
+    assert one(alike, CID, P_SPADE, "factors")[2] == MILK  # as bread and cake, each bought on one day; ann's milk on three
+    assert one(alike, ANN, P_SPADE, "factors")[2] == MILK
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_similar_to_is_the_largest_share_by_brute_force(users: Users, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    some = with_factors(users, rng.normal(size=(6, 3)))
+    rows = [(user, item) for user in range(4) for item in rng.permutation(6)[: rng.integers(1, 7)].tolist()]
+    rows = [rows[place] for place in rng.permutation(len(rows))]
+    found = explained(some, *((user, item, [0, 0, 1, 0, 0]) for user, item in rows))
+    als = Factors(some.fitted).scores(some)
+    for number, (user, item) in enumerate(rows):
+        shares = added(some, user, item)
+        assert sum(shares.values()) == pytest.approx(als[user, item], abs=1e-5)
+        best = max(shares.values())
+        place = int(some.signals.position[found.item[number]])
+        assert shares[place] == pytest.approx(best, abs=1e-5)
+        assert found.kind[number] == ("bought_before" if place == item else "similar_to")
+
+
+@given(data=st.data())
+def test_a_reason_rests_on_a_purchase_on_a_category_or_on_neither(users: Users, data: st.DataObject) -> None:
+    found = candidates_module.propose(users, candidates_module.sources(shops.settings()), per_user=50, repeats=True)
+    chosen = np.array(data.draw(st.lists(st.integers(0, len(found) - 1), unique=True)), np.int64)
+    given_reasons = explain.reasons(Ranked(chosen, np.ones(len(chosen), np.int32)), found, users)
+    bought = users.matrix.toarray() > 0
+    for number, row in enumerate(found.user_row[chosen]):
+        kind, item, category = given_reasons.kind[number], given_reasons.item[number], given_reasons.category[number]
+        assert (item >= 0) == (kind in ("bought_before", "goes_with", "similar_to"))
+        assert (category is not None) == (kind in ("popular_in", "new_in"))
+        assert item < 0 or bought[row, users.signals.position[item]]
+        assert kind != "bought_before" or users.signals.items[found.item[chosen][number]] == item
+
+
 def test_no_rows_have_no_reasons(users: Users) -> None:
     candidates = Candidates(
         NAMES, np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 5), np.int32), np.empty((0, 5), np.float32)
     )
     found = explain.reasons(Ranked(np.empty(0, np.int64), np.empty(0, np.int32)), candidates, users)
-    assert (found.source, found.sources, found.kind, found.text, found.item.tolist()) == ([], [], [], [], [])
+    assert (found.source, found.sources, found.kind, found.text, found.item.tolist(), found.category) == ([], [], [], [], [], [])

@@ -475,6 +475,20 @@ def test_the_table_of_the_killed_night_is_that_of_an_undisturbed_one(killed: Kil
     assert table[RANK].to_pylist() == [*range(1, 11)] * 120
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_user_s_list_is_shown_by_a_word_for_an_id(killed: Killed, run: Callable[..., Ended]) -> None:
+    user = killed.planted.user_ids[5].as_py()
+    assert isinstance(user, str)
+    shown = run("show", *killed.arguments, "--user", user)
+    assert shown.status == 0, shown.err
+    assert f"Recommendations of user {user} as of {SHOP_DAY}" in shown.out
+    for item in publish.read(str(killed.folder / "table"), as_of=SHOP_DAY, user_id=user)[ITEM_ID].to_pylist():
+        assert item in shown.out
+    shown = run("show", *killed.arguments, "--user", "nobody")
+    assert (shown.status, "--user nobody: no such user in the shop before 2024-06-01." in shown.err) == (1, True)
+
+
 # ---- feature rows
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
 from recsys import inputs, publish
 from recsys.errors import ConfigError, DataError, PublishError
@@ -53,6 +53,7 @@ def rows_of(
                     "reason": "You buy it.",
                     "reason_kind": source,
                     "reason_item_id": None if last else item,
+                    "reason_category": "drinks" if item == "tea" else None,
                     "model_version": "m1",
                     "run_id": run_id,
                 }
@@ -415,6 +416,54 @@ def test_commit_refuses_a_table_of_other_id_types(tmp_path: Path) -> None:
             keep_nights=3,
         )
     assert [night.as_of for night in publish.nights(str(tmp_path))] == [NIGHT]
+
+
+def old_table(table: Path) -> None:
+    """A table as it was made before reasons named categories, with one night of SHARD_0."""
+    schema = recommendations_schema(STRING, STRING)
+    old = schema.remove(schema.get_field_index("reason_category"))
+    rows = rows_of(SHARD_0).drop_columns(["reason_category"])
+    rows = rows.append_column(pa.field("as_of", pa.date32(), nullable=False), pa.array([NIGHT] * rows.num_rows))
+    write_deltalake(str(table), rows.select(old.names).cast(old), partition_by=["as_of"], configuration=publish.TABLE_PROPERTIES)
+
+
+def test_a_night_is_published_into_a_table_of_before_a_column_came(tmp_path: Path) -> None:
+    old_table(tmp_path)
+    assert publish.read(str(tmp_path), as_of=NIGHT)["reason_category"].to_pylist() == [None] * 5  # not there yet, and read
+    parts = stage(tmp_path, SHARD_1, as_of=NEXT)
+    assert commit(tmp_path, parts, as_of=NEXT) == 2  # 1 added the column
+    query = "SELECT as_of, reason_category FROM read_parquet($files, hive_partitioning = true, union_by_name = true) ORDER BY ALL"
+    expected = [*[(NIGHT, None)] * 5, (NEXT, "drinks"), *[(NEXT, None)] * 2]
+    assert (
+        pl.read_delta(str(tmp_path)).select("as_of", "reason_category").sort("as_of", "reason_category", nulls_last=True).rows()
+        == expected
+    )
+    with duckdb.connect() as connection:
+        assert connection.execute(query, {"files": DeltaTable(str(tmp_path)).file_uris()}).fetchall() == expected
+    assert by_polars(tmp_path) == [*EXPECTED[:5], *((NEXT, *row[1:]) for row in EXPECTED[5:])]
+    for night in (NIGHT, NEXT):
+        assert publish.read(str(tmp_path), as_of=night).schema.equals(recommendations_schema(STRING, STRING))
+    assert commit(tmp_path, parts, as_of=NEXT) is None
+    assert (
+        commit(tmp_path, stage(tmp_path, SHARD_1, run_id=OTHER_RUN), run_id=OTHER_RUN) == 3
+    )  # the old night anew, and no column twice
+    assert [(night.as_of, night.version) for night in publish.nights(str(tmp_path))] == [(NEXT, 2), (NIGHT, 3)]
+
+
+def test_two_nights_at_once_add_a_column_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old_table(tmp_path)
+    meanwhile(monkeypatch, lambda: commit(tmp_path, stage(tmp_path, SHARD_1, as_of=NEXT), as_of=NEXT))
+    parts = stage(tmp_path, SHARD_1, run_id=OTHER_RUN)
+    assert commit(tmp_path, parts, run_id=OTHER_RUN) == 3
+    assert DeltaTable(str(tmp_path)).schema().to_json().count("reason_category") == 1
+    assert [row[:3] for row in by_polars(tmp_path)] == [(night, "cid", rank) for night in (NIGHT, NEXT) for rank in (1, 2, 3)]
+
+
+def test_a_column_that_must_have_values_is_not_added(tmp_path: Path) -> None:
+    schema = recommendations_schema(STRING, STRING)
+    DeltaTable.create(str(tmp_path), schema.remove(schema.get_field_index("reason_kind")), partition_by=["as_of"])
+    with pytest.raises(PublishError, match=r"must have columns \(reason_kind string not null\), got \(as_of"):
+        commit(tmp_path, stage(tmp_path, SHARD_0))
 
 
 def test_commit_refuses_a_table_with_other_partitions(tmp_path: Path) -> None:

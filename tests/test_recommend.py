@@ -126,7 +126,16 @@ def test_a_reason_names_the_item_it_rests_on_by_id() -> None:
 def test_only_a_reason_that_rests_on_an_item_names_one() -> None:
     found = table(k=9)
     pairs = zip(found.column("reason_kind").to_pylist(), found.column("reason_item_id").to_pylist(), strict=True)
-    assert {(kind == "goes_with", item is not None) for kind, item in pairs} <= {(True, True), (False, False)}
+    kinds = {"bought_before", "goes_with", "similar_to"}
+    assert {(kind in kinds, item is not None) for kind, item in pairs} == {(True, True), (False, False)}
+
+
+def test_only_a_reason_of_a_category_names_one() -> None:
+    settings = shops.settings(candidates=config.Candidates(own=0, factors=0, neighbours=0, popular=1))
+    found = table(k=9, settings=settings)
+    pairs = list(zip(found.column("reason_kind").to_pylist(), found.column("reason_category").to_pylist(), strict=True))
+    assert {category for kind, category in pairs if kind == "popular_in"} == {"bakery", "dairy"}
+    assert {category for kind, category in pairs if kind not in ("popular_in", "new_in")} == {None}
 
 
 def test_users_batched_otherwise_get_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:

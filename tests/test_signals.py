@@ -293,3 +293,22 @@ def test_signals_come_back_from_their_file_without_pickle(fitted: Signals, tmp_p
     with np.load(tmp_path / "signals.npz", allow_pickle=False) as arrays:
         assert sorted(arrays.files) == sorted(fitted.arrays())
         assert all(arrays[name].dtype != object for name in arrays.files)
+
+
+# ---- what a purchase adds to a score
+
+
+@given(data=st.data())
+def test_the_shares_of_purchases_add_up_to_the_score(data: st.DataObject) -> None:
+    users, items, width = (data.draw(st.integers(1, top)) for top in (4, 7, 3))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    factors = rng.normal(size=(items, width)).astype(np.float32)
+    days = rng.poisson(1.0, (users, items)).astype(np.float32)
+    settings = config.Signals(als_l2=0.5, als_alpha=3.0)
+    scores = signals.fold_in(sp.csr_matrix(days), factors, settings) @ factors.T
+    row, item = (rng.integers(0, top, 9) for top in (users, items))
+    shares = signals.purchase_shares(sp.csr_matrix(days), factors, settings, row=row, item=item)
+    assert shares.shape == (9, items)
+    np.testing.assert_allclose(np.asarray(shares.sum(axis=1)).ravel(), scores[row, item], atol=1e-4)
+    assert np.array_equal(np.diff(shares.indptr), (days > 0).sum(axis=1)[row])
+    assert (days[row][shares.nonzero()] > 0).all()

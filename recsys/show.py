@@ -1,0 +1,226 @@
+"""One user's list with what stands behind it: names, reasons, the purchases beside it, what changed since the night before."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import bundle as bundles
+from recsys import publish
+from recsys.bundle import ABOUT, Bundle
+from recsys.catalog import Catalog
+from recsys.config import Settings
+from recsys.contributions import contributions, in_words
+from recsys.errors import BundleError, ConfigError, DataError, PublishError
+from recsys.features import Describer
+from recsys.pipeline import Prepared, check_bundle, read_signals
+from recsys.profiles import Profiles, shard_of
+from recsys.publish import Night
+from recsys.recommend import check_inputs
+from recsys.score import Scorer, chances
+from recsys.signals import purchase_days
+from recsys.tables import DAY_US, ITEM_ID, RANK, SCORE, USER_ID
+
+PURCHASES = 10  # shown of the latest, and of the most frequent
+SAME_SCORE = 1e-3  # how far a recomputed score may be from the published one: another device rounds otherwise
+
+
+@dataclass(frozen=True)
+class Purchased:
+    """One item of a user's history."""
+
+    name: str
+    days: int
+    """On how many days, in the window.history_days before the night."""
+    last: date
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One user's list of a night, N rows."""
+
+    user_id: str | int
+    night: Night
+    rows: pa.Table
+    """N rows of the recommendation table, by rank."""
+    names: list[str]
+    """Of the N items."""
+    latest: list[Purchased]
+    frequent: list[Purchased]
+    before: date | None
+    """The night before, of those published; None where there is none."""
+    moved: list[int | None]
+    """Ranks that each of the N items rose since the night before; below 0 it fell, None: it was not on the list."""
+    gone: list[tuple[int, str]]
+    """Rank of the night before and name of each item that was on its list and is not on this one."""
+
+
+@dataclass(frozen=True)
+class Contributed:
+    """What the inputs of one row of a list add to its raw output."""
+
+    rank: int
+    name: str
+    raw: float
+    largest: list[tuple[str, str, float]]
+    """Name, value in words, and contribution of the inputs with the largest absolute contributions, largest first."""
+
+
+def find_night(settings: Settings, *, as_of: date | None) -> tuple[Night, date | None]:
+    """The published night of a date, or the newest; and the night before it, of those published.
+
+    Raises:
+        PublishError: no such night.
+    """
+    path = settings.table.path
+    nights = publish.nights(path, storage_options=settings.shop.storage_options)
+    if not nights:
+        raise PublishError(f"{path}: a night must be published to be shown; there are none. Run jobs.nightly first.")
+    chosen = [night for night in nights if as_of in (None, night.as_of)]
+    if not chosen:
+        published = ", ".join(str(night.as_of) for night in nights[:5])
+        raise PublishError(f"{path}: night {as_of} must be published to be shown; the newest are {published}. Pass one of them.")
+    return chosen[0], next((night.as_of for night in nights if night.as_of < chosen[0].as_of), None)
+
+
+def parse_user(text: str, dtype: pa.DataType) -> str | int:
+    """The user id that a command line's word means.
+
+    Raises:
+        ConfigError: ids are integers and the word is none.
+    """
+    if pa.types.is_string(dtype):
+        return text
+    try:
+        return pa.scalar(int(text), dtype).as_py()
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"--user {text}: user ids of this shop are integers ({dtype}). Pass one.") from error
+
+
+def show(prepared: Prepared, user_id: str | int, *, night: Night, before: date | None) -> Shown:
+    """The user's list of a night.
+
+    Args:
+        prepared: the shop as of the night.
+
+    Raises:
+        ConfigError: no such user as of the night.
+        PublishError: the user has no row in it.
+    """
+    settings = prepared.settings
+    profile = _profile(prepared, user_id, night.as_of)
+
+    def read(as_of: date) -> pa.Table:
+        return publish.read(settings.table.path, as_of=as_of, user_id=user_id, storage_options=settings.shop.storage_options)
+
+    rows = read(night.as_of)
+    if not rows.num_rows:
+        raise PublishError(
+            f"{settings.table.path}: user {user_id} has no row in the night of {night.as_of}: nothing was left to recommend, or the "
+            "shop's inputs changed since. Look at the night's counts, or score it again."
+        )
+    catalog = prepared.ingest.catalog()
+    earlier = read(before) if before else rows.slice(0, 0)
+    rank_before = dict(zip(earlier.column(ITEM_ID).to_pylist(), earlier.column(RANK).to_pylist(), strict=True))
+    items, ranks = rows.column(ITEM_ID).to_pylist(), rows.column(RANK).to_pylist()
+    gone = earlier.filter(pc.invert(pc.is_in(earlier.column(ITEM_ID), value_set=rows.column(ITEM_ID).combine_chunks())))
+    latest, frequent = _history(prepared, profile, catalog)
+    return Shown(
+        user_id=user_id,
+        night=night,
+        rows=rows,
+        names=_names(catalog, rows),
+        latest=latest,
+        frequent=frequent,
+        before=before,
+        moved=[rank_before[item] - rank if item in rank_before else None for item, rank in zip(items, ranks, strict=True)],
+        gone=list(zip(gone.column(RANK).to_pylist(), _names(catalog, gone), strict=True)),
+    )
+
+
+def _profile(prepared: Prepared, user_id: str | int, as_of: date) -> Profiles:
+    """The one user's profile, found by the hash that put it into its shard."""
+    ids = pa.array([user_id], prepared.sources.user_id)
+    profiles = prepared.ingest.profiles(prepared.ingest.shards[int(shard_of(ids, len(prepared.ingest.shards))[0])])
+    place = pc.index(profiles.users.column(USER_ID), ids[0]).as_py()
+    if place < 0:
+        raise ConfigError(f"--user {user_id}: no such user in the shop before {as_of}. Check the id.")
+    return profiles.take(np.array([place]))
+
+
+def _names(catalog: Catalog, rows: pa.Table) -> list[str]:
+    """What people call the rows' items; the id of one that is no longer in the catalog."""
+    ids = rows.column(ITEM_ID).combine_chunks()
+    codes = pc.index_in(ids, value_set=catalog.item_id)
+    named = iter(catalog.names(codes.drop_null().to_numpy()))
+    return [next(named) if code.is_valid else str(item) for code, item in zip(codes, ids.to_pylist(), strict=True)]
+
+
+def _history(prepared: Prepared, profile: Profiles, catalog: Catalog) -> tuple[list[Purchased], list[Purchased]]:
+    """The items bought last, and those bought on the most days; of equals the most frequent, or last bought, then by item id."""
+    end = prepared.ingest.end
+    history = profile.between(end - prepared.settings.window.history_days * DAY_US, end)
+    _, item, days = purchase_days(history, cutoff=end)
+    codes, first, count = np.unique(item, return_index=True, return_counts=True)
+    ago = days[first]  # days of an item are in ascending order: the first is the latest
+    names = catalog.names(codes)
+
+    def listed(order: np.ndarray) -> list[Purchased]:
+        chosen = order[:PURCHASES].tolist()
+        last = [datetime.fromtimestamp((end - 1) / 1e6 - float(ago[place]) * 86_400, UTC).date() for place in chosen]
+        return [Purchased(names[place], int(count[place]), day) for place, day in zip(chosen, last, strict=True)]
+
+    return listed(np.lexsort((codes, -count, ago))), listed(np.lexsort((codes, ago, -count)))
+
+
+def find_bundle(settings: Settings, night: Night) -> Bundle | None:
+    """The bundle that scored a night, by its model_version, where it is still among those in run.work."""
+    for about in sorted(Path(settings.run.work).glob(f"train-*/bundle/{ABOUT}")):
+        if json.loads(about.read_text(encoding="utf-8")).get("model_version") == night.model_version:
+            return bundles.load(about.parent)
+    return None
+
+
+def contributed(prepared: Prepared, bundle: Bundle, shown: Shown, *, largest: int) -> tuple[list[Contributed], float]:
+    """For each row of a list that the model scored its inputs with the largest contributions; and the baseline's raw output.
+
+    The user's candidates and inputs are made again as of the night.
+
+    Raises:
+        BundleError: another bundle than the night's, or made under other settings.
+        DataError: an item is no candidate any more, or its score is another: the inputs changed since the night.
+    """
+    settings, night = prepared.settings, shown.night
+    if bundle.model_version != night.model_version:
+        raise BundleError(
+            f"{bundle.folder}: must be the model that scored the night of {night.as_of}, {night.model_version}, got "
+            f"{bundle.model_version}. Pass that one with --bundle."
+        )
+    check_bundle(bundle, settings)
+    describer = Describer(settings, prepared.ingest.catalog(), read_signals(prepared, night.as_of), bundle.spec.vocabularies)
+    ((_, users, candidates, inputs),) = describer(_profile(prepared, shown.user_id, night.as_of))
+    check_inputs(inputs, bundle)
+    ids = users.catalog.item_id.take(pa.array(users.signals.items[candidates.item]))
+    scored = shown.rows.filter(shown.rows.column(SCORE).is_valid())
+    place = pc.index_in(scored.column(ITEM_ID).combine_chunks(), value_set=ids)
+    changed = f"{settings.table.path}: the night of {night.as_of} cannot be explained: the shop's inputs changed since"
+    if place.null_count:
+        raise DataError(f"{changed}, as an item of the list is no candidate any more. Score the night again.")
+    row = place.to_numpy()
+    dense, codes = inputs.dense[row], inputs.codes[row]
+    score = chances(bundle)(Scorer(bundle)(dense, codes))
+    if not np.allclose(score, scored.column(SCORE).to_numpy(), rtol=0, atol=SAME_SCORE):
+        raise DataError(f"{changed}, as a score is another now. Score the night again.")
+    found = contributions(bundle, dense, codes)
+    names = dict(zip(shown.rows.column(RANK).to_pylist(), shown.names, strict=True))
+    rows = []
+    for number, rank in enumerate(scored.column(RANK).to_pylist()):
+        words = in_words(bundle.spec, dense[number], codes[number])
+        order = np.argsort(-np.abs(found.added[number]), kind="stable")[:largest].tolist()
+        most = [(found.names[place], words[place], float(found.added[number, place])) for place in order]
+        rows.append(Contributed(rank, names[rank], float(found.raw[number]), most))
+    return rows, found.baseline
