@@ -15,6 +15,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     catalog.py       the catalog in memory: one row per item; a row's number is the item's code
     profiles.py      a batch of users in memory: their events as flat arrays, cut by time
     signals.py       what history says about items as of a date: popularity, neighbours, factors
+    given.py         the shop's own candidates, checked and cut by shard of users
     candidates.py    sources: (users, signals) -> candidate rows; merged and capped
     features.py      candidate rows -> model inputs; training, scoring and backtest all call it
     examples.py      labels and sampled negatives: candidates and the window after them -> examples
@@ -40,13 +41,16 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     recommend.py     profiles -> rows of the recommendation table, one user's whole road in one call
     lists.py         scored rows of any users -> the best k of each, in a shard or over several
     publish.py       stage -> audit -> one atomic commit; retention, history, reading back
+    gate.py          may tonight's staged table replace what stands there? figures, limits, verdict
     night.py       R the end of both doors' roads: scored units -> audit -> one commit
     pipeline.py    R the shop door's dataflow on one page
     pairs_train.py R the pairs door's training on one page
     pairs_score.py R the pairs door's night on one page
     metrics.py       ranking and classification metrics; numpy, per user
+    bootstrap.py     intervals of means over users, by resamples that shards can sum
     evaluate.py      time-split backtest: lists and baselines against what users bought
     reliability.py   the backtest of the score column: chances against what users bought, by decile and segment
+    backtest.py    R the backtest as a stage: evaluate and reliability over shards of users
     show.py        R one user's list: reasons, contributions, the history beside it, what changed since the night before
     -- around it --
     runtime.py     R connect to Ray, size a plan, run a stage's units, show progress

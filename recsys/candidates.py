@@ -14,12 +14,14 @@ import scipy.sparse as sp
 
 from recsys import config
 from recsys.catalog import Catalog
+from recsys.given import GIVEN, Given
 from recsys.profiles import Profiles
-from recsys.signals import MONTH, Signals, fold_in, purchase_days
+from recsys.signals import MONTH, Signals, fold_in, group_keys, purchase_days
 
 MATRIX_CELLS = 4_000_000  # of one source's (users, items) scores; bounds the memory of a batch
 TILE = 16  # rows; a multiple of what BLAS kernels take at once
 GROUP = 32  # columns in a group of `best`; more would leave more scores above the bound
+NOT_FEATURES = frozenset({GIVEN, "group"})  # sources that the model is told nothing of: it never learns from their rows
 OWN_HALF_LIFE_DAYS = 60.0  # of a purchase's weight among the user's own; not tuned
 
 
@@ -35,6 +37,8 @@ class Users:
     """Per categorical item column: int32 (J) code of each active item, 0 where unknown."""
     fitted: config.Signals
     """The settings that the signals were fitted under; folding users in needs them."""
+    given: Given | None = None
+    """Their only candidates; None where the sources propose them."""
 
     def __len__(self) -> int:
         return len(self.history)
@@ -129,10 +133,52 @@ class Popular:
     name = "popular"
 
     def scores(self, users: Users) -> np.ndarray:  # noqa: D102
-        popularity = users.signals.popularity
-        share = popularity[MONTH]
-        # Items without a purchase in the window follow in order of the whole history.
-        return np.where(share > 0, share, popularity[-1] * 1e-6)[None, :].astype(np.float32)
+        scores = _all_items(users)[None, :]
+        scores[scores == 0] = -np.inf
+        return scores
+
+
+class Group:
+    """For users without purchases alone: what is popular among users alike, in the columns of users that the settings name.
+
+    P(item) of everybody in the last 28 days, then of those alike in the first column, in the first two, and so on: each is the group's
+    own count shrunk to the one before, (count + T P) / (N + T), for N purchases of T different items. T needs no tuning: it is large
+    where the next purchase is likely one that the group has not made yet. (Witten and Bell 1991, The zero-frequency problem, method C)
+    """
+
+    name = "group"
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns = columns
+
+    def scores(self, users: Users) -> np.ndarray:  # noqa: D102
+        signals = users.signals
+        cold = np.flatnonzero(np.diff(users.matrix.indptr) == 0)
+        if not len(cold):
+            return np.full((1, len(signals.items)), -np.inf, np.float32)
+        scores = np.full((len(users), len(signals.items)), -np.inf, np.float32)
+        keys = group_keys(users.history.users.take(cold), self.columns)
+        place = np.minimum(np.searchsorted(signals.groups, keys), max(len(signals.groups) - 1, 0))
+        known = signals.groups[place] == keys if len(signals.groups) else np.zeros(keys.shape, bool)
+        chains, alike = np.unique(np.where(known, place, -1), axis=1, return_inverse=True)
+        for number, chain in enumerate(chains.T):
+            if (groups := chain[chain >= 0]).size:
+                share = _all_items(users).astype(np.float64)
+                for group in groups:
+                    mine = slice(signals.group_offsets[group], signals.group_offsets[group + 1])
+                    counts = signals.group_counts[mine].astype(np.float64)
+                    share *= len(counts)
+                    share[signals.group_items[mine]] += counts
+                    share /= counts.sum() + len(counts)
+                share[share == 0] = -np.inf
+                scores[cold[alike.ravel() == number]] = share
+        return scores
+
+
+def _all_items(users: Users) -> np.ndarray:
+    """float32 (J): each item's share of what everybody bought in the last 28 days; those without follow in order of the history."""
+    popularity = users.signals.popularity
+    return np.where(popularity[MONTH] > 0, popularity[MONTH], popularity[-1] * 1e-6).astype(np.float32)
 
 
 class Neighbours:
@@ -165,6 +211,7 @@ class Factors:
         tiles[: len(users)] = vectors
         scores = (tiles @ factors.T)[: len(users)]
         scores[np.diff(users.matrix.indptr) == 0] = -np.inf
+        scores[:, users.signals.buyers == 0] = -np.inf
         return scores
 
 
@@ -198,6 +245,7 @@ def sources(settings: config.Settings) -> list[tuple[Source, int]]:
         (Neighbours(), limits.neighbours),
         (Factors(settings.signals), limits.factors),
         (Category(), limits.category if settings.features.item_categorical else 0),
+        (Group(settings.features.user_categorical), limits.popular if settings.features.user_categorical else 0),
         (Popular(), limits.popular),
     ]
     return [(source, limit) for source, limit in listed if limit > 0]
@@ -228,6 +276,8 @@ class Candidates:
 
 def propose(users: Users, chosen: Sequence[tuple[Source, int]], *, per_user: int, repeats: bool) -> Candidates:
     """The union of what the sources propose, for each user at most `per_user` items, those with the best rank anywhere.
+
+    Where candidates are given it is those and no others, as one more source, GIVEN, whose rank is their order.
 
     Ties break by item. Items that are not available are never proposed; without `repeats`, neither is what the user bought.
     """
@@ -266,11 +316,39 @@ def propose(users: Users, chosen: Sequence[tuple[Source, int]], *, per_user: int
     mask[order[place < per_user]] = True
 
     user_row, item, rank = user_row[mask], item[mask], rank[mask]
-    score = np.empty((len(item), len(chosen)), np.float32)
+    names = tuple(source.name for source, _ in chosen)
+    if users.given is not None:
+        user_row, item, rank = _only(users.given, (user_row, item, rank), users, repeats=repeats)
+        names += (GIVEN,)
+    score = np.full((len(item), len(names)), np.nan, np.float32)
     for number, scores in enumerate(matrices):
         score[:, number] = scores[user_row if scores.shape[0] > 1 else 0, item]
     score[np.isinf(score)] = np.nan
-    return Candidates(tuple(source.name for source, _ in chosen), user_row, item, rank, score)
+    return Candidates(names, user_row, item, rank, score)
+
+
+def _only(
+    given: Given, proposed: tuple[np.ndarray, np.ndarray, np.ndarray], users: Users, *, repeats: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User row, active position and ranks of the given candidates that may be recommended; ranks (N, S + 1), GIVEN's last."""
+    items = len(users.signals.items)
+    position = users.signals.position[given.item].astype(np.int64)
+    allowed = (position >= 0) & users.catalog.available[given.item]
+    key = given.user_row * items + position
+    if not repeats:
+        allowed &= ~np.isin(key, users.own_key)
+    user_row, place = given.user_row[allowed], np.flatnonzero(allowed)
+    starts = np.searchsorted(given.user_row, np.arange(len(users)))
+    key = key[allowed]
+    order = np.argsort(key)
+    key, place = key[order], place[order]
+    user_row, item = np.divmod(key, items)
+    rank = np.zeros((len(key), proposed[2].shape[1] + 1), np.int32)
+    rank[:, -1] = place - starts[user_row] + 1
+    also = proposed[0] * items + proposed[1]
+    there = np.isin(also, key)
+    rank[np.searchsorted(key, also[there]), :-1] = proposed[2][there]
+    return user_row, item, rank
 
 
 def best(scores: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -124,6 +124,9 @@ class Signals(Section):
     """Regularisation of the ALS vectors."""
     als_alpha: Annotated[float, Field(gt=0)] = 2.0
     """Weight of purchases in ALS."""
+    group_users: Positive = 50
+    """Users who must have bought in the last 28 days before a group of users alike has a popularity of its own: fewer would show one
+    user what another bought."""
 
 
 class Candidates(Section):
@@ -266,6 +269,9 @@ class Rank(Section):
     """Items in the list."""
     allow_repeats: bool = True
     """May an item that the user bought before be recommended?"""
+    candidates: str | None = None
+    """A Parquet file or a folder of them, path or URI, with shop.columns.user_id and item_id: only these are ranked, and users without
+    a row get no list. The model still learns from what the sources propose. Absent: what the sources propose is ranked."""
 
 
 class Scaling(Section):
@@ -414,6 +420,38 @@ class Table(Section):
     """Older nights are removed and vacuumed."""
 
 
+class Gate(Section):
+    """What a night's table must look like to be published; each limit is a check by the name in its description.
+
+    Shares and changes are against the newest night before it; a first night has only the absolute checks.
+    """
+
+    min_rows: Annotated[float, Field(ge=0)] = 0.8
+    """rows: as a share of the night before's."""
+    min_users: Annotated[float, Field(ge=0)] = 0.9
+    """users: with a list, as a share of the night before's."""
+    max_short_rise: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """short_users: rise in the share of users with fewer than k items."""
+    min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """overlap: share of the night before's rows that are there again, over users of both nights."""
+    min_items: Annotated[float, Field(ge=0)] = 0.6
+    """items: distinct recommended ones, as a share of the night before's."""
+    max_concentration_rise: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """concentration: rise of the Gini index of rows over items."""
+    max_drift: Annotated[float, Field(ge=0)] = 0.25
+    """drift: population stability index of the scores."""
+    max_source_change: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """source_change: largest change of a source's share of the rows."""
+    min_source_kept: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """source_kept: smallest part of its share that a source keeps, of those with a hundredth of the rows or more."""
+    max_repeated_users: Annotated[int, Field(ge=0)] = 0
+    """repeated_users: lists beyond a user's first."""
+    max_unknown_items: Annotated[int, Field(ge=0)] = 0
+    """unknown_items: rows with an item that is not available in the catalog."""
+    max_users: Positive = 1_000_000
+    """overlap and repeated_users look at all users, or at about that many chosen by hash; it bounds the driver's memory."""
+
+
 class Run(Section):
     """How the work is cut up; none of it changes a list but seed."""
 
@@ -452,6 +490,7 @@ class PairsSettings(Section):
     train: PairsTrain = PairsTrain()
     rank: Rank = Rank()
     table: Table = Table(path="var/pairs_recommendations")
+    gate: Gate = Gate()
     run: Run = Run()
 
 
@@ -469,6 +508,7 @@ class Settings(Section):
     calibration: Calibration = Calibration()
     rank: Rank = Rank()
     table: Table = Table()
+    gate: Gate = Gate()
     run: Run = Run()
 
     @model_validator(mode="after")

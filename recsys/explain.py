@@ -7,6 +7,8 @@ A reason's kind says what the other columns hold:
     similar_to     ALS: the same, by `signals.purchase_shares`; bought_before where that purchase is the item itself
     popular_in     the category, of the item's, that is most the user's own
     popular        neither
+    popular_with   neither: the user, who bought nothing yet, is of a group
+    given          neither: the shop chose it
 
 A new source adds its line to REASONS; a test goes over all sources.
 """
@@ -19,6 +21,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from recsys.candidates import Candidates, Users
+from recsys.given import GIVEN
 from recsys.rank import Ranked
 from recsys.signals import MONTH, purchase_shares
 
@@ -54,8 +57,11 @@ def reasons(ranked: Ranked, candidates: Candidates, users: Users) -> Reasons:
 
     A row's source is the one that ranked it highest for this user; of equals, the first in the order of `candidates.names`.
     """
-    rank = candidates.rank[ranked.row]
-    first = np.where(rank > 0, rank, np.iinfo(np.int32).max).argmin(axis=1)
+    proposed = candidates.rank[ranked.row] > 0
+    rank = np.where(proposed, candidates.rank[ranked.row], np.iinfo(np.int32).max)
+    if candidates.names[-1] == GIVEN:  # says little: it comes after all that say more
+        rank[:, -1] = np.iinfo(np.int32).max - 1
+    first = rank.argmin(axis=1)
     row, item = candidates.user_row[ranked.row], candidates.item[ranked.row]
     found: dict[int, Reason] = {}
     for number in np.unique(first).tolist():
@@ -65,7 +71,7 @@ def reasons(ranked: Ranked, candidates: Candidates, users: Users) -> Reasons:
     ordered = [found[number] for number in range(len(row))]
     return Reasons(
         source=[candidates.names[number] for number in first],
-        sources=[[name for name, r in zip(candidates.names, ranks, strict=True) if r] for ranks in rank.tolist()],
+        sources=[[name for name, r in zip(candidates.names, ranks, strict=True) if r] for ranks in proposed.tolist()],
         kind=[reason.kind for reason in ordered],
         text=[reason.text for reason in ordered],
         item=np.array([reason.item for reason in ordered], np.int64),
@@ -132,12 +138,22 @@ def _popular(row: np.ndarray, item: np.ndarray, users: Users) -> list[Reason]:
     return [Reason("popular", f"Popular {'in the last 28 days' if month else 'before the last 28 days'}.") for month in lately]
 
 
+def _popular_with(row: np.ndarray, item: np.ndarray, users: Users) -> list[Reason]:
+    return [Reason("popular_with", "Popular in the last 28 days with people like you.")] * len(row)
+
+
+def _given(row: np.ndarray, item: np.ndarray, users: Users) -> list[Reason]:
+    return [Reason("given", "Chosen by the shop.")] * len(row)
+
+
 REASONS: Mapping[str, Callable[[np.ndarray, np.ndarray, Users], list[Reason]]] = {
     "own": _bought_before,
     "neighbours": _goes_with,
     "factors": _similar_to,
     "category": _popular_in,
     "popular": _popular,
+    "group": _popular_with,
+    GIVEN: _given,
 }
 """Source -> what gives the reasons of M of its rows: user rows and active positions, each int64 (M), and the users."""
 

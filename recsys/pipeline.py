@@ -1,4 +1,4 @@
-"""The whole dataflow on one page: ingest -> signals -> examples -> train -> score -> publish, and the backtest beside it.
+"""The whole dataflow on one page: ingest -> signals -> examples -> train -> score -> publish.
 
 Each function below is one stage: it names the stage's folder by the digest of what goes in, says what a unit is, and hands the units
 to Ray. A stage whose receipts are all there does nothing. The pure work is done by the modules that a task calls.
@@ -19,16 +19,16 @@ import pyarrow.parquet
 import ray
 
 from recsys import bundle as bundles
-from recsys import calibrate, evaluate, examples, feed, reliability, runtime, spec
+from recsys import calibrate, examples, feed, given, runtime, spec
 from recsys import ingest as ingest_stage
 from recsys import signals as signals_module
 from recsys.bundle import Bundle
 from recsys.calibrate import Calibrated
-from recsys.candidates import Factors
 from recsys.catalog import item_vocabularies
 from recsys.config import Settings
 from recsys.errors import BundleError, DataError
 from recsys.features import Describer
+from recsys.given import Given
 from recsys.ingest import Ingest
 from recsys.night import Night, Published, device_of, publish_parts, score_units
 from recsys.profiles import stable_hash
@@ -37,9 +37,9 @@ from recsys.runtime import Task, log
 from recsys.score import Device, Scorer, chances
 from recsys.shop import Sources, midnight
 from recsys.signals import Signals
-from recsys.tables import DAY_US, DENSE, USER_ID
+from recsys.tables import DAY_US, DENSE, ITEM_ID, USER_ID
 from recsys.training import Trained, fit_bundle, fit_inputs
-from recsys.work import Receipt, Stage, digest, write_atomically
+from recsys.work import Receipt, Stage, digest, save_arrays, write_atomically
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Prepared:
     ingest: Ingest
     signals: Stage
     examples: Stage
+    given: Stage | None
+    """The shop's own candidates by shard; None where the sources propose."""
     vocabularies: dict[str, tuple[str, ...]]
 
     @property
@@ -86,7 +88,72 @@ def prepare(sources: Sources, *, end: date) -> Prepared:
             "seed": settings.run.seed,
         },
     )
-    return Prepared(sources, shop, signals, labelled, vocabularies)
+    return Prepared(sources, shop, signals, labelled, make_given(sources, shop), vocabularies)
+
+
+# Given candidates ---------------------------------------------------------------------------------------------------------------
+
+
+def make_given(sources: Sources, shop: Ingest) -> Stage | None:
+    """The shop's own candidates hashed into the shards of its users; None where the settings name none.
+
+    Two passes as in ingest: a part of the input is a unit, then a shard.
+    """
+    source = sources.given
+    if source is None:
+        return None
+    stage = Stage(sources.settings.run.work, "given", {"given": source.identity(), "ingest": shop.digest})
+    parts = {f"part-{number:05d}": unit for number, unit in enumerate(ingest_stage.parts_of(source, "given"))}
+    read = runtime.run(stage, parts, _given_part_task, sources, stage.path, label="given: read", unit="parts")
+    units = {f"users-{shard}": {"shard": shard, "parts": list(parts)} for shard in shop.shards}
+    receipts = runtime.run(stage, units, _given_task, shop, stage.path, label="given: group", unit="shards")
+    rejected = Counter[str]()
+    for receipt in (*read.values(), *receipts.values()):
+        rejected.update(receipt["rejected"])
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())) or "none"
+    users = sum(receipt["users"] for receipt in receipts.values())
+    log.info("given: %s rows read, rejected: %s", f"{sum(receipt['rows'] for receipt in read.values()):,}", reasons)
+    if not users:
+        raise DataError(f"{source.location}: no usable candidate; rejected: {reasons}. Check the ids in it, or remove rank.candidates.")
+    if without := shop.rows["profiles"] - users:
+        log.warning(
+            "given: %s of %s users have no row in %s and get no list", f"{without:,}", f"{shop.rows['profiles']:,}", source.location
+        )
+    return stage
+
+
+def _given_part_task(sources: Sources, folder: Path) -> Task:
+    source, columns = sources.given, sources.settings.shop.columns
+    assert source is not None
+    schema = pa.schema([(USER_ID, sources.user_id), (ITEM_ID, sources.item_id)])
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        raw = ingest_stage.read_part(source, source.files[unit["file"]], unit["row_groups"], [columns.user_id, columns.item_id])
+        rows = pa.table([raw.column(columns.user_id), raw.column(columns.item_id)], names=schema.names).cast(schema)
+        kept = rows.drop_null()
+        ingest_stage.write_by_shard(folder / f"{name}.arrow", kept, shards=sources.shards)
+        nulls = rows.num_rows - kept.num_rows
+        return {"rows": rows.num_rows, "rejected": {"null_id": nulls} if nulls else {}}
+
+    return task
+
+
+def _given_task(shop: Ingest, folder: Path) -> Task:
+    catalog = shop.catalog()
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        rows = pa.concat_tables(ingest_stage.read_shard(folder / f"{part}.arrow", int(unit["shard"])) for part in unit["parts"])
+        users = shop.profiles(unit["shard"]).users.column(USER_ID).combine_chunks()
+        found, rejected = given.rows_of(rows, users, catalog)
+        save_arrays(folder / f"{name}.npz", user_row=found.user_row, item=found.item)
+        return {"rows": len(found.item), "users": len(np.unique(found.user_row)), "rejected": rejected}
+
+    return task
+
+
+def given_of(prepared: Prepared, shard: str) -> Given | None:
+    """The shard's given candidates; None where the sources propose."""
+    return None if prepared.given is None else given.load(prepared.given.path / f"users-{shard}.npz")
 
 
 # Signals ------------------------------------------------------------------------------------------------------------------------
@@ -94,18 +161,15 @@ def prepare(sources: Sources, *, end: date) -> Prepared:
 
 def make_signals(prepared: Prepared, cutoffs: Sequence[date]) -> None:
     """The signals as of each cutoff; a cutoff is a unit."""
-    runtime.run(
-        prepared.signals,
-        {day.isoformat(): {"cutoff": day.isoformat()} for day in cutoffs},
-        _signals_task,
-        prepared.settings,
-        prepared.ingest,
-        prepared.signals.path,
-        unit="cut-offs",
-    )
+    _fit_signals(prepared, {day.isoformat(): {"cutoff": day.isoformat(), "given": False} for day in cutoffs})
 
 
-def _signals_task(settings: Settings, shop: Ingest, folder: Path) -> Task:
+def _fit_signals(prepared: Prepared, units: Mapping[str, Mapping[str, Any]]) -> None:
+    runtime.run(prepared.signals, units, _signals_task, prepared, prepared.signals.path, unit="cut-offs")
+
+
+def _signals_task(prepared: Prepared, folder: Path) -> Task:
+    settings, shop = prepared.settings, prepared.ingest
     limit = _hash_limit(shop, settings.signals.max_users)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
@@ -123,6 +187,8 @@ def _signals_task(settings: Settings, shop: Ingest, folder: Path) -> Task:
             cutoff=cutoff,
             settings=settings.signals,
             seed=settings.run.seed,
+            extra=_given_items(prepared) if unit["given"] else None,
+            groups=settings.features.user_categorical,
         )
         write_atomically(folder / f"{name}.npz", fitted.save)
         return {"items": len(fitted.items), "neighbours": len(fitted.neighbour_items)}
@@ -136,10 +202,23 @@ def _hash_limit(shop: Ingest, users: int) -> np.uint64:
     return np.uint64(min(share * 2.0**64, 2.0**64 - 2048))  # the largest float64 below 2^64
 
 
-def read_signals(prepared: Prepared, cutoff: date) -> Signals:
-    """The signals as of the cutoff, made if they are not there."""
-    make_signals(prepared, [cutoff])
-    return signals_module.load(prepared.signals.path / f"{cutoff.isoformat()}.npz")
+def _given_items(prepared: Prepared) -> np.ndarray:
+    """int32: the codes of all given items."""
+    found = (given_of(prepared, shard) for shard in prepared.ingest.shards)
+    return np.unique(np.concatenate([np.unique(one.item) for one in found if one is not None]))
+
+
+def read_signals(prepared: Prepared, cutoff: date, *, lists: bool = False) -> Signals:
+    """The signals as of the cutoff, made if they are not there.
+
+    Args:
+        lists: they are for lists, so given candidates must be among the active items.
+    """
+    name, unit = cutoff.isoformat(), {"cutoff": cutoff.isoformat(), "given": False}
+    if lists and prepared.given is not None:
+        name, unit = f"{name}-{prepared.given.digest}", unit | {"given": True}
+    _fit_signals(prepared, {name: unit})
+    return signals_module.load(prepared.signals.path / f"{name}.npz")
 
 
 # Examples -----------------------------------------------------------------------------------------------------------------------
@@ -352,7 +431,7 @@ def fit_calibration(prepared: Prepared, bundle: Bundle, *, cutoff: date) -> Cali
 def _calibrate_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], folder: Path) -> Task:
     settings = prepared.settings
     signals = Signals(**arrays)
-    describer, scorer = _scoring(prepared, model, signals)
+    describer, scorer = scoring(prepared, model, signals)
     limit = _hash_limit(prepared.ingest, settings.calibration.max_users)
     start = int(signals.cutoff)
     end = start + settings.window.label_days * DAY_US
@@ -367,25 +446,25 @@ def _calibrate_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[
             kept = batch.modelled[batch.candidates.user_row]
             found.append((batch.raw[kept], label[kept], group[kept]))
         raw, label, group = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-        _save_arrays(folder / f"{name}.npz", raw=raw, label=label, group=group)
+        save_arrays(folder / f"{name}.npz", raw=raw, label=label, group=group)
         return {"rows": len(raw), "bought": int(label.sum())}
 
     return task
 
 
-def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    def save(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a path, savez would add a suffix
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-
-    write_atomically(path, save)
-
-
 # Score and publish --------------------------------------------------------------------------------------------------------------
 
 
-def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
-    """The recommendation table of as_of: a shard of users is a unit, its receipt names a staged part; one commit publishes all."""
+def score(prepared: Prepared, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str] = {}) -> Published:
+    """The recommendation table of as_of: a shard of users is a unit, its receipt names a staged part; one commit publishes all.
+
+    Args:
+        overrides: checks of the gate that may fail, and why.
+
+    Raises:
+        BundleError: as `check_bundle`.
+        GateError, PublishError: as `night.publish_parts`.
+    """
     settings = prepared.settings
     check_bundle(bundle, settings)
     device = device_of(settings.run)
@@ -393,6 +472,7 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
         {
             "as_of": as_of.isoformat(),
             "inputs": prepared.sources.identity(),
+            "given": prepared.given.digest if prepared.given else None,
             "settings": settings.model_dump(mode="json", include={"shop", "features", "window", "signals", "candidates", "rank"}),
             "seed": settings.run.seed,
             "model": bundle.model_version,
@@ -408,9 +488,11 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
         settings.rank.k,
         prepared.sources.user_id,
         prepared.sources.item_id,
+        settings.gate,
+        overrides,
     )
     stage = Stage(settings.run.work, "score", {"run": run_id, "ingest": prepared.ingest.digest, "table": settings.table.path})
-    signals = read_signals(prepared, as_of)
+    signals = read_signals(prepared, as_of, lists=True)
     receipts, seconds = score_units(
         stage,
         {f"part-{shard}": {"shard": shard} for shard in prepared.ingest.shards},
@@ -426,18 +508,21 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
     )
     parts = [receipt["part"] for receipt in receipts.values()]
     scored = sum(receipt["candidates"] for receipt in receipts.values())
-    return publish_parts(night, parts, scored=scored, seconds=seconds)
+    catalog = prepared.ingest.catalog()
+    available = catalog.item_id.filter(pa.array(catalog.available))
+    return publish_parts(night, parts, scored=scored, seconds=seconds, available=available)
 
 
 def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], night: Night) -> Task:
     settings = prepared.settings
-    describer, scorer = _scoring(prepared, model, Signals(**arrays))
+    describer, scorer = scoring(prepared, model, Signals(**arrays))
     chance = chances(scorer.bundle)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         candidates = 0
         tables: list[pa.Table] = []
-        for batch in scored(prepared.ingest.profiles(unit["shard"]), describer, scorer):
+        profiles, only = prepared.ingest.profiles(unit["shard"]), given_of(prepared, unit["shard"])
+        for batch in scored(profiles, describer, scorer, only):
             candidates += len(batch.candidates)
             tables.append(
                 recommendations(
@@ -471,89 +556,9 @@ def check_bundle(bundle: Bundle, settings: Settings) -> None:
                 )
 
 
-def _scoring(prepared: Prepared, model: tuple[str, Device], signals: Signals) -> tuple[Describer, Scorer]:
+def scoring(prepared: Prepared, model: tuple[str, Device], signals: Signals) -> tuple[Describer, Scorer]:
     """What one actor scores with: features under the bundle's own vocabularies, and the model."""
     folder, device = model
     loaded = bundles.load(folder)
     describer = Describer(prepared.settings, prepared.ingest.catalog(), signals, loaded.spec.vocabularies)
     return describer, Scorer(loaded, device)
-
-
-# Backtest -----------------------------------------------------------------------------------------------------------------------
-
-
-def horizon_end(sources: Sources, *, as_of: date, horizon_days: int) -> date:
-    """The day before which purchases count as the backtest's truth: the horizon's end, or the data's with a warning.
-
-    Raises:
-        DataError: no event from as_of on.
-    """
-    data_end = sources.last + timedelta(days=1)
-    if data_end <= as_of:
-        raise DataError(f"--as-of {as_of}: no event from then on to compare with; the last is of {sources.last}. Use an earlier date.")
-    end = as_of + timedelta(days=horizon_days)
-    if end > data_end:
-        log.warning(
-            "backtest: the data ends on %s, so the horizon is %d days, not %d", sources.last, (data_end - as_of).days, horizon_days
-        )
-    return min(end, data_end)
-
-
-def backtest(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> dict[str, Any]:
-    """Metrics of lists as of a date against the purchases of [as_of, end), beside the baselines.
-
-    `calibration` is `reliability.summary` against the purchases of window.label_days; null where the horizon is shorter.
-
-    Args:
-        bundle: trained as of the same date, else it would know its test.
-    """
-    trained_as_of = bundle.about["window"]["as_of"]
-    assert trained_as_of <= as_of.isoformat(), f"a bundle as of {trained_as_of} cannot be tested as of {as_of}"
-    device = device_of(prepared.settings.run)
-    signals = read_signals(prepared, as_of)
-    stage = Stage(
-        prepared.settings.run.work,
-        "backtest",
-        {"signals": prepared.signals.digest, "examples": prepared.examples.digest, "model": bundle.model_version}
-        | {"as_of": as_of.isoformat(), "end": end.isoformat(), "device": device},
-    )
-    units = {f"users-{shard}": {"shard": shard} for shard in prepared.ingest.shards}
-    arguments = (prepared, (str(bundle.folder), device), ray.put(signals.arrays()), as_of, end, stage.path)
-    receipts = runtime.run(stage, units, _backtest_task, *arguments, actors=prepared.settings.run.actors, device=device, unit="shards")
-    result = evaluate.summary(evaluate.add([receipt["sums"] for receipt in receipts.values()]))
-    calibration = None
-    if _label_end(prepared.settings, as_of) <= end:
-        total = reliability.zero()
-        for name in receipts:
-            with np.load(stage.path / f"{name}.npz") as file:
-                total = {key: values + file[key] for key, values in total.items()}
-        calibration = reliability.summary(total)
-    return {"as_of": as_of.isoformat(), "horizon_days": (end - as_of).days, **result, "calibration": calibration}
-
-
-def _label_end(settings: Settings, as_of: date) -> date:
-    """The day before which a purchase makes true what a score as of a date foretells."""
-    return as_of + timedelta(days=settings.window.label_days)
-
-
-def _backtest_task(
-    prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], as_of: date, end: date, folder: Path
-) -> Task:
-    describer, scorer = _scoring(prepared, model, Signals(**arrays))
-    chance = chances(scorer.bundle)
-    factors = Factors(prepared.settings.signals)
-    label_end = _label_end(prepared.settings, as_of)
-
-    def task(name: str, unit: dict[str, Any]) -> Receipt:
-        start, stop = midnight(as_of), midnight(end)
-        sums: list[Mapping[str, Mapping[str, float]]] = []
-        total = reliability.zero()
-        for batch in scored(prepared.ingest.profiles(unit["shard"]), describer, scorer):
-            sums.append(evaluate.evaluate(batch, start=start, end=stop, factors=factors))
-            if label_end <= end:
-                more = reliability.count(batch, chance=chance, end=midnight(label_end))
-                total = {key: values + more[key] for key, values in total.items()}
-        _save_arrays(folder / f"{name}.npz", **total)
-        return {"sums": evaluate.add(sums)}
-
-    return task

@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -211,6 +211,7 @@ def commit(
     user_id: pa.DataType,
     item_id: pa.DataType,
     keep_nights: int,
+    notes: Mapping[str, str] = {},
     storage_options: Mapping[str, str] = {},
 ) -> int | None:
     """The table's version at which these parts are the night, and None when they already are.
@@ -218,6 +219,9 @@ def commit(
     One commit adds the parts, removes what stood at `as_of`, and removes the nights beyond the newest `keep_nights`; a reader
     sees all of it or nothing. Creates the table where there is none; a table of before a nullable column came gets it, in a
     version of its own, null in all its nights. Then reclaims files removed RECLAIM_HOURS ago.
+
+    Args:
+        notes: kept with the commit, in the table's history.
 
     A commit of another night that comes between is given way to; one of the same night is not, as it may be the newer.
 
@@ -233,6 +237,7 @@ def commit(
         RUN_ID: run_id,
         MODEL_VERSION: model_version,
         "rows": sum(part["rows"] for part in staged.values()),
+        **notes,
     }
     # 0 retries: only then does deltalake refuse when the table has moved on since it was opened. With retries it re-applies the
     # removals it derived before, and two writers of one night leave both their lists in it (seen with 1.6.6).
@@ -277,6 +282,37 @@ def commit(
                 ) from error
     _reclaim(path, storage_options)
     return version
+
+
+def rollback(path: str, *, to: date, storage_options: Mapping[str, str] = {}) -> list[date]:
+    """The nights after `to`, newest first, taken back by one commit; the others stay. Empty where there is none.
+
+    Their files stay on disk for RECLAIM_HOURS, so that what took them back can be undone by publishing them again.
+
+    Raises:
+        PublishError: there is no table, `to` is not a night of it, or other writers came between again and again.
+    """
+    for _ in range(ATTEMPTS):
+        table = _open(path, storage_options)
+        files = _files(table) if table else []
+        known = sorted({file[AS_OF] for file in files}, reverse=True)
+        if table is None or to not in known:
+            raise PublishError(
+                f"{path}: night {to} must be published to go back to it, got {', '.join(map(str, known)) or 'no nights'}. Choose one."
+            )
+        removed = [file for file in files if file[AS_OF] > to]
+        if not removed:
+            return []
+        now_ms = time.time_ns() // 1_000_000
+        schema, properties = table.schema(), CommitProperties(custom_metadata={"rollback_to": to.isoformat()}, max_commit_retries=0)
+        try:
+            table.create_write_transaction(
+                [_remove(file, now_ms) for file in removed], "append", schema, [AS_OF], commit_properties=properties
+            )
+        except CommitFailedError:
+            continue
+        return [day for day in known if day > to]
+    raise PublishError(f"{path}: {ATTEMPTS} commits of the way back to {to} were overtaken by other writers. Run again.")
 
 
 def published(path: str, *, as_of: date, storage_options: Mapping[str, str] = {}) -> str | None:
@@ -342,6 +378,22 @@ def read(path: str, *, as_of: date, user_id: str | int | None = None, storage_op
         if field.nullable and field.name not in found.column_names:
             found = found.append_column(field, pa.nulls(found.num_rows, field.type))
     return found.select(schema.names)
+
+
+def batches(
+    path: str, *, as_of: date, columns: Sequence[str], parts: Sequence[Part] | None = None, storage_options: Mapping[str, str] = {}
+) -> Iterator[pa.RecordBatch]:
+    """The rows of one night batch by batch, in any order; of a published one, or of staged parts."""
+    if parts is None:
+        table = _open(path, storage_options)
+        assert table is not None, f"{path}: no table"
+        yield from table.to_pyarrow_dataset().to_batches(columns=list(columns), filter=pc.field(AS_OF) == as_of)
+        return
+    store, root = filesystem(path, storage_options)
+    for part in parts:
+        if part["rows"]:
+            with store.open_input_file(f"{root}/{part['path']}") as file:
+                yield from pq.ParquetFile(file).iter_batches(columns=list(columns))
 
 
 def _part_schema(user_id: pa.DataType, item_id: pa.DataType) -> pa.Schema:

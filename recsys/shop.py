@@ -35,6 +35,8 @@ class Sources:
     """Of the first event, UTC."""
     last: date
     """Of the last event, UTC."""
+    given: Input | None
+    """The shop's own candidates."""
 
     @property
     def shards(self) -> int:
@@ -101,8 +103,13 @@ def open_shop(settings: Settings, *, as_of: date) -> Sources:
             _text(users, name, setting="features.user_categorical")
         for name in settings.features.user_numeric:
             _number(users, name, setting="features.user_numeric", required=True)
+    given = None
+    if settings.rank.candidates is not None:
+        given = open_input("rank.candidates", settings.rank.candidates, shop.storage_options)
+        _same_id(_id(given, columns.user_id, "user_id"), user_id, given, columns.user_id, events)
+        _same_id(_id(given, columns.item_id, "item_id"), item_id, given, columns.item_id, events)
     first, last = _span(events, settings, as_of=as_of)
-    sources = Sources(settings, events, items, users, user_id, item_id, first, last)
+    sources = Sources(settings, events, items, users, user_id, item_id, first, last, given)
     check_as_of(sources, as_of)
     return sources
 

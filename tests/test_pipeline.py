@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +18,9 @@ import pytest
 import ray.cloudpickle
 from deltalake import DeltaTable
 
-from recsys import bundle, pipeline, publish, runtime, synthetic
-from recsys.config import Settings
+from recsys import bundle, gate, pipeline, publish, runtime, synthetic
+from recsys.config import Columns, Settings
+from recsys.errors import GateError
 from recsys.pipeline import Prepared, Published, Trained
 from recsys.runtime import Task
 from recsys.shop import midnight, open_shop
@@ -72,7 +73,7 @@ def night(two_actors: None, tmp_path_factory: pytest.TempPathFactory) -> Night:
             "shop": {"events": str(planted.events), "items": str(planted.items), "users": str(planted.users)},
             "features": {"item_categorical": ["category", "brand"], "item_numeric": ["size"], "user_categorical": ["age"]},
             "window": {"label_days": 14, "history_days": 90, "cutoffs": 3},
-            "signals": {"factors": 8, "als_iterations": 5, "ease_l2": 20.0},
+            "signals": {"factors": 8, "als_iterations": 5, "ease_l2": 20.0, "group_users": 10},
             "candidates": {"per_user": 60},
             "model": {"hidden": [16]},
             "train": {"epochs": 2, "batch_size": 128, "learning_rate": 0.01},
@@ -126,9 +127,10 @@ def test_what_is_printed_of_the_night_is_what_the_table_holds(night: Night) -> N
     assert set(night.table["model_version"].to_pylist()) == {night.trained.bundle.model_version}
 
 
-def test_a_user_without_history_gets_what_is_popular_and_no_score(night: Night) -> None:
+def test_a_user_without_history_gets_what_users_alike_buy_and_no_score(night: Night) -> None:
     newcomer = pc.equal(night.table[USER_ID], NEWCOMER)
-    assert set(night.table.filter(newcomer)[SOURCE].to_pylist()) == {"popular"}
+    assert set(night.table.filter(newcomer)[SOURCE].to_pylist()) == {"group"}
+    assert set(night.table.filter(pc.invert(newcomer))[SOURCE].to_pylist()).isdisjoint({"group"})
     assert night.table.filter(newcomer)[SCORE].null_count == K
     others = night.table.filter(pc.invert(newcomer))
     assert others[SCORE].null_count == 0
@@ -280,6 +282,86 @@ def test_a_copied_bundle_gives_the_same_run(night: Night, tmp_path: Path) -> Non
     assert (again.run_id, again.version) == (night.published.run_id, None)
 
 
+# ---- the gate
+
+
+def test_a_night_that_half_the_catalog_is_gone_for_is_stopped_and_may_be_let_through(night: Night, tmp_path: Path) -> None:
+    def prepared(**shop: Any) -> pipeline.Prepared:
+        told = night.with_run(tmp_path / "table").model_copy(update={"shop": night.settings.shop.model_copy(update=shop)})
+        return pipeline.prepare(open_shop(told, as_of=DAY), end=DAY)
+
+    model, path = night.trained.bundle, str(tmp_path / "table")
+    eve, eve_before = DAY - timedelta(days=1), DAY - timedelta(days=2)
+    pipeline.score(prepared(), model, as_of=eve_before)
+    verdict = pipeline.score(prepared(), model, as_of=eve).verdict
+    assert verdict is not None
+    assert (verdict.before, verdict.failed()) == (eve_before, [])  # a normal night passes every check
+    assert len(verdict.checks) == len(gate.NAMES)
+
+    items = pq.read_table(night.planted.items)
+    (tmp_path / "items").mkdir()
+    gone = pa.array(np.arange(items.num_rows) % 2 == 0)
+    pq.write_table(items.append_column("here", gone), tmp_path / "items" / "items.parquet")
+    half = prepared(items=str(tmp_path / "items"), columns=Columns(available="here"))
+    with pytest.raises(
+        GateError, match=rf"gate: items .* must be at least 0\.6, got 0\.\d+ against night {eve}.*--override items"
+    ) as stopped:
+        pipeline.score(half, model, as_of=DAY)
+    assert stopped.value.status == 5
+    assert [one.as_of for one in publish.nights(path)] == [eve, eve_before]
+
+    failed = dict.fromkeys(gate.NAMES, "the other half moved to another shop")
+    assert pipeline.score(half, model, as_of=DAY, overrides=failed).version is not None
+    kept = DeltaTable(path).history(1)[0]
+    assert json.loads(kept["overrides"]) == failed
+    assert json.loads(kept["gate"])["items"] < 0.6
+    assert pipeline.score(half, model, as_of=DAY).verdict is None  # what stands is not judged again
+
+
+# ---- given candidates
+
+
+def test_only_given_items_are_listed_and_users_without_one_get_no_list(
+    night: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    planted = night.planted
+    users, items = planted.user_ids.to_pylist(), planted.item_ids.to_pylist()
+    chosen = {user: items[number % 40 : 150 : 11] for number, user in enumerate([NEWCOMER, *users[:100]])}
+    rows = [(user, item) for user, mine in chosen.items() for item in reversed(mine)]
+    rows += [*rows[:5], (users[0], None), (None, items[0]), (-1, items[0]), (users[0], -1)]
+    (tmp_path / "given").mkdir()
+    for part in range(2):
+        mine = rows[part::2]
+        table = pa.table({USER_ID: pa.array([u for u, _ in mine], pa.int64()), ITEM_ID: pa.array([i for _, i in mine], pa.int64())})
+        pq.write_table(table, tmp_path / "given" / f"{part}.parquet", row_group_size=50)
+    settings = night.with_run(tmp_path / "table").model_dump()
+    settings["rank"]["candidates"] = str(tmp_path / "given")
+    caplog.set_level("INFO", "recsys")
+    prepared = pipeline.prepare(open_shop(Settings.model_validate(settings), as_of=DAY), end=DAY)
+    assert f"given: {len(rows):,} rows read, rejected: duplicate 5, null_id 2, unknown_item 1, unknown_user 1" in caplog.text
+    assert f"given: 110 of 211 users have no row in {tmp_path / 'given'} and get no list" in caplog.text
+    made = modified(night.settings.run.work)
+    trained = pipeline.train(prepared, as_of=DAY)
+    assert modified(night.settings.run.work) == made  # the model learns from what the sources propose
+    assert trained.bundle.model_version == night.trained.bundle.model_version
+    published = pipeline.score(prepared, trained.bundle, as_of=DAY)
+    assert published.run_id != night.published.run_id
+    table = publish.read(str(tmp_path / "table"), as_of=DAY)
+    gone = {item for item, available in zip(items, planted.available, strict=True) if not available}
+    found = lists(table)
+    assert found.keys() == chosen.keys()
+    for user, mine in found.items():
+        allowed = set(chosen[user]) - gone
+        assert set(mine) <= allowed
+        assert len(mine) == min(K, len(allowed))
+    assert pc.all(pc.list_value_length(table["sources"])).as_py()
+    both = table.join(
+        night.table.select([USER_ID, ITEM_ID, "reason_kind"]), [USER_ID, ITEM_ID], right_suffix="_proposed", join_type="inner"
+    )
+    assert both.num_rows > 100
+    assert pc.sum(pc.equal(both["reason_kind"], "given")).as_py() == 0
+
+
 # ---- dates
 
 
@@ -288,11 +370,3 @@ def test_cutoffs_are_a_label_length_apart_and_have_as_much_history_before_them(n
     assert dates == [date(2024, 4, 20), date(2024, 5, 4), date(2024, 5, 18)]
     assert pipeline.cutoffs(night.settings, as_of=DAY, first=date(2024, 4, 6)) == dates
     assert pipeline.cutoffs(night.settings, as_of=DAY, first=date(2024, 4, 7)) == dates[1:]
-
-
-def test_a_horizon_past_the_data_is_shortened_with_a_warning(night: Night, caplog: pytest.LogCaptureFixture) -> None:
-    sources = night.prepared.sources
-    assert pipeline.horizon_end(sources, as_of=date(2024, 5, 4), horizon_days=28) == DAY
-    assert not caplog.records
-    assert pipeline.horizon_end(sources, as_of=date(2024, 5, 4), horizon_days=29) == DAY
-    assert caplog.messages == ["backtest: the data ends on 2024-05-31, so the horizon is 28 days, not 29"]
