@@ -7,7 +7,9 @@ A reason's kind says what the other columns hold:
     similar_to     ALS: the same, by `signals.purchase_shares`; bought_before where that purchase is the item itself
     popular_in     the category, of the item's, that is most the user's own
     new_in         the same, of an item that few or none bought
-    popular, popular_with, given   neither
+    popular        neither
+    popular_with   neither: the user, who bought nothing yet, is of a group
+    given          neither: the shop chose it
 
 A new source adds its line to REASONS; a test goes over all sources.
 """

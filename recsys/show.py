@@ -16,12 +16,12 @@ from recsys.catalog import Catalog
 from recsys.config import Settings
 from recsys.contributions import contributions, in_words
 from recsys.errors import BundleError, ConfigError, DataError, PublishError
-from recsys.features import Describer
-from recsys.pipeline import Prepared, check_bundle, read_signals
+from recsys.given import Given
+from recsys.pipeline import Prepared, check_bundle, given_of, read_signals, scoring
 from recsys.profiles import Profiles, shard_of
 from recsys.publish import Night
 from recsys.recommend import check_inputs
-from recsys.score import Scorer, chances
+from recsys.score import chances
 from recsys.signals import purchase_days
 from recsys.tables import DAY_US, ITEM_ID, RANK, SCORE, USER_ID
 
@@ -112,7 +112,7 @@ def show(prepared: Prepared, user_id: str | int, *, night: Night, before: date |
         PublishError: the user has no row in it.
     """
     settings = prepared.settings
-    profile = _profile(prepared, user_id, night.as_of)
+    profile, _ = _find_user(prepared, user_id, night.as_of)
 
     def read(as_of: date) -> pa.Table:
         return publish.read(settings.table.path, as_of=as_of, user_id=user_id, storage_options=settings.shop.storage_options)
@@ -142,14 +142,15 @@ def show(prepared: Prepared, user_id: str | int, *, night: Night, before: date |
     )
 
 
-def _profile(prepared: Prepared, user_id: str | int, as_of: date) -> Profiles:
-    """The one user's profile, found by the hash that put it into its shard."""
+def _find_user(prepared: Prepared, user_id: str | int, as_of: date) -> tuple[Profiles, Given | None]:
+    """The one user's profile and given candidates, found by the hash that put them into a shard."""
     ids = pa.array([user_id], prepared.sources.user_id)
-    profiles = prepared.ingest.profiles(prepared.ingest.shards[int(shard_of(ids, len(prepared.ingest.shards))[0])])
+    shard = prepared.ingest.shards[int(shard_of(ids, len(prepared.ingest.shards))[0])]
+    profiles, only = prepared.ingest.profiles(shard), given_of(prepared, shard)
     place = pc.index(profiles.users.column(USER_ID), ids[0]).as_py()
     if place < 0:
         raise ConfigError(f"--user {user_id}: no such user in the shop before {as_of}. Check the id.")
-    return profiles.take(np.array([place]))
+    return profiles.take(np.array([place])), only.select(place, place + 1) if only is not None else None
 
 
 def _names(catalog: Catalog, rows: pa.Table) -> list[str]:
@@ -201,8 +202,9 @@ def contributed(prepared: Prepared, bundle: Bundle, shown: Shown, *, largest: in
             f"{bundle.model_version}. Pass that one with --bundle."
         )
     check_bundle(bundle, settings)
-    describer = Describer(settings, prepared.ingest.catalog(), read_signals(prepared, night.as_of), bundle.spec.vocabularies)
-    ((_, users, candidates, inputs),) = describer(_profile(prepared, shown.user_id, night.as_of))
+    signals = read_signals(prepared, night.as_of, lists=True)
+    describer, scorer = scoring(prepared, (str(bundle.folder), "cpu"), signals)
+    ((_, users, candidates, inputs),) = describer(*_find_user(prepared, shown.user_id, night.as_of))
     check_inputs(inputs, bundle)
     ids = users.catalog.item_id.take(pa.array(users.signals.items[candidates.item]))
     scored = shown.rows.filter(shown.rows.column(SCORE).is_valid())
@@ -212,7 +214,7 @@ def contributed(prepared: Prepared, bundle: Bundle, shown: Shown, *, largest: in
         raise DataError(f"{changed}, as an item of the list is no candidate any more. Score the night again.")
     row = place.to_numpy()
     dense, codes = inputs.dense[row], inputs.codes[row]
-    score = chances(bundle)(Scorer(bundle)(dense, codes))
+    score = chances(bundle)(scorer(dense, codes))
     if not np.allclose(score, scored.column(SCORE).to_numpy(), rtol=0, atol=SAME_SCORE):
         raise DataError(f"{changed}, as a score is another now. Score the night again.")
     found = contributions(bundle, dense, codes)
