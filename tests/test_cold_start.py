@@ -182,7 +182,7 @@ FRESH = pa.array(["dairy", "dairy", "bakery", "bakery", "bakery", "dairy", "gard
 
 def content(**limits: int) -> tuple[Describer, Profiles]:
     """The shop with a dairy item that nobody bought."""
-    chosen = shops.settings(candidates=config.Candidates(**{"cold_buyers": 2, **limits}))
+    chosen = shops.settings(candidates=config.Candidates(**{"content": 20, "cold_buyers": 2, **limits}))
     items = shops.catalog(department=FRESH)
     fitted = shops.fit(shops.whole(), chosen, unseen=np.array([NOTHING]), most_unseen=chosen.candidates.unseen)
     return Describer(chosen, items, fitted, shops.VOCABULARIES), shops.whole()
@@ -327,13 +327,13 @@ def night(folder: Path, *, items: bool, **candidates_: int) -> tuple[pipeline.Pr
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_a_new_item_of_a_loved_category_gets_into_lists_with_content_and_never_without(tmp_path: Path, two_actors: None) -> None:
     launches(tmp_path / "shop")
-    _, table = night(tmp_path / "shop", items=True)
+    _, table = night(tmp_path / "shop", items=True, content=20)
     mine = [row for row in table.to_pylist() if row["item_id"] in PLANTED]
     assert all(row["item_id"] == PLANTED[row["user_id"] % LOVED] for row in mine)
     assert len(mine) > 60  # of 80 users
     assert {(row["source"], row["reason_kind"]) for row in mine} == {("content", "new_in")}
 
-    prepared, table = night(tmp_path / "shop", items=True, content=0)
+    prepared, table = night(tmp_path / "shop", items=True)
     assert table.num_rows == 80 * 5
     assert not set(PLANTED) & set(table["item_id"].to_pylist())
     known = prepared.ingest.catalog().item_id.to_numpy()[pipeline.read_signals(prepared, DAY).items]
