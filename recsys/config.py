@@ -152,8 +152,9 @@ class Candidates(Section):
     """Items whose ALS vector is nearest to the user's."""
     category: Annotated[int, Field(ge=0)] = 50
     """Items popular in the user's categories."""
-    content: Annotated[int, Field(ge=0)] = 20
-    """Cold items in the user's categories, the newest first; needs features.item_categorical."""
+    content: Annotated[int, Field(ge=0)] = 0
+    """Cold items in the user's categories, the newest first; needs features.item_categorical. Off where not asked for: what it adds to
+    lists, and takes from them, depends on how well the catalog tells new items from dead ones. 20 is a start."""
     cold_buyers: Positive = 10
     """An item with fewer buyers is cold: too few for sources that go by who bought it."""
     unseen: Annotated[int, Field(ge=0)] = 1_000

@@ -194,7 +194,7 @@ def _signals_task(prepared: Prepared, folder: Path) -> Task:
             seed=settings.run.seed,
             extra=_given_items(prepared) if unit["given"] else None,
             groups=settings.features.user_categorical,
-            unseen=unseen[np.argsort(mix(hashes ^ np.uint64(cutoff)), kind="stable")],
+            unseen=unseen[np.argsort(mix(hashes ^ np.int64(cutoff).astype(np.uint64)), kind="stable")],
             most_unseen=_most_unseen(settings),
         )
         write_atomically(folder / f"{name}.npz", fitted.save)

@@ -182,7 +182,7 @@ FRESH = pa.array(["dairy", "dairy", "bakery", "bakery", "bakery", "dairy", "gard
 
 def content(**limits: int) -> tuple[Describer, Profiles]:
     """The shop with a dairy item that nobody bought."""
-    chosen = shops.settings(candidates=config.Candidates(**{"cold_buyers": 2, **limits}))
+    chosen = shops.settings(candidates=config.Candidates(**{"content": 20, "cold_buyers": 2, **limits}))
     items = shops.catalog(department=FRESH)
     fitted = shops.fit(shops.whole(), chosen, unseen=np.array([NOTHING]), most_unseen=chosen.candidates.unseen)
     return Describer(chosen, items, fitted, shops.VOCABULARIES), shops.whole()
@@ -230,16 +230,16 @@ def test_without_unseen_items_only_those_with_a_buyer_are_candidates(limits: dic
 
 
 def test_signals_of_bought_items_are_those_without_the_unseen_ones() -> None:
-    plain, more = shops.fit(shops.whole()), content()[0].signals
-    assert more.items.tolist() == sorted([*plain.items.tolist(), NOTHING])
-    there = more.position[plain.items]
+    events = shops.group([event for event in HISTORY if event.item != MILK])
+    plain, more = shops.fit(events), shops.fit(events, unseen=np.array([MILK]), most_unseen=1)
+    assert more.items.tolist() == [MILK, *plain.items.tolist()]
     for name in ("buyers", "first_ts", "last_ts", "price", "repeat_rate", "repeat_days", "factors"):
-        assert getattr(more, name)[there].tobytes() == getattr(plain, name).tobytes(), name
-    assert more.popularity[:, there].tobytes() == plain.popularity.tobytes()
-    assert (more.neighbours[there][:, there] != plain.neighbours).nnz == 0
-    new = more.position[NOTHING]
-    assert more.neighbours[new].nnz == more.neighbours[:, new].nnz == 0
-    assert not more.factors[new].any()
+        assert getattr(more, name)[1:].tobytes() == getattr(plain, name).tobytes(), name
+    assert more.popularity[:, 1:].tobytes() == plain.popularity.tobytes()
+    assert plain.neighbours.nnz > 0
+    assert (more.neighbours[1:][:, 1:] != plain.neighbours).nnz == 0
+    assert more.neighbours[0].nnz == more.neighbours[:, 0].nnz == 0
+    assert not more.factors[0].any()
 
 
 def test_only_so_many_unseen_items_are_active_those_first_in_order() -> None:
@@ -327,13 +327,13 @@ def night(folder: Path, *, items: bool, **candidates_: int) -> tuple[pipeline.Pr
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_a_new_item_of_a_loved_category_gets_into_lists_with_content_and_never_without(tmp_path: Path, two_actors: None) -> None:
     launches(tmp_path / "shop")
-    _, table = night(tmp_path / "shop", items=True)
+    _, table = night(tmp_path / "shop", items=True, content=20)
     mine = [row for row in table.to_pylist() if row["item_id"] in PLANTED]
     assert all(row["item_id"] == PLANTED[row["user_id"] % LOVED] for row in mine)
     assert len(mine) > 60  # of 80 users
     assert {(row["source"], row["reason_kind"]) for row in mine} == {("content", "new_in")}
 
-    prepared, table = night(tmp_path / "shop", items=True, content=0)
+    prepared, table = night(tmp_path / "shop", items=True)
     assert table.num_rows == 80 * 5
     assert not set(PLANTED) & set(table["item_id"].to_pylist())
     known = prepared.ingest.catalog().item_id.to_numpy()[pipeline.read_signals(prepared, DAY).items]

@@ -224,7 +224,7 @@ def test_two_models_with_one_list_differ_by_exactly_nothing() -> None:
 
 def test_recall_of_the_candidates_by_source(summary: Mapping[str, Any]) -> None:
     found = summary["candidates"]
-    assert list(found["recall"]) == ["own", "neighbours", "factors", "category", "content", "popular", "union"]
+    assert list(found["recall"]) == ["own", "neighbours", "factors", "category", "popular", "union"]
     assert found["recall"]["own"] == pytest.approx(1 / 3 / 4)  # ann's bread
     assert found["recall"]["category"] == pytest.approx(2 / 3 / 4)  # ann's bread and roll
     assert found["recall"]["popular"] == found["recall"]["union"] == pytest.approx((2 / 3 + 1 + 1 + 1) / 4)
