@@ -102,6 +102,9 @@ class Features(Section):
     """Columns of users taken as numbers."""
     max_vocabulary: Positive = 10_000
     """Values kept for one categorical column, the most frequent first; the rest, and unseen ones, share code 0."""
+    max_embedded: Annotated[int, Field(ge=0)] = 100
+    """Columns of at most so many values get an embedding in the model; one of many values would be learnt by heart. An item column
+    of any number of values shapes the category source and features, such as the user's share of purchases in it."""
 
 
 class Window(Section):

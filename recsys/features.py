@@ -25,7 +25,7 @@ class Inputs:
     dense: np.ndarray
     """float32 (N, F); NaN is missing."""
     codes: np.ndarray
-    """int32 (N, C): item columns, then user columns."""
+    """int32 (N, C): the columns that `embedded` names, item columns first."""
 
 
 class Describer:
@@ -65,6 +65,12 @@ class Describer:
             candidates = propose(users, self.sources, per_user=self.settings.candidates.per_user, repeats=repeats)
             inputs = describe(candidates, users, features=self.settings.features, vocabularies=self.vocabularies)
             yield batch, users, candidates, inputs
+
+
+def embedded(features: config.Features, vocabularies: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The categorical columns whose words the model gets as such: those of few words, item columns first."""
+    columns = features.item_categorical + features.user_categorical
+    return tuple(name for name in columns if len(vocabularies[name]) <= features.max_embedded)
 
 
 def describe(candidates: Candidates, users: Users, *, features: config.Features, vocabularies: Mapping[str, tuple[str, ...]]) -> Inputs:
@@ -174,9 +180,12 @@ def describe(candidates: Candidates, users: Users, *, features: config.Features,
     for place_in_row, values in enumerate(columns.values()):
         dense[place_in_row] = values
     dense[~np.isfinite(dense)] = np.nan
-    codes_of = [codes[item] for codes in users.categories.values()]
-    for name in features.user_categorical:
-        codes_of.append(encode(users.history.users.column(name), vocabularies[name])[row])
+    codes_of = []
+    for name in embedded(features, vocabularies):
+        if name in users.categories:
+            codes_of.append(users.categories[name][item])
+        else:
+            codes_of.append(encode(users.history.users.column(name), vocabularies[name])[row])
     codes = np.stack(codes_of, axis=1).astype(np.int32) if codes_of else np.empty((len(row), 0), np.int32)
     return Inputs(tuple(columns), np.ascontiguousarray(dense.T), codes)
 

@@ -27,7 +27,7 @@ from recsys.calibrate import Calibrated
 from recsys.catalog import item_vocabularies
 from recsys.config import Settings
 from recsys.errors import BundleError, DataError
-from recsys.features import Describer
+from recsys.features import Describer, embedded
 from recsys.given import Given
 from recsys.ingest import Ingest
 from recsys.night import Night, Published, device_of, publish_parts, score_units
@@ -299,6 +299,7 @@ def export_examples(prepared: Prepared, *, as_of: date, out: Path) -> dict[str, 
         DataError: as `train`.
     """
     days = _training_cutoffs(prepared, as_of)
+    words = {name: prepared.vocabularies[name] for name in embedded(prepared.settings.features, prepared.vocabularies)}
     counts: Counter[str] = Counter()
     names: tuple[str, ...] = ()
     for day, receipts in make_examples(prepared, days).items():
@@ -307,7 +308,7 @@ def export_examples(prepared: Prepared, *, as_of: date, out: Path) -> dict[str, 
         for shard, receipt in zip(prepared.ingest.shards, receipts, strict=True):
             names = tuple(receipt["features"])
             with pa.memory_map(str(prepared.examples.path / f"{day.isoformat()}-{shard}.arrow")) as source:
-                table = examples.named(pa.ipc.open_file(source).read_all(), names, prepared.vocabularies)
+                table = examples.named(pa.ipc.open_file(source).read_all(), names, words)
             write_atomically(
                 out / part / f"{day.isoformat()}-{shard}.parquet",
                 lambda file, table=table: pa.parquet.write_table(table, file, compression="zstd"),
@@ -317,7 +318,7 @@ def export_examples(prepared: Prepared, *, as_of: date, out: Path) -> dict[str, 
         "path": str(out / "train"),
         "test": str(out / "test"),
         "numeric": list(names),
-        "categorical": list(prepared.vocabularies),
+        "categorical": list(words),
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in pairs.items()]
     text = "\n".join(["# Feature rows of jobs.examples: python -m jobs.train --config this file", "[pairs]", *lines, ""])
@@ -395,7 +396,8 @@ def _feature_spec(files: Sequence[Path], names: Sequence[str], prepared: Prepare
                         yield batch.column(DENSE).flatten().to_numpy().reshape(batch.num_rows, -1)
 
     mean, scale = spec.fit_normalisation(blocks(), len(names))
-    return spec.FeatureSpec(tuple(names), mean, scale, tuple(prepared.vocabularies), prepared.vocabularies)
+    codes = embedded(prepared.settings.features, prepared.vocabularies)
+    return spec.FeatureSpec(tuple(names), mean, scale, codes, prepared.vocabularies)
 
 
 # Calibrate ----------------------------------------------------------------------------------------------------------------------

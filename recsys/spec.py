@@ -49,7 +49,8 @@ class FeatureSpec:
     codes: tuple[str, ...]
     """Names of the code columns; the name of a multi-valued one stands once for each value that counts."""
     vocabularies: Mapping[str, tuple[str, ...]]
-    """Values of each code column, most frequent first: the value at position i has code i + 1; code 0 is anything else."""
+    """Values of each code column, most frequent first: the value at position i has code i + 1; code 0 is anything else. Those of
+    columns that only shape dense ones too."""
     fill: tuple[float, ...] = ()
     """What stands for a missing value after scaling; absent, 0 for all: the mean."""
     limit: tuple[float, ...] = ()

@@ -279,6 +279,17 @@ def test_rows_without_candidates_have_features_of_no_rows() -> None:
     assert inputs.codes.shape == (0, 2)
 
 
+@pytest.mark.parametrize(("most", "columns"), [(0, ()), (1, ("age",)), (2, ("department", "age"))])
+def test_a_column_of_many_words_shapes_features_but_is_not_embedded(described: Described, most: int, columns: tuple[str, ...]) -> None:
+    few = shops.settings().features.model_copy(update={"max_embedded": most})
+    words = shops.VOCABULARIES | {"age": ("30s",)}
+    assert features.embedded(few, words) == columns
+    inputs = features.describe(described.found, described.users, features=few, vocabularies=words)
+    assert inputs.dense.tobytes() == described.inputs.dense.tobytes()
+    wide = features.describe(described.found, described.users, features=shops.settings().features, vocabularies=words)
+    assert inputs.codes.tolist() == wide.codes[:, [("department", "age").index(name) for name in columns]].tolist()
+
+
 def test_a_column_of_numbers_in_chunks_is_read_by_item() -> None:
     table = shops.catalog().table
     chunked = Catalog(pa.concat_tables([table.slice(0, 2), table.slice(2)]))
