@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from recsys import evaluate, publish
+from recsys.champion import Chosen
 from recsys.gate import Verdict
 from recsys.ingest import Ingest
 from recsys.night import Published
@@ -61,6 +62,22 @@ def training(trained: Trained) -> None:
             f"Calibration: {metrics['calibration']['kind']}. Log loss on users held out from it: {losses or 'none held out'}."
         )
     console.print(f"Best epoch {trained.best_epoch}. Model {trained.bundle.model_version} in {trained.bundle.folder}")
+
+
+def decision(chosen: Chosen) -> None:
+    """Which bundle scores the night, and by what numbers."""
+    made = chosen.decision
+    if made is None:
+        console.print("This night lies before the champion's day: a model of its own day scores it, and nothing is decided.")
+        return
+    numbers = ""
+    if made.difference is not None:
+        interval = f"[{made.low:+.4f}, {made.high:+.4f}]" if made.low is not None else "no interval"
+        numbers = f" NDCG@10 {made.difference:+.4f} {interval} over {made.users:,} users."
+    verb = "becomes" if made.promoted else "does not become"
+    console.print(f"Challenger {made.challenger} {verb} the champion: {made.why}.{numbers}")
+    if chosen.refit is not None:
+        training(chosen.refit)
 
 
 def pairs_test(fitted: Fitted) -> None:

@@ -52,6 +52,8 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     reliability.py   the backtest of the score column: chances against what users bought, by decile and segment
     backtest.py    R the backtest as a stage: evaluate and reliability over shards of users
     show.py        R one user's list: reasons, contributions, the history beside it, what changed since the night before
+    registry.py      the bundles that met the champion, and every decision
+    champion.py    R which bundle scores the night: the challenger where it is not worse than the champion
     -- around it --
     runtime.py     R connect to Ray, size a plan, run a stage's units, show progress
     submit.py      R hand a job to a cluster and follow it to its end

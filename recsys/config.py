@@ -558,6 +558,15 @@ class Gate(Section):
     """overlap and repeated_users look at all users, or at about that many chosen by hash; it bounds the driver's memory."""
 
 
+class Champion(Section):
+    """Which bundle scores a night of the shop door."""
+
+    path: str = "var/bundles"
+    """Folder of the bundles that met the champion and of every decision; on a cluster a path that every node shares."""
+    margin: Annotated[float, Field(ge=0)] = 0.01
+    """A challenger wins where the lower 95% bound of its NDCG@10 less the champion's is above minus this."""
+
+
 class Run(Section):
     """How the work is cut up; none of it changes a list but seed."""
 
@@ -619,6 +628,7 @@ class Settings(Section):
     rank: Rank = Rank()
     table: Table = Table()
     gate: Gate = Gate()
+    champion: Champion = Champion()
     run: Run = Run()
 
     @model_validator(mode="after")

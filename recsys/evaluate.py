@@ -213,3 +213,12 @@ def summary(sums: Sums) -> dict[str, Any]:
             "per_user": mean("all", sums.get("candidates", nobody)),
         },
     }
+
+
+def paired(ours: Sums, other: Sums) -> dict[str, Any]:
+    """NDCG@10 over all items of one bundle's sums less another's, of the same users and seed: `mean`, `interval` and `users`."""
+    nobody = np.zeros(1 + bootstrap.RESAMPLES)
+    key, users = f"all {OURS} ndcg@10", ours.get("all users", nobody)
+    difference = ours.get(key, nobody) - other.get(key, nobody)
+    mean = float(difference[0] / users[0]) if users[0] else None
+    return {"mean": mean, "interval": bootstrap.interval(difference, users), "users": int(users[0])}

@@ -18,10 +18,11 @@ import pytest
 import ray.cloudpickle
 from deltalake import DeltaTable
 
-from recsys import bundle, gate, pipeline, publish, runtime, synthetic
+from recsys import bundle, champion, gate, pipeline, publish, runtime, synthetic
 from recsys.config import Columns, Settings
 from recsys.errors import GateError
 from recsys.pipeline import Prepared, Published, Trained
+from recsys.registry import Registry
 from recsys.runtime import Task
 from recsys.shop import midnight, open_shop
 from recsys.tables import AS_OF, DAY_US, ITEM_ID, RANK, REASON, RUN_ID, SCORE, SOURCE, TS, USER_ID, recommendations_schema
@@ -360,6 +361,71 @@ def test_only_given_items_are_listed_and_users_without_one_get_no_list(
     )
     assert both.num_rows > 100
     assert pc.sum(pc.equal(both["reason_kind"], "given")).as_py() == 0
+
+
+# ---- the champion
+
+
+def test_a_challenger_wins_where_it_is_not_worse_and_only_then_is_fitted_on_all_data(night: Night, tmp_path: Path) -> None:
+    def prepared(**train: Any) -> Prepared:
+        settings = night.settings.model_dump()
+        told = Settings.model_validate({**settings, "train": settings["train"] | train})
+        return pipeline.prepare(open_shop(told, as_of=DAY), end=DAY)
+
+    def trainings() -> set[str]:
+        return {path.name for path in Path(night.settings.run.work).glob("train-*")}
+
+    good, bad = prepared(), prepared(learning_rate=1e-9, epochs=1)
+    registry = Registry(tmp_path / "bundles")
+    first = champion.choose(good, registry, as_of=DAY)
+    assert first.decision is not None
+    assert (first.decision.why, first.decision.promoted) == ("the first", True)
+    assert first.bundle.model_version == night.trained.bundle.model_version  # the refit as of the night
+    assert first.tested.bundle.about["window"]["as_of"] == (DAY - timedelta(days=14)).isoformat()
+    again = champion.choose(good, registry, as_of=DAY)
+    assert (again.bundle, again.decision, again.refit) == (first.bundle, first.decision, None)
+    assert len(registry.decisions()) == 1
+
+    before = trainings()
+    refused = champion.choose(bad, registry, as_of=DAY)
+    made = refused.decision
+    assert made is not None
+    assert made.low is not None
+    assert made.difference is not None
+    assert not made.promoted
+    assert made.difference < 0
+    assert made.low <= -0.01
+    assert made.users == refused.metrics["users"]["all"] > 100
+    ours, theirs = refused.metrics, first.metrics
+    assert made.difference == pytest.approx(ours["models"]["mlp"]["all"]["ndcg@10"] - theirs["models"]["mlp"]["all"]["ndcg@10"])
+    assert (refused.bundle, refused.refit) == (first.bundle, None)
+    assert len(trainings() - before) == 1  # the challenger's own, and no refit
+    assert champion.choose(bad, registry, as_of=DAY).decision == made
+
+    other = Registry(tmp_path / "others")
+    champion.choose(bad, other, as_of=DAY)
+    promoted = champion.choose(good, other, as_of=DAY)
+    assert promoted.decision is not None
+    assert promoted.decision.difference == pytest.approx(-made.difference)
+    assert promoted.decision.promoted
+    assert promoted.bundle.model_version == first.bundle.model_version
+
+    earlier = champion.choose(good, other, as_of=DAY - timedelta(days=1))
+    assert earlier.decision is None
+    assert earlier.bundle.about["window"]["as_of"] == (DAY - timedelta(days=1)).isoformat()
+    assert len(other.decisions()) == 2
+
+
+def test_a_champion_of_other_features_gives_way(night: Night, tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    champion.choose(night.prepared, registry, as_of=DAY)
+    settings = night.settings.model_dump()
+    told = Settings.model_validate({**settings, "features": settings["features"] | {"item_numeric": []}})
+    chosen = champion.choose(pipeline.prepare(open_shop(told, as_of=DAY), end=DAY), registry, as_of=DAY)
+    assert chosen.decision is not None
+    assert chosen.decision.promoted
+    assert chosen.decision.why.startswith("the champion cannot score under tonight's settings: ")
+    assert "features.item_numeric" in chosen.decision.why
 
 
 # ---- dates

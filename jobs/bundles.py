@@ -1,0 +1,61 @@
+"""The bundles that met the champion: list them, make one the champion, or go back to the one before."""
+
+from datetime import date
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from jobs import Config, job
+from recsys import config
+from recsys.registry import Decision, Registry
+from recsys.runtime import console
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
+Reason = Annotated[str, typer.Option("--why", help="Why; kept with the decision.")]
+
+
+def _registry(config_path: Config) -> Registry:
+    return Registry(config.load(config_path).champion.path)
+
+
+def _told(decision: Decision) -> None:
+    console.print(f"{decision.champion} is the champion from the next night on.")
+
+
+@app.command("list")
+def list_(config_path: Config) -> None:
+    """Every decision, oldest first, and the champion."""
+    with job():
+        registry = _registry(config_path)
+        decisions = registry.decisions()
+        table = Table(title=str(registry.path), title_justify="left")
+        for column in ("night", "challenger", "trained as of", "NDCG@10 less the champion's, 95%", "users", "champion after it", "why"):
+            table.add_column(column, justify="right" if column == "users" else "left")
+        for made in decisions:
+            numbers = "-" if made.difference is None else f"{made.difference:+.4f} [{made.low:+.4f}, {made.high:+.4f}]"
+            trained = registry.entry(made.challenger).tested.about["window"]["as_of"]
+            stands = "the challenger" if made.promoted else made.champion
+            table.add_row(
+                made.as_of, made.challenger, trained, numbers, "" if made.users is None else f"{made.users:,}", stands, made.why
+            )
+        console.print(table)
+        console.print(f"The champion: {decisions[-1].champion if decisions else 'none yet'}.")
+
+
+@app.command()
+def promote(config_path: Config, version: Annotated[str, typer.Argument(help="As `list` shows it.")], why: Reason) -> None:
+    """Make a bundle the champion by hand."""
+    with job():
+        _told(_registry(config_path).promote(version, as_of=date.today(), why=why))
+
+
+@app.command()
+def rollback(config_path: Config, why: Reason) -> None:
+    """Make the champion again what was first chosen before the present one was."""
+    with job():
+        _told(_registry(config_path).rollback(as_of=date.today(), why=why))
+
+
+if __name__ == "__main__":
+    app()

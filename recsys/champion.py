@@ -1,0 +1,88 @@
+"""Which bundle scores the night: a newly trained challenger only where it is not worse than the champion on days neither knows.
+
+The challenger is trained as of a label length ago, and both rank that day's lists: what was bought since decides. So did the champion
+in its turn, and its tested twin, not its refit, meets the challenger. Only who wins is fitted again on all data, and that refit
+publishes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+from recsys import pipeline
+from recsys.backtest import measure, paired
+from recsys.bundle import Bundle
+from recsys.errors import BundleError
+from recsys.pipeline import Prepared
+from recsys.registry import Decision, Entry, Registry
+from recsys.training import Trained
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The bundle of a night, and how it came to be."""
+
+    bundle: Bundle
+    decision: Decision | None
+    """None where a night before the champion's own day is made up for: it is scored by a model of its day, and nothing is decided."""
+    tested: Trained
+    refit: Trained | None
+    """Of the challenger where it won tonight, or of the night that is made up for."""
+    metrics: dict[str, Any]
+    """Of the challenger, as `backtest.measure`."""
+
+
+def choose(prepared: Prepared, registry: Registry, *, as_of: date, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> Chosen:
+    """The bundle that scores the night of as_of; what is decided is kept, and not decided again by a second run.
+
+    Raises:
+        DataError: as `pipeline.train`.
+    """
+    settings = prepared.settings
+    before = as_of - timedelta(days=settings.window.label_days)
+    tested = pipeline.train(prepared, as_of=before, on_epoch=on_epoch)
+    metrics = measure(prepared, tested.bundle, as_of=before, end=as_of)
+    challenger = tested.bundle.model_version
+    champion = registry.champion()
+    made = next((one for one in reversed(registry.decisions()) if one.challenger == challenger), None)
+    if champion is not None and champion.tested.about["window"]["as_of"] > before.isoformat():
+        refit = pipeline.train(prepared, as_of=as_of, on_epoch=on_epoch)
+        return Chosen(refit.bundle, None, tested, refit, metrics)
+    if champion is not None and made is not None:
+        return Chosen(_publishing(champion), made, tested, None, metrics)
+    decision = _decide(prepared, champion, tested.bundle, as_of=as_of, before=before)
+    refit = pipeline.train(prepared, as_of=as_of, on_epoch=on_epoch) if decision.promoted else None
+    registry.keep(tested.bundle, refit.bundle if refit else None)
+    registry.decide(decision)
+    standing = registry.champion()
+    assert standing is not None, "a decision names a champion"
+    return Chosen(_publishing(standing), decision, tested, refit, metrics)
+
+
+def _publishing(entry: Entry) -> Bundle:
+    assert entry.published is not None, f"champion {entry.version} has no bundle that publishes"
+    return entry.published
+
+
+def _decide(prepared: Prepared, champion: Entry | None, tested: Bundle, *, as_of: date, before: date) -> Decision:
+    day, challenger = as_of.isoformat(), tested.model_version
+    if champion is None:
+        return Decision(day, challenger, challenger, "the first")
+    margin = prepared.settings.champion.margin
+    try:
+        pipeline.check_bundle(champion.tested, prepared.settings)
+        difference = paired(prepared, tested, champion.tested, as_of=before, end=as_of)
+    except BundleError as error:
+        return Decision(day, challenger, challenger, f"the champion cannot score under tonight's settings: {error}")
+    low, high = difference["interval"] or (None, None)
+    wins = low is not None and low > -margin
+    why = (
+        f"its NDCG@10 is not worse by more than {margin:g}"
+        if wins
+        else f"that its NDCG@10 is not worse by more than {margin:g} is not shown"
+        if low is not None
+        else f"no user bought between {before} and {as_of}"
+    )
+    stands = challenger if wins else champion.version
+    return Decision(day, stands, challenger, why, difference["mean"], low, high, margin, difference["users"])
