@@ -104,7 +104,7 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
         pytest.param(
             SHOP + "[shopp]",
             "unknown key 'shopp'. Known here: shop, features, window, signals, candidates, examples, model, train, tune, calibration, "
-            "rank, table, gate, run.",
+            "rank, table, gate, champion, run.",
             id="unknown section",
         ),
         pytest.param(SHOP + "[rank]\nK = 5", "unknown key 'rank.K'. Known here: k, allow_repeats, candidates.", id="unknown key"),
