@@ -15,6 +15,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     catalog.py       the catalog in memory: one row per item; a row's number is the item's code
     profiles.py      a batch of users in memory: their events as flat arrays, cut by time
     signals.py       what history says about items as of a date: popularity, neighbours, factors
+    rules.py         the shop's rules: what a user may not be shown, and how much of one value a list may hold
     candidates.py    sources: (users, signals) -> candidate rows; merged and capped
     features.py      candidate rows -> model inputs; training, scoring and backtest all call it
     examples.py      labels and sampled negatives: candidates and the window after them -> examples
@@ -34,7 +35,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     score.py         Scorer: one bundle, numpy in, raw outputs out; knows nothing of Ray
     calibrate.py     raw output -> the chance of a purchase, for the score column only
     halves.py        Scorer of rows joined to tables: users' and items' parts of the first layer, once each
-    rank.py          order by raw output, fixed tie order, the first k
+    rank.py          order by raw output, fixed tie order, caps, diversity, the first k
     explain.py       why this item: source and a sentence for people
     recommend.py     profiles -> rows of the recommendation table, one user's whole road in one call
     lists.py         scored rows of any users -> the best k of each, in a shard or over several

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
@@ -49,6 +49,10 @@ class Published:
     """Rows that the model scored: a user and a candidate each."""
     seconds: float
     """From the first to the last finished unit of this call; 0 where there was nothing to do."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Rule -> candidates that it kept out, as `recommend.Listed` counts them; all rules, in the order in which they act."""
+    short: Mapping[str, int] = field(default_factory=dict)
+    """Rule -> users with fewer than k rows from whom it took the most; "" where no rule took anything."""
 
 
 def device_of(run: config.Run) -> Device:
@@ -74,7 +78,15 @@ def score_units(
     return receipts, time.monotonic() - started if fresh else 0.0
 
 
-def publish_parts(night: Night, parts: Sequence[Part], *, scored: int, seconds: float) -> Published:
+def publish_parts(
+    night: Night,
+    parts: Sequence[Part],
+    *,
+    scored: int,
+    seconds: float,
+    dropped: Mapping[str, int] = {},
+    short: Mapping[str, int] = {},
+) -> Published:
     """The staged parts as the table of the night: audited, then visible by one commit.
 
     Raises:
@@ -90,7 +102,8 @@ def publish_parts(night: Night, parts: Sequence[Part], *, scored: int, seconds: 
         run_id=night.run_id,
         model_version=night.model_version,
         keep_nights=night.table.keep_nights,
+        counts={name: values for name, values in (("dropped", dropped), ("short_users", short)) if values},
         storage_options=storage,
         **types,
     )
-    return Published(night.run_id, version, audit.rows, audit.users, audit.short_users, scored, seconds)
+    return Published(night.run_id, version, audit.rows, audit.users, audit.short_users, scored, seconds, dropped, short)

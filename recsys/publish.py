@@ -211,12 +211,16 @@ def commit(
     user_id: pa.DataType,
     item_id: pa.DataType,
     keep_nights: int,
+    counts: Mapping[str, Mapping[str, int]] = {},
     storage_options: Mapping[str, str] = {},
 ) -> int | None:
     """The table's version at which these parts are the night, and None when they already are.
 
     One commit adds the parts, removes what stood at `as_of`, and removes the nights beyond the newest `keep_nights`; a reader
     sees all of it or nothing. Creates the table where there is none. Then reclaims files removed RECLAIM_HOURS ago.
+
+    Args:
+        counts: of the night, by what is counted; each is written into the commit's metadata as JSON.
 
     A commit of another night that comes between is given way to; one of the same night is not, as it may be the newer.
 
@@ -232,6 +236,7 @@ def commit(
         RUN_ID: run_id,
         MODEL_VERSION: model_version,
         "rows": sum(part["rows"] for part in staged.values()),
+        **{name: json.dumps(values) for name, values in counts.items()},
     }
     # 0 retries: only then does deltalake refuse when the table has moved on since it was opened. With retries it re-applies the
     # removals it derived before, and two writers of one night leave both their lists in it (seen with 1.6.6).

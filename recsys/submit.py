@@ -240,6 +240,11 @@ def settings_text(path: Path, *, remote: bool) -> str:
         if key == "run.work" and "://" in location:
             raise ConfigError(f"{path}: run.work must be a folder that every node mounts, got '{location}'. Mount one, or use a path.")
         values.setdefault(section, {})[name] = shared(location, what=f"{path}: {key}", remote=remote)
+    for rule in values.get("rules", ()):
+        of_list = rule if rule["kind"] in ("items", "pairs") else {}
+        for table, name in ((of_list, "only"), (of_list, "never"), (rule.get("audience", {}), "ids")):
+            if name in table:
+                table[name] = shared(table[name], what=f"{path}: the rule '{rule['name']}'", remote=remote)
     text = _toml(values)
     assert tomllib.loads(text) == values
     return text
@@ -283,15 +288,26 @@ def shared_arguments(arguments: Sequence[str], *, remote: bool) -> tuple[str, ..
 
 
 def _toml(values: Mapping[str, Any], name: str = "") -> str:
-    """A TOML text of nested tables; strings, numbers, truth values and arrays are written alike in JSON and TOML."""
+    """A TOML text of nested tables; strings, numbers and truth values are written alike in JSON and TOML."""
     plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    lines = [f"{json.dumps(key, ensure_ascii=False)} = {json.dumps(value, ensure_ascii=False)}" for key, value in plain.items()]
+    lines = [f"{json.dumps(key, ensure_ascii=False)} = {_inline(value)}" for key, value in plain.items()]
     text = "".join(line.replace("\x7f", "\\u007f") + "\n" for line in lines)
     for key, value in values.items():
         if isinstance(value, dict):
             full = f"{name}.{json.dumps(key)}" if name else json.dumps(key)
             text += f"\n[{full}]\n{_toml(value, full)}"
     return text
+
+
+def _inline(value: Any) -> str:
+    """A value within one line; a table among the values of an array too."""
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=False)} = {_inline(one)}" for key, one in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(_inline(one) for one in value) + "]"
+        case _:
+            return json.dumps(value, ensure_ascii=False)
 
 
 def stage(root: Path, into: Path, settings: str | None) -> str:

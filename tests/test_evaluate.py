@@ -151,7 +151,7 @@ def test_neighbours_and_factors_are_their_sources_alone() -> None:
     (batch,) = batches(shops.whole())
     found = summarised(shops.whole())["models"]
     for source in (candidates.Neighbours(), FACTORS):
-        alone = candidates.propose(batch.users, [(source, 20)], per_user=20, repeats=True)
+        alone = candidates.propose(batch.users, [(source, 20)], per_user=20)
         expected = 0.0
         for user, wanted in ((ANN, [BREAD, ROLL, NOTHING]), (1, [CHEESE]), (2, [SPADE]), (3, [BREAD])):
             codes = [int(batch.users.signals.items[item]) for item in shops.items_of(alone, user, source.name)]
