@@ -86,6 +86,10 @@ def cut(
     if (not caps and not diversity) or not len(item):
         return top(user_row, item, raw, k=k), Lost(np.empty(0, np.int64), np.empty(0, np.int64))
     ordered = top(user_row, item, raw, k=len(item))
+    if not caps:  # one of the first k is always free and worth this or more, so what is below it is in no list
+        least = (1 - diversity) / np.log2(1.0 + k) - diversity - 1e-6  # cosines above 1 by rounding
+        within = (1 - diversity) / np.log2(1.0 + ordered.rank) >= least
+        ordered = Ranked(ordered.row[within], ordered.rank[within])
     item_of = item[ordered.row]
     _, first, user = np.unique(user_row[ordered.row], return_index=True, return_inverse=True)
     users, rows = len(first), len(item_of)
@@ -129,7 +133,7 @@ def cut(
     lost = np.empty(0, np.int64)
     if caps:
         plain, _ = cut(user_row, item, raw, k=k, diversity=diversity, factors=factors)
-        by_row = np.full(rows, -1)
+        by_row = np.full(len(item), -1)
         by_row[ordered.row] = closed
         lost = plain.row[by_row[plain.row] >= 0]
         closed = by_row
