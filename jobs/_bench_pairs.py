@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ IDS = ["user_id", "item_id"]
 K = 10
 COMMON_BATCH = 1024  # of the common pattern: Ray Data's own size
 COMMON_FILES = 2  # of it: it would take an hour for all
+AUTHENTICATED = {"RAY_AUTH_MODE": "token"}  # who starts a Ray has it by default, who joins one says so
 AS_OF = "2026-01-01"
 
 
@@ -41,10 +43,12 @@ def compare(folder: Path, *, rows: int, files: int) -> list[dict[str, Any]]:
     log.info("bench: %s rows in %d files", f"{rows:,}", files)
     ceiling = _ceiling(made, paths, folder / "bare")
     ours = _score(settings, made)
-    what = (
-        f"rows/s, {rows:,} rows of 64 columns, whole runs: jobs.score_pairs | bare processes with pyarrow and ONNX Runtime, one a core"
-    )
-    figures = [{"what": what, "ours": rows / ours["seconds"], "alternative": rows / ceiling, "ratio": ceiling / ours["seconds"]} | ours]
+    what = f"rows/s, {rows:,} rows of 64 columns, {{}}: jobs.score_pairs | bare processes with pyarrow and ONNX Runtime, one a core"
+    figures: list[dict[str, Any]] = [
+        {"what": what.format(name), "ours": rows / ours[key], "alternative": rows / ceiling[key], "ratio": ceiling[key] / ours[key]}
+        for name, key in (("whole runs", "seconds"), ("steady state", "steady_seconds"))
+    ]
+    figures[0] |= ours
     (folder / "few").mkdir()
     for path in paths[:COMMON_FILES]:
         (folder / "few" / path.name).symlink_to(path)
@@ -53,6 +57,9 @@ def compare(folder: Path, *, rows: int, files: int) -> list[dict[str, Any]]:
     steady = rows / ours["steady_seconds"]
     what = f"rows/s, steady state: jobs.score_pairs | read_parquet -> map_batches(Keras predict, batch {COMMON_BATCH}) -> write_parquet"
     figures.append({"what": what, "ours": steady, "alternative": common, "ratio": steady / common})
+    few_settings, few_made = _bundle(folder / "running", names, {"path": str(folder / "few"), "numeric": list(names)})
+    with _running_ray() as address:
+        figures[0]["running_first_row_seconds"] = _score(few_settings, few_made, address=address)["first_row_seconds"]
     return figures
 
 
@@ -173,12 +180,29 @@ def _bundle(folder: Path, names: Sequence[str], pairs: dict[str, Any], *, split:
     return folder / "pairs.toml", made
 
 
-def _score(settings: Path, made: Bundle) -> dict[str, float]:
+@contextmanager
+def _running_ray() -> Iterator[str]:
+    """The address of a Ray that stands while the block runs, as on a cluster."""
+    command, env = [sys.executable, "-m", "jobs._bench_pairs", "ray"], {**os.environ, **AUTHENTICATED}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.communicate()  # closes its input, at which it ends
+
+
+def _score(settings: Path, made: Bundle, *, address: str | None = None) -> dict[str, float]:
     """One `jobs.score_pairs` from the command on: seconds in all, to the first scored row, of scoring alone; and the most memory, MiB,
-    of the driver and of an actor."""
+    of the driver and of an actor, where the actors are the driver's.
+
+    Args:
+        address: of a running Ray; absent, the command starts its own.
+    """
     command = [sys.executable, "-m", "jobs.score_pairs", "--config", str(settings), "--bundle", str(made.folder), "--as-of", AS_OF]
     started = time.time()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    env = {**os.environ, **AUTHENTICATED, "RAY_ADDRESS": address} if address else None
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
     peaks = {"driver_mib": 0.0, "actor_mib": 0.0}
     while process.poll() is None:
         for name, pids in (("driver_mib", [process.pid]), ("actor_mib", _actors(process.pid))):
@@ -230,18 +254,25 @@ def _peak_mib(pid: int) -> float:
 # The alternatives, each in processes of its own -----------------------------------------------------------------------------------
 
 
-def _ceiling(made: Bundle, files: Sequence[Path], out: Path) -> float:
-    """Seconds of as many bare processes as there are cores, each with its share of the files, from start to end."""
+def _ceiling(made: Bundle, files: Sequence[Path], out: Path) -> dict[str, float]:
+    """Seconds of as many bare processes as there are cores, each with its share of the files: in all, and without their start."""
     out.mkdir()
     cores = os.cpu_count() or 1
     started = time.time()
     commands = [["bare", made.folder / bundle.ONNX, out, *files[core::cores]] for core in range(cores)]
     processes = [
-        subprocess.Popen([sys.executable, "-m", "jobs._bench_pairs", *map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.Popen(
+            [sys.executable, "-m", "jobs._bench_pairs", *map(str, command)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for command in commands
     ]
-    assert [process.wait() for process in processes] == [0] * cores
-    return time.time() - started
+    times = [[float(second) for second in process.communicate()[0].split()] for process in processes]
+    assert [process.returncode for process in processes] == [0] * cores
+    begun, ended = zip(*times, strict=True)
+    return {"seconds": time.time() - started, "steady_seconds": max(ended) - min(begun)}
 
 
 def _alone(*arguments: object) -> float:
@@ -250,8 +281,12 @@ def _alone(*arguments: object) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
-def bare(onnx: Path, out: Path, files: Sequence[Path]) -> None:
-    """One core's share of the ceiling: read, scale, score, keep the top k and write, without Ray, checks or receipts."""
+def bare(onnx: Path, out: Path, files: Sequence[Path]) -> tuple[float, float]:
+    """One core's share of the ceiling: read, scale, score, keep the top k and write, without Ray, checks or receipts.
+
+    Returns:
+        When its first file was begun and its last one done, in seconds.
+    """
     import onnxruntime
 
     pa.set_cpu_count(1)
@@ -259,6 +294,7 @@ def bare(onnx: Path, out: Path, files: Sequence[Path]) -> None:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
     mean, scale = np.zeros(64, np.float32), np.ones(64, np.float32)
+    begun = time.time()
     for file in files:
         parts: list[pa.Table] = []
         parquet = pq.ParquetFile(file)
@@ -278,6 +314,7 @@ def bare(onnx: Path, out: Path, files: Sequence[Path]) -> None:
         order = np.lexsort((rows["item_id"].to_numpy(), -raw, user))
         place = np.arange(len(order)) - np.searchsorted(user[order], user[order])
         pq.write_table(rows.take(pa.array(order[place < K])), out / file.name, compression="zstd")
+    return begun, time.time()
 
 
 def common(keras_file: Path, folder: Path, out: Path) -> float:
@@ -310,10 +347,22 @@ def common(keras_file: Path, folder: Path, out: Path) -> float:
     return float(times["ended"].to_numpy().max() - times["started"].to_numpy().min())
 
 
+def stand() -> None:
+    """A Ray whose address is printed, until this process's input is closed."""
+    import ray
+
+    ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+
+
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
     places = [Path(argument) for argument in arguments]
-    if what == "bare":
-        bare(places[0], places[1], places[2:])
-    else:
-        print(common(*places))
+    match what:
+        case "bare":
+            print(*bare(places[0], places[1], places[2:]))
+        case "common":
+            print(common(*places))
+        case _:
+            stand()

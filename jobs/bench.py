@@ -50,7 +50,8 @@ def bench(
         console.print(table)
         run = pairs[0]
         console.print(
-            f"jobs.score_pairs: first row scored {run['first_row_seconds']:.1f} s after the command; "
+            f"jobs.score_pairs: first row scored {run['first_row_seconds']:.1f} s after the command with a Ray of its own, "
+            f"{run['running_first_row_seconds']:.1f} s on a running one; "
             f"at most {run['driver_mib']:,.0f} MiB in the driver and {run['actor_mib']:,.0f} MiB in an actor."
         )
         if out is not None:

@@ -49,6 +49,9 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
 
     Args:
         cpus: CPUs of an embedded Ray; absent, those of the machine.
+
+    Raises:
+        ClusterError: RAY_ADDRESS cannot be reached, or Ray does not start.
     """
     if ray.is_initialized():
         yield
@@ -57,7 +60,14 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
-    ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
+    try:
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where, what = (f"RAY_ADDRESS = {address}", "be a Ray that runs and lets us in") if address else ("Ray", "start on this machine")
+        raise ClusterError(
+            f"{where}: must {what}, got {type(error).__name__}: {error}. "
+            "Check the address, and RAY_AUTH_MODE where it asks for a token; or unset RAY_ADDRESS to use this machine alone."
+        ) from error
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False  # one bar a stage, drawn by `progress`, counts the units that people know
     data.print_on_execution_start = False

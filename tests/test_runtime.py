@@ -224,6 +224,20 @@ def test_ray_address_names_the_cluster_to_use(started: list[dict[str, Any]], mon
         assert "num_cpus" not in started[0]  # a cluster has what it has; Ray refuses the wish
 
 
+def test_a_cluster_that_does_not_answer_is_one_sentence(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
+    def refuse(**options: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "init", refuse)
+    with (
+        pytest.raises(ClusterError, match=r"RAY_ADDRESS = 10\.0\.0\.1:6379: .*Failed to connect.*unset RAY_ADDRESS"),
+        runtime.connect(),
+    ):
+        pass
+    assert started == []
+
+
 def test_what_the_user_set_stays(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     with runtime.connect():
