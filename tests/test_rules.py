@@ -138,7 +138,7 @@ def test_lists_of_users_items_and_pairs(tmp_path: Path) -> None:
     # Nulls and ids that nobody knows say nothing; 60 is never bought; order and repetition do not matter.
     pq.write_table(pa.table({"user_id": ["eve", "ann", None, "zoe", "eve"]}), tmp_path / "users.parquet")
     pq.write_table(pa.table({"item_id": [70, 10, None, 999, 60, 10]}), tmp_path / "items.parquet")
-    pairs = {"user_id": ["eve", "bob", "eve", "zoe", "bob", None], "item_id": [70, 10, 30, 30, 60, 30], "why": ["returned"] * 6}
+    pairs = {"user_id": ["eve", "bob", "eve", "zoe", "bob", None, "dee"], "item_id": [70, 10, 30, 30, 60, 30, 999], "why": ["lost"] * 7}
     pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
     text = f"""
     [[rules]]
@@ -173,7 +173,7 @@ def test_lists_of_users_items_and_pairs(tmp_path: Path) -> None:
 
 
 def test_a_list_says_how_much_of_it_is_unknown(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"item_id": pa.array([70, 10, 998, 999, None], pa.int32())}), tmp_path / "items.parquet")
+    pq.write_table(pa.table({"item_id": pa.array([70, 20, 998, 999, None], pa.int32())}), tmp_path / "items.parquet")
     pq.write_table(pa.table({"item_id": pa.array([], pa.int64())}), tmp_path / "none.parquet")
     counts: list[dict[str, int]] = []
     for name in ("items", "none"):
@@ -182,7 +182,7 @@ def test_a_list_says_how_much_of_it_is_unknown(tmp_path: Path) -> None:
         types = (pa.string(), pa.int64())
         counts.append(rules.write_list(path, source, what="items", columns=config.Columns(), types=types, catalog=CATALOG))
     assert counts == [{"rows": 5, "unknown": 3}, {"rows": 0, "unknown": 0}]
-    assert np.load(tmp_path / "items.npy").tolist() == [True, False, False, False, False, False, True]
+    assert np.load(tmp_path / "items.npy").tolist() == [False, True, False, False, False, False, True]
     assert not np.load(tmp_path / "none.npy").any()
 
 
