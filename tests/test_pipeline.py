@@ -296,14 +296,15 @@ class Ruled(NamedTuple):
 @pytest.fixture(scope="module")
 def ruled(night: Night, tmp_path_factory: pytest.TempPathFactory) -> Ruled:
     folder = tmp_path_factory.mktemp("ruled")
-    users, items = night.planted.user_ids.to_pylist(), night.planted.item_ids.to_pylist()
+    users = night.planted.user_ids.to_pylist()
     best = [items[0] for items in lists(night.table).values()]
     recalled = [item for item, _ in Counter(best).most_common(3)]
     pq.write_table(pa.table({ITEM_ID: recalled}), folder / "recalled.parquet")
     returned = {USER_ID: users[:50] * 2, ITEM_ID: [lists(night.table)[user][place] for place in (1, 2) for user in users[:50]]}
     pq.write_table(pa.table(returned), folder / "returned.parquet")
     pq.write_table(pa.table({USER_ID: users[100:130]}), folder / "testers.parquet")
-    pq.write_table(pa.table({ITEM_ID: items[::2]}), folder / "trial.parquet")
+    liked = [item for item, _ in Counter(night.table[ITEM_ID].to_pylist()).most_common(16)]
+    pq.write_table(pa.table({ITEM_ID: liked[10:]}), folder / "trial.parquet")  # fewer than K
     rules: list[dict[str, Any]] = [
         {"name": "lately", "kind": "bought", "days": 5},
         {"name": "no brand 1", "kind": "column", "column": "brand", "never": ["brand 1"]},
@@ -314,7 +315,7 @@ def ruled(night: Night, tmp_path_factory: pytest.TempPathFactory) -> Ruled:
             "never": ["category 0"],
             "audience": {"column": "region", "values": ["north"]},
         },
-        {"name": "price", "kind": "range", "column": "price", "min": 1.0, "max": 9.5},
+        {"name": "price", "kind": "range", "column": "price", "min": 1.05, "max": 5.0},
         {"name": "recalled", "kind": "items", "never": str(folder / "recalled.parquet")},
         {"name": "trial", "kind": "items", "only": str(folder / "trial.parquet"), "audience": {"ids": str(folder / "testers.parquet")}},
         {"name": "returned", "kind": "pairs", "never": str(folder / "returned.parquet")},
@@ -352,7 +353,7 @@ def test_no_row_of_a_night_breaks_a_rule_as_the_shop_s_own_tables_tell(night: Ni
             "lately": (user, item) in lately,
             "no brand 1": row["brand"] == "brand 1",
             "not in the north": user in north and row["category"] == "category 0",
-            "price": not 1.0 <= row["price"] <= 9.5,
+            "price": not 1.05 <= row["price"] <= 5.0,
             "recalled": item in recalled,
             "trial": user in testers and item not in trial,
             "returned": (user, item) in returned,
