@@ -151,6 +151,17 @@ def test_diversity_prefers_what_is_unlike_the_rows_above_and_keeps_the_best_firs
         assert candidates.item[ranked.row].tolist() == expected
 
 
+def test_what_diversity_makes_equal_goes_by_item() -> None:
+    # Fifteen items, item 14 first, item 0 last. The third has cosine 1/4 to the first, the fifteenth 0, the others 1:
+    # 1/2 1/log2(4) - 1/2 1/4 = 1/2 1/log2(16) - 0.
+    factors = np.zeros((15, 16), np.float32)
+    factors[1:, 0] = 1
+    factors[12] = 1
+    candidates, raw = made([(0, item, float(item)) for item in range(15)])
+    ranked, _ = rank.cut(candidates.user_row, candidates.item, raw, k=2, diversity=0.5, factors=factors)
+    assert candidates.item[ranked.row].tolist() == [14, 0]
+
+
 def test_diversity_does_not_depend_on_the_scale_of_outputs() -> None:
     random = np.random.default_rng(1)
     candidates, raw = made([(user, item, float(random.random())) for user in range(4) for item in range(9)])
