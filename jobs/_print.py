@@ -6,8 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from recsys import publish
-from recsys.evaluate import MODELS
+from recsys import evaluate, publish
 from recsys.ingest import Ingest
 from recsys.night import Published
 from recsys.pairs_train import Fitted
@@ -74,26 +73,46 @@ def pairs_test(fitted: Fitted) -> None:
 
 
 def metrics(result: Mapping[str, Any]) -> None:
-    """The backtest's metrics beside the baselines, and each source's part in the candidates' recall."""
+    """The backtest's metrics beside the baselines with their intervals, and each source's part in the candidates' recall."""
     users = result["users"]
     table = Table(
         title=f"Backtest as of {result['as_of']}, {result['horizon_days']} days: "
         f"{users['all']:,} users (all items), {users['new']:,} (new items)",
         title_justify="left",
     )
-    table.add_column("model")
-    names = [(part, metric) for part in ("all", "new") for metric in ("ndcg@10", "recall@10", "hitrate@10", "map@10")]
-    for part, metric in names:
-        table.add_column(f"{part} {metric}", justify="right")
-    for model in MODELS:
-        values = [result["models"][model][part][metric] for part, metric in names]
-        table.add_row(model, *("-" if value is None else f"{value:.4f}" for value in values), style="bold" if model == "mlp" else "")
+    others = ("recall@10", "hitrate@10", "map@10")
+    table.add_column("items")
+    table.add_column("model", no_wrap=True)
+    for column in ("ndcg@10", f"{evaluate.OURS} minus it", *others):
+        table.add_column(column, justify="right", no_wrap=True)
+    for part in evaluate.SLICES:
+        for model in evaluate.MODELS:
+            values = result["models"][model][part]
+            difference = result["differences"].get(model, {}).get(part, {}).get("ndcg@10", {"mean": None, "interval": None})
+            table.add_row(
+                part,
+                model,
+                _with_interval(values["ndcg@10"], result["intervals"][model][part]["ndcg@10"]),
+                _with_interval(difference["mean"], difference["interval"]),
+                *("-" if values[metric] is None else f"{values[metric]:.3f}" for metric in others),
+                style="bold" if model == evaluate.OURS else "",
+            )
+        table.add_section()
     console.print(table)
+    console.print("In brackets: 95% intervals, bootstrap over users; differences user by user.")
     candidates = result["candidates"]
     shares = ", ".join(f"{name} {value:.3f}" for name, value in candidates["recall"].items() if value is not None)
     console.print(f"Recall of the candidates ({candidates['per_user'] or 0:.0f} a user): {shares}.")
     if result["calibration"] is not None:
         _reliability(result["calibration"])
+
+
+def _with_interval(value: float | None, bounds: Sequence[float] | None) -> str:
+    """As in `0.547 [.537, .556]`; escaped, as brackets mean styles to rich."""
+    if value is None or bounds is None:
+        return "-"
+    low, high = (f"{bound:.3f}".replace("0.", ".", 1) for bound in bounds)
+    return f"{value:.3f} \\[{low}, {high}]"
 
 
 def _reliability(figures: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from jobs import AsOf, Config, _print, job, main
 from recsys import config, pipeline, reliability, runtime
+from recsys.backtest import horizon_end, measure
 from recsys.errors import ConfigError
 from recsys.runtime import log
 from recsys.shop import open_shop
@@ -28,13 +29,13 @@ def backtest(
             raise ConfigError(f"--plot {plot}: must end in {' or '.join(reliability.FORMATS)}, got '{plot.suffix}'. Rename it.")
         day = as_of.date()
         sources = open_shop(settings, as_of=day)
-        end = pipeline.horizon_end(sources, as_of=day, horizon_days=horizon_days or settings.window.label_days)
+        end = horizon_end(sources, as_of=day, horizon_days=horizon_days or settings.window.label_days)
         with runtime.connect():
             prepared = pipeline.prepare(sources, end=end)
             _print.rows(prepared.ingest)
             trained = pipeline.train(prepared, as_of=day, on_epoch=_print.epoch_line)
             _print.training(trained)
-            result = pipeline.backtest(prepared, trained.bundle, as_of=day, end=end)
+            result = measure(prepared, trained.bundle, as_of=day, end=end)
             _print.metrics(result)
             if out is not None:
                 text = json.dumps(result, indent=1) + "\n"

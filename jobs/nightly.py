@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from jobs import AsOf, Config, _print, job, main
 from recsys import config, pipeline, runtime, work
+from recsys.backtest import measure
 from recsys.shop import check_as_of, open_shop
 
 
@@ -22,7 +23,7 @@ def nightly(config_path: Config, as_of: AsOf) -> None:
             trained = pipeline.train(prepared, as_of=day, on_epoch=_print.epoch_line)
             _print.training(trained)
             tested = pipeline.train(prepared, as_of=before, on_epoch=_print.epoch_line)
-            _print.metrics(pipeline.backtest(prepared, tested.bundle, as_of=before, end=day))
+            _print.metrics(measure(prepared, tested.bundle, as_of=before, end=day))
             night = pipeline.score(prepared, trained.bundle, as_of=day)
             _print.published(night, prepared, as_of=day)
         work.prune(settings.run.work, before=time.time() - settings.run.keep_work_days * 86_400)

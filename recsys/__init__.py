@@ -16,6 +16,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     profiles.py      a batch of users in memory: their events as flat arrays, cut by time
     signals.py       what history says about items as of a date: popularity, neighbours, factors
     rules.py         the shop's rules: what a user may not be shown, and how much of one value a list may hold
+    given.py         the shop's own candidates, checked and cut by shard of users
     candidates.py    sources: (users, signals) -> candidate rows; merged and capped
     features.py      candidate rows -> model inputs; training, scoring and backtest all call it
     examples.py      labels and sampled negatives: candidates and the window after them -> examples
@@ -45,8 +46,10 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     pairs_train.py R the pairs door's training on one page
     pairs_score.py R the pairs door's night on one page
     metrics.py       ranking and classification metrics; numpy, per user
+    bootstrap.py     intervals of means over users, by resamples that shards can sum
     evaluate.py      time-split backtest: lists and baselines against what users bought
     reliability.py   the backtest of the score column: chances against what users bought, by decile and segment
+    backtest.py    R the backtest as a stage: evaluate and reliability over shards of users
     -- around it --
     runtime.py     R connect to Ray, size a plan, run a stage's units, show progress
     submit.py      R hand a job to a cluster and follow it to its end

@@ -14,13 +14,16 @@ import scipy.sparse as sp
 
 from recsys import config
 from recsys.catalog import Catalog
+from recsys.given import GIVEN, Given
 from recsys.profiles import Profiles
 from recsys.rules import Rules
-from recsys.signals import MONTH, Signals, fold_in, purchase_days
+from recsys.signals import MONTH, POPULARITY_DAYS, Signals, fold_in, group_keys, purchase_days
+from recsys.tables import DAY_US
 
 MATRIX_CELLS = 4_000_000  # of one source's (users, items) scores; bounds the memory of a batch
 TILE = 16  # rows; a multiple of what BLAS kernels take at once
 GROUP = 32  # columns in a group of `best`; more would leave more scores above the bound
+NOT_FEATURES = frozenset({GIVEN, "group"})  # sources that the model is told nothing of: it never learns from their rows
 OWN_HALF_LIFE_DAYS = 60.0  # of a purchase's weight among the user's own; not tuned
 
 
@@ -35,6 +38,8 @@ class Users:
     categories: Mapping[str, np.ndarray]
     """Per categorical item column: int32 (J) code of each active item, 0 where unknown."""
     rules: Rules
+    given: Given | None = None
+    """Their only candidates; None where the sources propose them."""
 
     def __len__(self) -> int:
         return len(self.history)
@@ -134,10 +139,52 @@ class Popular:
     name = "popular"
 
     def scores(self, users: Users) -> np.ndarray:  # noqa: D102
-        popularity = users.signals.popularity
-        share = popularity[MONTH]
-        # Items without a purchase in the window follow in order of the whole history.
-        return np.where(share > 0, share, popularity[-1] * 1e-6)[None, :].astype(np.float32)
+        scores = _all_items(users)[None, :]
+        scores[scores == 0] = -np.inf
+        return scores
+
+
+class Group:
+    """For users without purchases alone: what is popular among users alike, in the columns of users that the settings name.
+
+    P(item) of everybody in the last 28 days, then of those alike in the first column, in the first two, and so on: each is the group's
+    own count shrunk to the one before, (count + T P) / (N + T), for N purchases of T different items. T needs no tuning: it is large
+    where the next purchase is likely one that the group has not made yet. (Witten and Bell 1991, The zero-frequency problem, method C)
+    """
+
+    name = "group"
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns = columns
+
+    def scores(self, users: Users) -> np.ndarray:  # noqa: D102
+        signals = users.signals
+        cold = np.flatnonzero(np.diff(users.matrix.indptr) == 0)
+        if not len(cold):
+            return np.full((1, len(signals.items)), -np.inf, np.float32)
+        scores = np.full((len(users), len(signals.items)), -np.inf, np.float32)
+        keys = group_keys(users.history.users.take(cold), self.columns)
+        place = np.minimum(np.searchsorted(signals.groups, keys), max(len(signals.groups) - 1, 0))
+        known = signals.groups[place] == keys if len(signals.groups) else np.zeros(keys.shape, bool)
+        chains, alike = np.unique(np.where(known, place, -1), axis=1, return_inverse=True)
+        for number, chain in enumerate(chains.T):
+            if (groups := chain[chain >= 0]).size:
+                share = _all_items(users).astype(np.float64)
+                for group in groups:
+                    mine = slice(signals.group_offsets[group], signals.group_offsets[group + 1])
+                    counts = signals.group_counts[mine].astype(np.float64)
+                    share *= len(counts)
+                    share[signals.group_items[mine]] += counts
+                    share /= counts.sum() + len(counts)
+                share[share == 0] = -np.inf
+                scores[cold[alike.ravel() == number]] = share
+        return scores
+
+
+def _all_items(users: Users) -> np.ndarray:
+    """float32 (J): each item's share of what everybody bought in the last 28 days; those without follow in order of the history."""
+    popularity = users.signals.popularity
+    return np.where(popularity[MONTH] > 0, popularity[MONTH], popularity[-1] * 1e-6).astype(np.float32)
 
 
 class Neighbours:
@@ -170,6 +217,7 @@ class Factors:
         tiles[: len(users)] = vectors
         scores = (tiles @ factors.T)[: len(users)]
         scores[np.diff(users.matrix.indptr) == 0] = -np.inf
+        scores[:, users.signals.buyers == 0] = -np.inf
         return scores
 
 
@@ -181,17 +229,47 @@ class Category:
     def scores(self, users: Users) -> np.ndarray:  # noqa: D102
         popularity = users.signals.popularity
         share = popularity[MONTH].astype(np.float64)
-        user, item, _ = users.purchases
-        bought = np.bincount(user, minlength=len(users)).astype(np.float64)
         scores = np.zeros((len(users), len(share)), np.float32)
         for codes in users.categories.values():
             size = int(codes.max(initial=0)) + 1
-            taste = np.bincount(user * size + codes[item], minlength=len(users) * size).reshape(len(users), size)
-            taste = taste / np.maximum(bought, 1)[:, None]
-            taste[:, 0] = 0.0
             within = share / np.maximum(np.bincount(codes, weights=share, minlength=size), 1e-12)[codes]
-            scores += taste.astype(np.float32)[:, codes] * within.astype(np.float32)
+            scores += _taste(users, codes, size)[:, codes] * within.astype(np.float32)
         scores[scores == 0] = -np.inf
+        return scores
+
+
+def _taste(users: Users, codes: np.ndarray, size: int) -> np.ndarray:
+    """float32 (U, size): the share of each of a column's values in the user's purchases; 0 of the unknown one."""
+    user, item, _ = users.purchases
+    bought = np.bincount(user, minlength=len(users)).astype(np.float64)
+    taste = np.bincount(user * size + codes[item], minlength=len(users) * size).reshape(len(users), size)
+    taste = taste / np.maximum(bought, 1)[:, None]
+    taste[:, 0] = 0.0
+    return taste.astype(np.float32)
+
+
+class Content:
+    """Cold items, those with few buyers or none: the sum over columns of P(value | user), halved for every 28 days since the first
+    purchase by anybody."""
+
+    name = "content"
+
+    def __init__(self, buyers: int) -> None:
+        self.buyers = buyers
+
+    def scores(self, users: Users) -> np.ndarray:  # noqa: D102
+        signals = users.signals
+        cold = np.flatnonzero(signals.buyers < self.buyers)
+        age_days = (int(signals.cutoff) - signals.first_ts[cold]) / DAY_US
+        newness = (0.5 ** (age_days / POPULARITY_DAYS[MONTH])).astype(np.float32)
+        found = np.zeros((len(users), len(cold)), np.float32)
+        for codes in users.categories.values():
+            found += _taste(users, codes, int(codes.max(initial=0)) + 1)[:, codes[cold]]
+        found *= newness
+        found[found == 0] = -np.inf
+        scores = np.full((len(users), len(signals.items)), -np.inf, np.float32)
+        scores[:, cold] = found
+        scores.ravel()[users.own_key] = -np.inf  # not new to the user
         return scores
 
 
@@ -203,6 +281,8 @@ def sources(settings: config.Settings) -> list[tuple[Source, int]]:
         (Neighbours(), limits.neighbours),
         (Factors(settings.signals), limits.factors),
         (Category(), limits.category if settings.features.item_categorical else 0),
+        (Content(limits.cold_buyers), limits.content if settings.features.item_categorical else 0),
+        (Group(settings.features.user_categorical), limits.popular if settings.features.user_categorical else 0),
         (Popular(), limits.popular),
     ]
     return [(source, limit) for source, limit in listed if limit > 0]
@@ -236,6 +316,8 @@ class Candidates:
 def propose(users: Users, chosen: Sequence[tuple[Source, int]], *, per_user: int) -> Candidates:
     """The union of what the sources propose, for each user at most `per_user` items, those with the best rank anywhere.
 
+    Where candidates are given it is those and no others, as one more source, GIVEN, whose rank is their order.
+
     Ties break by item. What the rules forbid a user is never proposed to that user, whatever the source.
     """
     items = len(users.signals.items)
@@ -266,10 +348,13 @@ def propose(users: Users, chosen: Sequence[tuple[Source, int]], *, per_user: int
         found.append(np.full(len(row), number))
         lost.append(gone_row * items + gone)
         matrices.append(scores)
+    if users.given is not None:  # of other items none would have been a candidate
+        position = users.signals.position[users.given.item].astype(np.int64)
+        lost = [(users.given.user_row * items + position)[position >= 0]]
     dropped = np.zeros((len(users), len(users.rules.names)), np.int64)
     gone_row, gone = np.divmod(np.unique(np.concatenate(lost)), items)
     by = users.barred[gone_row if len(users.barred) > 1 else 0, gone].astype(np.int64) - 1
-    np.add.at(dropped, (gone_row, by), 1)
+    np.add.at(dropped, (gone_row[by >= 0], by[by >= 0]), 1)
     key, where = np.unique(np.concatenate(keys), return_inverse=True)
     rank = np.zeros((len(key), len(chosen)), np.int32)
     rank[where, np.concatenate(found)] = np.concatenate(ranks)
@@ -282,11 +367,35 @@ def propose(users: Users, chosen: Sequence[tuple[Source, int]], *, per_user: int
     mask[order[place < per_user]] = True
 
     user_row, item, rank = user_row[mask], item[mask], rank[mask]
-    score = np.empty((len(item), len(chosen)), np.float32)
+    names = tuple(source.name for source, _ in chosen)
+    if users.given is not None:
+        user_row, item, rank = _only(users.given, (user_row, item, rank), users)
+        names += (GIVEN,)
+    score = np.full((len(item), len(names)), np.nan, np.float32)
     for number, scores in enumerate(matrices):
         score[:, number] = scores[user_row if scores.shape[0] > 1 else 0, item]
     score[np.isinf(score)] = np.nan
-    return Candidates(tuple(source.name for source, _ in chosen), user_row, item, rank, score, dropped)
+    return Candidates(names, user_row, item, rank, score, dropped)
+
+
+def _only(given: Given, proposed: tuple[np.ndarray, np.ndarray, np.ndarray], users: Users) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User row, active position and ranks of the given candidates that may be recommended; ranks (N, S + 1), GIVEN's last."""
+    items = len(users.signals.items)
+    position = users.signals.position[given.item].astype(np.int64)
+    allowed = position >= 0
+    allowed &= users.barred[given.user_row if len(users.barred) > 1 else 0, position] == 0
+    user_row, place = given.user_row[allowed], np.flatnonzero(allowed)
+    starts = np.searchsorted(given.user_row, np.arange(len(users)))
+    key = user_row * items + position[allowed]
+    order = np.argsort(key)
+    key, place = key[order], place[order]
+    user_row, item = np.divmod(key, items)
+    rank = np.zeros((len(key), proposed[2].shape[1] + 1), np.int32)
+    rank[:, -1] = place - starts[user_row] + 1
+    also = proposed[0] * items + proposed[1]
+    there = np.isin(also, key)
+    rank[np.searchsorted(key, also[there]), :-1] = proposed[2][there]
+    return user_row, item, rank
 
 
 def _for_all(users: int, item: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -127,6 +127,9 @@ class Signals(Section):
     """Regularisation of the ALS vectors."""
     als_alpha: Annotated[float, Field(gt=0)] = 2.0
     """Weight of purchases in ALS."""
+    group_users: Positive = 50
+    """Users who must have bought in the last 28 days before a group of users alike has a popularity of its own: fewer would show one
+    user what another bought."""
 
 
 class Candidates(Section):
@@ -142,6 +145,13 @@ class Candidates(Section):
     """Items whose ALS vector is nearest to the user's."""
     category: Annotated[int, Field(ge=0)] = 50
     """Items popular in the user's categories."""
+    content: Annotated[int, Field(ge=0)] = 20
+    """Cold items in the user's categories, the newest first; needs features.item_categorical."""
+    cold_buyers: Positive = 10
+    """An item with fewer buyers is cold: too few for sources that go by who bought it."""
+    unseen: Annotated[int, Field(ge=0)] = 1_000
+    """Of the available items that nobody bought within window.history_days, so many are candidates of `content`, chosen by hash, others
+    for each date: a catalog of millions does not grow the signals, and each item has its days. 0: only items with a buyer."""
     per_user: Positive = 500
     """At most this many after merging, those ranked best by any source first."""
 
@@ -270,6 +280,9 @@ class Rank(Section):
     allow_repeats: bool = True
     """May an item that the user bought before be recommended? If not, that is the rule "repeats": never one of the whole history
     (window.history_days)."""
+    candidates: str | None = None
+    """A Parquet file or a folder of them, path or URI, with shop.columns.user_id and item_id: only these are ranked, and users without
+    a row get no list. The model still learns from what the sources propose. Absent: what the sources propose is ranked."""
     diversity: Fraction = 0.0
     """How much an item's likeness to those above it counts against its rank: maximal marginal relevance, `rank.cut` has the formula.
     0 is off; at 0.5 both count alike."""

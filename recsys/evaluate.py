@@ -1,20 +1,23 @@
 """A time-split backtest: lists as of a date beside simple baselines, compared with what users bought after it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from recsys import metrics
-from recsys.candidates import Candidates, Factors, Neighbours, Users, best
-from recsys.profiles import Profiles
+from recsys import bootstrap, metrics
+from recsys.candidates import Candidates, Factors, Group, Neighbours, Users, best
+from recsys.profiles import Profiles, stable_hash
 from recsys.rank import as_lists, cut
 from recsys.recommend import Scored, cut_lists
 from recsys.signals import POPULARITY_DAYS
+from recsys.tables import USER_ID
 
 K = 20  # ranked for evaluation, whatever the published k is
 KS = (10, 20)
-MODELS = ("mlp", "popular", "popular_28d", "popular_7d", "own", "own_then_popular", "neighbours", "factors")
+OURS = "mlp"
+MODELS = (OURS, "popular", "popular_28d", "popular_7d", "own", "own_then_popular", "neighbours", "factors")
 SLICES = ("all", "new")  # all items; items that the user had not bought before the date
 
 
@@ -47,29 +50,38 @@ def _pairs(profiles: Profiles, start: int, end: int, catalog: int) -> np.ndarray
     return np.unique(events.user_row[events.wanted].astype(np.int64) * catalog + events.item[events.wanted])
 
 
-def evaluate(batch: Scored, *, start: int, end: int, factors: Factors, diversity: float = 0.0) -> dict[str, dict[str, float]]:
-    """Sums over the batch's users that `summary` turns into means.
+Sums = Mapping[str, np.ndarray]  # by name, each (1 + RESAMPLES): over the users as they are, then over those of each resample
 
-    Users count who bought within the history before `start` and have a relevant item in [start, end).
+
+def evaluate(batch: Scored, *, start: int, end: int, factors: Factors, seed: int, diversity: float = 0.0) -> dict[str, np.ndarray]:
+    """Sums over the batch's users that `summary` turns into means and intervals.
+
+    Users count who bought within the history before `start`, have a relevant item in [start, end), and, where candidates are given,
+    have one of these; the baselines then rank these alone.
 
     Args:
         factors: the source whose scores alone are the `factors` baseline.
+        seed: of the resamples.
         diversity: of the model's lists, as rank.diversity; the rules hold for all lists, the baselines' too.
 
     Returns:
-        "all" and "new": "users", then "model metric@k" sums; "all" also "recall source", "recall union" and "candidates".
+        Of each slice, "all" and "new": "slice users", then "slice model metric@k"; also "recall source", "recall union" and
+        "candidates" over the users of "all". Each float64 (1 + RESAMPLES).
     """
     users, candidates = batch.users, batch.candidates
-    sums: dict[str, dict[str, float]] = {}
+    sums: dict[str, np.ndarray] = {}
+    weights = bootstrap.draws(stable_hash(users.history.users.column(USER_ID).to_numpy()), seed=seed)
     scores = dict(_scores(users, factors))
     seen = _seen(batch.profiles, users, start)
     for name in SLICES:
         new = name == "new"
         actual = truth(batch.profiles, start=start, end=end, new=new)
         counted = batch.modelled & (actual.count > 0)
-        sums[name] = {"users": float(counted.sum())}
+        if users.given is not None:
+            counted &= np.bincount(users.given.user_row, minlength=len(users)) > 0
+        values = {f"{name} users": np.ones(int(counted.sum()))}
         for model in MODELS:
-            if model == "mlp":
+            if model == OURS:
                 kept = ~np.isin(_keys(candidates, users), seen) if new else np.ones(len(candidates), bool)
                 mine = candidates.keep(kept)
                 ranked, _ = cut_lists(batch, mine, batch.raw[kept], k=K, diversity=diversity)
@@ -79,9 +91,11 @@ def evaluate(batch: Scored, *, start: int, end: int, factors: Factors, diversity
             hits = metrics.hits(lists[counted], *_of(actual, counted))
             for metric, function in metrics.RANKING.items():
                 for k in KS:
-                    sums[name][f"{model} {metric}@{k}"] = float(function(hits, actual.count[counted], k).sum())
+                    values[f"{name} {model} {metric}@{k}"] = function(hits, actual.count[counted], k)
         if not new:
-            sums[name] |= _recall(candidates, users, actual, counted)
+            values |= _recall(candidates, users, actual, counted)
+        total = bootstrap.sums(np.stack(list(values.values()), axis=1), weights[:, counted])
+        sums |= dict(zip(values, total.T.copy(), strict=True))
     return sums
 
 
@@ -115,7 +129,7 @@ def _scores(users: Users, factors: Factors) -> Iterator[tuple[str, np.ndarray]]:
     own = np.full((len(users), len(users.signals.items)), -np.inf, np.float32)
     own.ravel()[users.own_key] = (users.own.count + 1.0 / (2.0 + users.own.last))[:-1]
     yield "own", own
-    yield "own_then_popular", np.where(np.isfinite(own), own, windows[28] - 1.0)
+    yield "own_then_popular", np.where(np.isfinite(own), own, np.where(popularity[-1] > 0, windows[28] - 1.0, -np.inf))
     yield "neighbours", Neighbours().scores(users)
     yield "factors", factors.scores(users)
 
@@ -124,6 +138,10 @@ def _lists(scores: np.ndarray, users: Users, seen: np.ndarray | None) -> np.ndar
     """int32 (U, K) item codes of the best items that the rules let through, without those seen, -1 beyond a list's end."""
     items = len(users.signals.items)
     scores = np.where(users.barred > 0, -np.inf, np.broadcast_to(scores, (len(users), items)))
+    if users.given is not None:
+        others = np.ones(scores.shape, bool)
+        others[users.given.user_row, users.signals.position[users.given.item]] = False
+        scores[others] = -np.inf
     if seen is not None:
         scores.ravel()[seen] = -np.inf
     codes, caps = users.signals.items, users.rules.caps
@@ -140,46 +158,67 @@ def _lists(scores: np.ndarray, users: Users, seen: np.ndarray | None) -> np.ndar
     return lists
 
 
-def _recall(candidates: Candidates, users: Users, actual: Truth, counted: np.ndarray) -> dict[str, float]:
-    """Sums over counted users of the share of relevant items that each source proposed, and of the number of candidates."""
+def _recall(candidates: Candidates, users: Users, actual: Truth, counted: np.ndarray) -> dict[str, np.ndarray]:
+    """Of each counted user the share of relevant items that each source proposed, and the number of candidates."""
     catalog = len(users.signals.position)
     relevant = np.repeat(np.arange(len(users)), actual.count) * catalog + actual.items
     hit = np.isin(candidates.user_row * catalog + users.signals.items[candidates.item], relevant)
 
-    def recall(mask: np.ndarray) -> float:
+    def recall(mask: np.ndarray) -> np.ndarray:
         found = np.bincount(candidates.user_row[mask], minlength=len(users))
-        return float((found[counted] / actual.count[counted]).sum())
+        return found[counted] / actual.count[counted]
 
-    sums = {f"recall {name}": recall(hit & (candidates.rank[:, number] > 0)) for number, name in enumerate(candidates.names)}
-    sums["recall union"] = recall(hit)
-    sums["candidates"] = float(np.bincount(candidates.user_row, minlength=len(users))[counted].sum())
-    return sums
+    values = {
+        f"recall {name}": recall(hit & (candidates.rank[:, number] > 0))
+        for number, name in enumerate(candidates.names)
+        if name != Group.name  # of users without history, who do not count
+    }
+    values["recall union"] = recall(hit)
+    values["candidates"] = np.bincount(candidates.user_row, minlength=len(users))[counted].astype(np.float64)
+    return values
 
 
-def add(sums: list[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """The sums of several batches or shards as one."""
-    total: dict[str, dict[str, float]] = {name: {} for name in SLICES}
+def add(sums: Iterable[Sums]) -> dict[str, np.ndarray]:
+    """The sums of several batches or shards as one; those of none have no names."""
+    total: dict[str, np.ndarray] = {}
     for one in sums:
-        for name in SLICES:
-            for key, value in one[name].items():
-                total[name][key] = total[name].get(key, 0.0) + value
+        for key, value in one.items():
+            total[key] = total[key] + value if key in total else value
     return total
 
 
-def summary(sums: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
-    """Means over users in the shape that `jobs.backtest --out` writes; null where no user counts."""
+def summary(sums: Sums) -> dict[str, Any]:
+    """Means over users, in the shape that `jobs.backtest --out` writes; null where no user counts.
 
-    def mean(name: str, key: str) -> float | None:
-        users = sums[name].get("users", 0.0)
-        return sums[name][key] / users if users else None
+    Returns:
+        `users`: slice -> users that count. `models`: model -> slice -> metric@k -> mean; `intervals`: the same with [low, high], 95% by
+        the bootstrap over users. `differences`: each model but ours -> slice -> metric@k -> `mean`, ours minus the model's, user by
+        user, and its `interval`. `candidates`: `recall` by source and of their union, and candidates `per_user`.
+    """
+    nobody = np.zeros(1 + bootstrap.RESAMPLES)
+    users = {name: sums.get(f"{name} users", nobody) for name in SLICES}
 
-    keys = [f"{metric}@{k}" for k in KS for metric in metrics.RANKING]
-    sources = [key.removeprefix("recall ") for key in sums["all"] if key.startswith("recall ")]
+    def mean(name: str, total: np.ndarray) -> float | None:
+        return float(total[0] / users[name][0]) if users[name][0] else None
+
+    def total(model: str, name: str, metric: str) -> np.ndarray:
+        return sums.get(f"{name} {model} {metric}", nobody)
+
+    def each(models: Iterable[str], figure: Callable[[str, str, str], Any]) -> dict[str, Any]:
+        metrics_at = [f"{metric}@{k}" for k in KS for metric in metrics.RANKING]
+        return {model: {name: {at: figure(model, name, at) for at in metrics_at} for name in SLICES} for model in models}
+
+    def difference(model: str, name: str, metric: str) -> dict[str, Any]:
+        ours = total(OURS, name, metric) - total(model, name, metric)
+        return {"mean": mean(name, ours), "interval": bootstrap.interval(ours, users[name])}
+
     return {
-        "users": {name: int(sums[name].get("users", 0)) for name in SLICES},
-        "models": {model: {name: {key: mean(name, f"{model} {key}") for key in keys} for name in SLICES} for model in MODELS},
+        "users": {name: int(users[name][0]) for name in SLICES},
+        "models": each(MODELS, lambda model, name, metric: mean(name, total(model, name, metric))),
+        "intervals": each(MODELS, lambda model, name, metric: bootstrap.interval(total(model, name, metric), users[name])),
+        "differences": each(MODELS[1:], difference),
         "candidates": {
-            "recall": {source: mean("all", f"recall {source}") for source in sources},
-            "per_user": mean("all", "candidates"),
+            "recall": {key.removeprefix("recall "): mean("all", value) for key, value in sums.items() if key.startswith("recall ")},
+            "per_user": mean("all", sums.get("candidates", nobody)),
         },
     }

@@ -9,7 +9,7 @@ import pyarrow as pa
 from recsys import tables
 from recsys.candidates import Candidates, Users
 from recsys.features import Inputs
-from recsys.profiles import Profiles
+from recsys.profiles import Profiles, mix
 from recsys.tables import CODES, DENSE, ITEM_ID, LABEL, USER_ID, WEIGHT
 
 
@@ -53,14 +53,6 @@ def sample(candidates: Candidates, label: np.ndarray, *, negatives: int, user_ha
     place = np.empty(len(label), np.int64)
     place[order] = np.arange(len(label)) - starts
     return place < ((negatives + 1) * positives)[candidates.user_row]
-
-
-def mix(values: np.ndarray) -> np.ndarray:
-    """uint64 (N): splitmix64's finaliser (Steele, Lea, Flood 2014), a stable hash that numpy does in one go."""
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def to_table(candidates: Candidates, users: Users, inputs: Inputs, label: np.ndarray, chosen: np.ndarray) -> pa.Table:

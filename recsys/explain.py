@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.candidates import Candidates, Users
+from recsys.given import GIVEN
 from recsys.rank import Ranked
 
 KINDS = {
@@ -13,6 +14,9 @@ KINDS = {
     "factors": "similar_taste",
     "category": "popular_in",
     "popular": "popular",
+    "content": "new_in",
+    "group": "popular_with",
+    GIVEN: "given",
 }
 
 
@@ -34,10 +38,14 @@ def reasons(ranked: Ranked, candidates: Candidates, users: Users) -> Reasons:
     A row's source is the one that ranked it highest for this user; of equals, the first in the order of `candidates.names`.
     """
     rank = candidates.rank[ranked.row]
-    first = np.where(rank > 0, rank, np.iinfo(np.int32).max).argmin(axis=1)
+    rank = np.where(rank > 0, rank, np.iinfo(np.int32).max)
+    if candidates.names[-1] == GIVEN:  # says little: it comes after all that say more
+        rank[:, -1] = np.iinfo(np.int32).max - 1
+    first = rank.argmin(axis=1)
     row, item = candidates.user_row[ranked.row], candidates.item[ranked.row]
     source = [candidates.names[number] for number in first]
-    sources = [[name for name, r in zip(candidates.names, ranks, strict=True) if r] for ranks in rank.tolist()]
+    proposed = candidates.rank[ranked.row] > 0
+    sources = [[name for name, r in zip(candidates.names, mine, strict=True) if r] for mine in proposed.tolist()]
     kind = [KINDS[name] for name in source]
 
     place, _ = users.own.find(row * len(users.signals.items) + item)
@@ -62,6 +70,12 @@ def reasons(ranked: Ranked, candidates: Candidates, users: Users) -> Reasons:
                 text.append("Bought by people who buy what you buy.")
             case "popular_in":
                 text.append(f"Popular in {category[number]}, where you often buy.")
+            case "new_in":
+                text.append(f"New in {category[number]}, where you often buy.")
+            case "popular_with":
+                text.append("Popular in the last 28 days with people like you.")
+            case "given":
+                text.append("Chosen by the shop.")
             case _:
                 text.append("Popular in the last 28 days.")
     return Reasons(source, sources, kind, text, beside)

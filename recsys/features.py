@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from recsys import config
-from recsys.candidates import Candidates, Source, Users, batches, group_days, propose, sources
+from recsys.candidates import NOT_FEATURES, Candidates, Source, Users, batches, group_days, propose, sources
 from recsys.catalog import Catalog, encode
+from recsys.given import Given
 from recsys.profiles import Profiles
 from recsys.rules import Rules
 from recsys.signals import MONTH, POPULARITY_DAYS, Signals
@@ -55,16 +56,20 @@ class Describer:
             name: encode(catalog.table.column(name), vocabularies[name])[signals.items] for name in settings.features.item_categorical
         }
 
-    def users(self, profiles: Profiles) -> Users:
+    def users(self, profiles: Profiles, given: Given | None = None) -> Users:
         """The users as of the cutoff: whatever is later in their profiles is cut off here and nowhere else."""
         history = profiles.between(int(self.signals.start), int(self.signals.cutoff))
-        return Users(history, self.signals, self.catalog, self.categories, self.rules)
+        return Users(history, self.signals, self.catalog, self.categories, self.rules, given)
 
-    def __call__(self, profiles: Profiles) -> Iterator[tuple[Profiles, Users, Candidates, Inputs]]:
-        """Batch by batch: whole profiles of its users, the users as of the cutoff, their candidates and inputs."""
+    def __call__(self, profiles: Profiles, given: Given | None = None) -> Iterator[tuple[Profiles, Users, Candidates, Inputs]]:
+        """Batch by batch: whole profiles of its users, the users as of the cutoff, their candidates and inputs.
+
+        Args:
+            given: the only candidates of the profiles' users; absent, the sources propose them.
+        """
         for start, stop in batches(len(profiles), len(self.signals.items)):
             batch = profiles.select(start, stop)
-            users = self.users(batch)
+            users = self.users(batch, given.select(start, stop) if given is not None else None)
             candidates = propose(users, self.sources, per_user=self.settings.candidates.per_user)
             inputs = describe(candidates, users, features=self.settings.features, vocabularies=self.vocabularies)
             yield batch, users, candidates, inputs
@@ -87,8 +92,9 @@ def describe(candidates: Candidates, users: Users, *, features: config.Features,
         columns[name] = values[item]
     for name, shorter, longer in zip(names, logs, logs[1:], strict=False):
         columns[f"{name}_trend"] = (shorter - longer)[item]
-    columns["item_age"] = np.log1p((cutoff - signals.first_ts) / DAY_US)[item]
-    columns["item_rest"] = np.log1p((cutoff - signals.last_ts) / DAY_US)[item]
+    known = signals.buyers > 0
+    columns["item_age"] = np.where(known, np.log1p((cutoff - signals.first_ts) / DAY_US), np.nan)[item]
+    columns["item_rest"] = np.where(known, np.log1p((cutoff - signals.last_ts) / DAY_US), np.nan)[item]
     columns["item_buyers"] = np.log1p(signals.buyers)[item]
     columns["item_repeat_rate"] = signals.repeat_rate[item]
     columns["item_repeat_days"] = np.log1p(signals.repeat_days)[item]
@@ -96,14 +102,16 @@ def describe(candidates: Candidates, users: Users, *, features: config.Features,
     columns["item_price"] = log_price[item]
 
     # The sources: score, its place among the user's candidates, and whether the source proposed the item.
-    for number, source in enumerate(candidates.names):
+    described = [number for number, name in enumerate(candidates.names) if name not in NOT_FEATURES]
+    for number in described:
+        source = candidates.names[number]
         score = candidates.score[:, number]
         if source != "popular":
             columns[f"{source}_score"] = score
             columns[f"{source}_z"] = _standardised(score, row, len(users))
         columns[f"{source}_place"] = _log_place(score, row, len(users))
         columns[f"{source}_proposed"] = candidates.rank[:, number] > 0
-    columns["sources"] = (candidates.rank > 0).sum(axis=1)
+    columns["sources"] = (candidates.rank[:, described] > 0).sum(axis=1)
 
     # The user: how active, how long, how often the same again, at what prices.
     buyer, bought, days = users.purchases

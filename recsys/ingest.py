@@ -92,15 +92,15 @@ def ingest(sources: Sources, *, end: date) -> Ingest:
             "shards": sources.shards,
         },
     )
-    parts = {f"events-{i:05d}": unit for i, unit in enumerate(_units(sources.events, "events"))}
+    parts = {f"events-{i:05d}": unit for i, unit in enumerate(parts_of(sources.events, "events"))}
     if sources.users is not None:
-        parts |= {f"users-{i:05d}": unit for i, unit in enumerate(_units(sources.users, "users"))}
+        parts |= {f"users-{i:05d}": unit for i, unit in enumerate(parts_of(sources.users, "users"))}
     cleaned = runtime.run(stage, parts, _clean_task, sources, midnight(end), stage.path, label="ingest: clean", unit="parts")
 
     catalog = stage.receipt("catalog")
     if catalog is None:
         events = [name for name in parts if name.startswith("events")]
-        seen = pa.concat_tables(_shard(stage.path / f"{name}-items.arrow", 0) for name in events).column(ITEM_ID)
+        seen = pa.concat_tables(read_shard(stage.path / f"{name}-items.arrow", 0) for name in events).column(ITEM_ID)
         built, rejected_items = build_catalog(sources, pc.unique(seen))
         write_atomically(stage.path / "catalog.parquet", lambda file: pq.write_table(built.table, file))
         catalog = stage.finish("catalog", {"items": len(built), "rejected": rejected_items})
@@ -152,7 +152,7 @@ def _user_vocabularies(grouped: Iterable[Receipt], features: Features) -> dict[s
     return {name: most_frequent(list(found.items()), limit=features.max_vocabulary) for name, found in counts.items()}
 
 
-def _units(source: Input, table: str) -> Iterator[dict[str, Any]]:
+def parts_of(source: Input, table: str) -> Iterator[dict[str, Any]]:
     """The input cut into parts of one file's consecutive row groups, each of bounded bytes."""
     for index, file in enumerate(source.files):
         step = max(1, file.row_groups // max(1, math.ceil(file.size / PART_BYTES)))
@@ -168,21 +168,16 @@ def _clean_task(sources: Sources, end: int, folder: Path) -> Task:
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         if unit["table"] == "events":
-            raw = _read(sources.events, sources.events.files[unit["file"]], unit["row_groups"], events)
+            raw = read_part(sources.events, sources.events.files[unit["file"]], unit["row_groups"], events)
             kept, rejected = clean(raw, settings=sources.settings, user_id=sources.user_id, item_id=sources.item_id, end=end)
             items = pa.table({ITEM_ID: pc.unique(kept.column(ITEM_ID))})
         else:
             assert sources.users is not None
             features = [field.name for field in sources.user_fields()]
-            raw = _read(sources.users, sources.users.files[unit["file"]], unit["row_groups"], [columns.user_id, *features])
+            raw = read_part(sources.users, sources.users.files[unit["file"]], unit["row_groups"], [columns.user_id, *features])
             kept, rejected = clean_users(raw, sources)
             items = None
-        shard = shard_of(kept.column(USER_ID), shards)
-        order = np.argsort(shard, kind="stable")
-        ends = np.searchsorted(shard[order], np.arange(shards + 1))
-        kept = kept.take(pa.array(order)).combine_chunks()
-        path = folder / f"{name}.arrow"
-        write_atomically(path, lambda file: _write_batches(file, [kept.slice(a, b - a) for a, b in pairwise(ends)]))
+        write_by_shard(folder / f"{name}.arrow", kept, shards=shards)
         if items is not None:
             write_atomically(folder / f"{name}-items.arrow", lambda file: _write_batches(file, [items]))
         return {"rows": raw.num_rows, "kept": kept.num_rows, "rejected": rejected}
@@ -190,7 +185,12 @@ def _clean_task(sources: Sources, end: int, folder: Path) -> Task:
     return task
 
 
-def _read(source: Input, file: File, row_groups: list[int], columns: list[str]) -> pa.Table:
+def read_part(source: Input, file: File, row_groups: list[int], columns: list[str]) -> pa.Table:
+    """The columns of some row groups of one file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         return read(source, file, row_groups, columns)
     except (pa.ArrowInvalid, OSError) as error:
@@ -205,7 +205,7 @@ def _group_task(sources: Sources, folder: Path) -> Task:
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         shard = int(unit["shard"])
-        parts = {part: _shard(folder / f"{part}.arrow", shard) for part in unit["parts"]}
+        parts = {part: read_shard(folder / f"{part}.arrow", shard) for part in unit["parts"]}
         events = pa.concat_tables(table for part, table in parts.items() if part.startswith("events"))
         known = [table for part, table in parts.items() if part.startswith("users")]
         users, duplicate_users = _users(events, known, schema)
@@ -261,7 +261,16 @@ def _write_batches(path: Path, batches: list[pa.Table]) -> None:
             writer.write_batch(whole[0] if whole else pa.RecordBatch.from_pylist([], schema=table.schema))
 
 
-def _shard(path: Path, shard: int) -> pa.Table:
-    """One shard's rows of a part: its record batch, memory mapped."""
+def write_by_shard(path: Path, rows: pa.Table, *, shards: int) -> None:
+    """An Arrow file with one record batch for each shard of users: the rows whose user_id hashes into it, in their order."""
+    shard = shard_of(rows.column(USER_ID), shards)
+    order = np.argsort(shard, kind="stable")
+    ends = np.searchsorted(shard[order], np.arange(shards + 1))
+    rows = rows.take(pa.array(order)).combine_chunks()
+    write_atomically(path, lambda file: _write_batches(file, [rows.slice(a, b - a) for a, b in pairwise(ends)]))
+
+
+def read_shard(path: Path, shard: int) -> pa.Table:
+    """One shard's rows of what `write_by_shard` wrote: its record batch, memory mapped."""
     with pa.memory_map(str(path)) as source:
         return pa.Table.from_batches([pa.ipc.open_file(source).get_batch(shard)])

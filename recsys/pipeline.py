@@ -1,4 +1,4 @@
-"""The whole dataflow on one page: ingest -> signals -> examples -> train -> score -> publish, and the backtest beside it.
+"""The whole dataflow on one page: ingest -> signals -> examples -> train -> score -> publish.
 
 Each function below is one stage: it names the stage's folder by the digest of what goes in, says what a unit is, and hands the units
 to Ray. A stage whose receipts are all there does nothing. The pure work is done by the modules that a task calls.
@@ -19,27 +19,27 @@ import pyarrow.parquet
 import ray
 
 from recsys import bundle as bundles
-from recsys import calibrate, evaluate, examples, feed, reliability, rules, runtime, spec
+from recsys import calibrate, examples, feed, given, rules, runtime, spec
 from recsys import ingest as ingest_stage
 from recsys import signals as signals_module
 from recsys.bundle import Bundle
 from recsys.calibrate import Calibrated
-from recsys.candidates import Factors
 from recsys.catalog import item_vocabularies
 from recsys.config import Settings
 from recsys.errors import BundleError, DataError
 from recsys.features import Describer
+from recsys.given import Given
 from recsys.ingest import Ingest
 from recsys.night import Night, Published, device_of, publish_parts, score_units
-from recsys.profiles import stable_hash
+from recsys.profiles import mix, stable_hash
 from recsys.recommend import listed, recommendations, scored
 from recsys.runtime import Task, log
 from recsys.score import Device, Scorer, chances
 from recsys.shop import Sources, midnight
 from recsys.signals import Signals
-from recsys.tables import DAY_US, DENSE, USER_ID
+from recsys.tables import DAY_US, DENSE, ITEM_ID, USER_ID
 from recsys.training import Trained, fit_bundle, fit_inputs
-from recsys.work import Receipt, Stage, digest, write_atomically
+from recsys.work import Receipt, Stage, digest, save_arrays, write_atomically
 
 SMALL_LISTS_ROWS = 1_000_000  # of ids that rules list: read in less time than an actor starts
 
@@ -54,6 +54,8 @@ class Prepared:
     rules: Stage
     """The lists of ids that rules name, as `Rules` reads them."""
     examples: Stage
+    given: Stage | None
+    """The shop's own candidates by shard; None where the sources propose."""
     vocabularies: dict[str, tuple[str, ...]]
 
     @property
@@ -74,6 +76,7 @@ def prepare(sources: Sources, *, end: date) -> Prepared:
             "ingest": shop.digest,
             "signals": settings.signals,
             "history_days": settings.window.history_days,
+            "unseen": _most_unseen(settings),
             "seed": settings.run.seed,
         },
     )
@@ -92,7 +95,72 @@ def prepare(sources: Sources, *, end: date) -> Prepared:
         },
     )
     lists = Stage(settings.run.work, "rules", {"ingest": shop.digest, "rules": settings.rules, "lists": sources.list_identity()})
-    return Prepared(sources, shop, signals, lists, labelled, vocabularies)
+    return Prepared(sources, shop, signals, lists, labelled, make_given(sources, shop), vocabularies)
+
+
+# Given candidates ---------------------------------------------------------------------------------------------------------------
+
+
+def make_given(sources: Sources, shop: Ingest) -> Stage | None:
+    """The shop's own candidates hashed into the shards of its users; None where the settings name none.
+
+    Two passes as in ingest: a part of the input is a unit, then a shard.
+    """
+    source = sources.given
+    if source is None:
+        return None
+    stage = Stage(sources.settings.run.work, "given", {"given": source.identity(), "ingest": shop.digest})
+    parts = {f"part-{number:05d}": unit for number, unit in enumerate(ingest_stage.parts_of(source, "given"))}
+    read = runtime.run(stage, parts, _given_part_task, sources, stage.path, label="given: read", unit="parts")
+    units = {f"users-{shard}": {"shard": shard, "parts": list(parts)} for shard in shop.shards}
+    receipts = runtime.run(stage, units, _given_task, shop, stage.path, label="given: group", unit="shards")
+    rejected = Counter[str]()
+    for receipt in (*read.values(), *receipts.values()):
+        rejected.update(receipt["rejected"])
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())) or "none"
+    users = sum(receipt["users"] for receipt in receipts.values())
+    log.info("given: %s rows read, rejected: %s", f"{sum(receipt['rows'] for receipt in read.values()):,}", reasons)
+    if not users:
+        raise DataError(f"{source.location}: no usable candidate; rejected: {reasons}. Check the ids in it, or remove rank.candidates.")
+    if without := shop.rows["profiles"] - users:
+        log.warning(
+            "given: %s of %s users have no row in %s and get no list", f"{without:,}", f"{shop.rows['profiles']:,}", source.location
+        )
+    return stage
+
+
+def _given_part_task(sources: Sources, folder: Path) -> Task:
+    source, columns = sources.given, sources.settings.shop.columns
+    assert source is not None
+    schema = pa.schema([(USER_ID, sources.user_id), (ITEM_ID, sources.item_id)])
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        raw = ingest_stage.read_part(source, source.files[unit["file"]], unit["row_groups"], [columns.user_id, columns.item_id])
+        rows = pa.table([raw.column(columns.user_id), raw.column(columns.item_id)], names=schema.names).cast(schema)
+        kept = rows.drop_null()
+        ingest_stage.write_by_shard(folder / f"{name}.arrow", kept, shards=sources.shards)
+        nulls = rows.num_rows - kept.num_rows
+        return {"rows": rows.num_rows, "rejected": {"null_id": nulls} if nulls else {}}
+
+    return task
+
+
+def _given_task(shop: Ingest, folder: Path) -> Task:
+    catalog = shop.catalog()
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        rows = pa.concat_tables(ingest_stage.read_shard(folder / f"{part}.arrow", int(unit["shard"])) for part in unit["parts"])
+        users = shop.profiles(unit["shard"]).users.column(USER_ID).combine_chunks()
+        found, rejected = given.rows_of(rows, users, catalog)
+        save_arrays(folder / f"{name}.npz", user_row=found.user_row, item=found.item)
+        return {"rows": len(found.item), "users": len(np.unique(found.user_row)), "rejected": rejected}
+
+    return task
+
+
+def given_of(prepared: Prepared, shard: str) -> Given | None:
+    """The shard's given candidates; None where the sources propose."""
+    return None if prepared.given is None else given.load(prepared.given.path / f"users-{shard}.npz")
 
 
 # Signals ------------------------------------------------------------------------------------------------------------------------
@@ -100,22 +168,23 @@ def prepare(sources: Sources, *, end: date) -> Prepared:
 
 def make_signals(prepared: Prepared, cutoffs: Sequence[date]) -> None:
     """The signals as of each cutoff; a cutoff is a unit."""
-    runtime.run(
-        prepared.signals,
-        {day.isoformat(): {"cutoff": day.isoformat()} for day in cutoffs},
-        _signals_task,
-        prepared.settings,
-        prepared.ingest,
-        prepared.signals.path,
-        unit="cut-offs",
-    )
+    _fit_signals(prepared, {day.isoformat(): {"cutoff": day.isoformat(), "given": False} for day in cutoffs})
 
 
-def _signals_task(settings: Settings, shop: Ingest, folder: Path) -> Task:
+def _fit_signals(prepared: Prepared, units: Mapping[str, Mapping[str, Any]]) -> None:
+    runtime.run(prepared.signals, units, _signals_task, prepared, prepared.signals.path, unit="cut-offs")
+
+
+def _signals_task(prepared: Prepared, folder: Path) -> Task:
+    settings, shop = prepared.settings, prepared.ingest
+    catalog = shop.catalog()
     limit = _hash_limit(shop, settings.signals.max_users)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         cutoff = midnight(date.fromisoformat(unit["cutoff"]))
+
+        unseen = np.flatnonzero(catalog.available)
+        hashes = stable_hash(catalog.item_id.to_numpy(zero_copy_only=False))[unseen]
 
         def shards() -> Any:
             for shard in shop.shards:
@@ -129,6 +198,10 @@ def _signals_task(settings: Settings, shop: Ingest, folder: Path) -> Task:
             cutoff=cutoff,
             settings=settings.signals,
             seed=settings.run.seed,
+            extra=_given_items(prepared) if unit["given"] else None,
+            groups=settings.features.user_categorical,
+            unseen=unseen[np.argsort(mix(hashes ^ np.uint64(cutoff)), kind="stable")],
+            most_unseen=_most_unseen(settings),
         )
         write_atomically(folder / f"{name}.npz", fitted.save)
         return {"items": len(fitted.items), "neighbours": len(fitted.neighbour_items)}
@@ -142,10 +215,29 @@ def _hash_limit(shop: Ingest, users: int) -> np.uint64:
     return np.uint64(min(share * 2.0**64, 2.0**64 - 2048))  # the largest float64 below 2^64
 
 
-def read_signals(prepared: Prepared, cutoff: date) -> Signals:
-    """The signals as of the cutoff, made if they are not there."""
-    make_signals(prepared, [cutoff])
-    return signals_module.load(prepared.signals.path / f"{cutoff.isoformat()}.npz")
+def _most_unseen(settings: Settings) -> int:
+    """Items nobody bought that are candidates all the same; without the source that proposes them, none."""
+    limits = settings.candidates
+    return limits.unseen if limits.content and settings.features.item_categorical else 0
+
+
+def _given_items(prepared: Prepared) -> np.ndarray:
+    """int32: the codes of all given items."""
+    found = (given_of(prepared, shard) for shard in prepared.ingest.shards)
+    return np.unique(np.concatenate([np.unique(one.item) for one in found if one is not None]))
+
+
+def read_signals(prepared: Prepared, cutoff: date, *, lists: bool = False) -> Signals:
+    """The signals as of the cutoff, made if they are not there.
+
+    Args:
+        lists: they are for lists, so given candidates must be among the active items.
+    """
+    name, unit = cutoff.isoformat(), {"cutoff": cutoff.isoformat(), "given": False}
+    if lists and prepared.given is not None:
+        name, unit = f"{name}-{prepared.given.digest}", unit | {"given": True}
+    _fit_signals(prepared, {name: unit})
+    return signals_module.load(prepared.signals.path / f"{name}.npz")
 
 
 # Rules --------------------------------------------------------------------------------------------------------------------------
@@ -385,7 +477,7 @@ def fit_calibration(prepared: Prepared, bundle: Bundle, *, cutoff: date) -> Cali
 def _calibrate_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], folder: Path) -> Task:
     settings = prepared.settings
     signals = Signals(**arrays)
-    describer, scorer = _scoring(prepared, model, signals, None)
+    describer, scorer = scoring(prepared, model, signals, None)
     limit = _hash_limit(prepared.ingest, settings.calibration.max_users)
     start = int(signals.cutoff)
     end = start + settings.window.label_days * DAY_US
@@ -400,18 +492,10 @@ def _calibrate_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[
             kept = batch.modelled[batch.candidates.user_row]
             found.append((batch.raw[kept], label[kept], group[kept]))
         raw, label, group = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-        _save_arrays(folder / f"{name}.npz", raw=raw, label=label, group=group)
+        save_arrays(folder / f"{name}.npz", raw=raw, label=label, group=group)
         return {"rows": len(raw), "bought": int(label.sum())}
 
     return task
-
-
-def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    def save(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a path, savez would add a suffix
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-
-    write_atomically(path, save)
 
 
 # Score and publish --------------------------------------------------------------------------------------------------------------
@@ -426,6 +510,7 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
         {
             "as_of": as_of.isoformat(),
             "inputs": prepared.sources.identity(),
+            "given": prepared.given.digest if prepared.given else None,
             "settings": settings.model_dump(
                 mode="json", include={"shop", "features", "window", "signals", "candidates", "rank", "rules"}
             ),
@@ -446,7 +531,7 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
         prepared.sources.item_id,
     )
     stage = Stage(settings.run.work, "score", {"run": run_id, "ingest": prepared.ingest.digest, "table": settings.table.path})
-    signals = read_signals(prepared, as_of)
+    signals = read_signals(prepared, as_of, lists=True)
     receipts, seconds = score_units(
         stage,
         {f"part-{shard}": {"shard": shard} for shard in prepared.ingest.shards},
@@ -497,7 +582,7 @@ def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
 
 def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], lists: Path, night: Night) -> Task:
     settings = prepared.settings
-    describer, scorer = _scoring(prepared, model, Signals(**arrays), lists)
+    describer, scorer = scoring(prepared, model, Signals(**arrays), lists)
     chance = chances(scorer.bundle)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
@@ -505,7 +590,8 @@ def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str,
         tables: list[pa.Table] = []
         dropped: list[dict[str, int]] = []
         short: list[dict[str, int]] = []
-        for batch in scored(prepared.ingest.profiles(unit["shard"]), describer, scorer):
+        profiles, only = prepared.ingest.profiles(unit["shard"]), given_of(prepared, unit["shard"])
+        for batch in scored(profiles, describer, scorer, only):
             candidates += len(batch.candidates)
             made = listed(batch, settings.rank)
             dropped.append(made.dropped)
@@ -546,7 +632,7 @@ def check_bundle(bundle: Bundle, settings: Settings) -> None:
                 )
 
 
-def _scoring(prepared: Prepared, model: tuple[str, Device], signals: Signals, lists: Path | None) -> tuple[Describer, Scorer]:
+def scoring(prepared: Prepared, model: tuple[str, Device], signals: Signals, lists: Path | None) -> tuple[Describer, Scorer]:
     """What one actor scores with: features under the bundle's own vocabularies, and the model.
 
     Args:
@@ -556,84 +642,3 @@ def _scoring(prepared: Prepared, model: tuple[str, Device], signals: Signals, li
     loaded = bundles.load(folder)
     describer = Describer(prepared.settings, prepared.ingest.catalog(), signals, loaded.spec.vocabularies, lists)
     return describer, Scorer(loaded, device)
-
-
-# Backtest -----------------------------------------------------------------------------------------------------------------------
-
-
-def horizon_end(sources: Sources, *, as_of: date, horizon_days: int) -> date:
-    """The day before which purchases count as the backtest's truth: the horizon's end, or the data's with a warning.
-
-    Raises:
-        DataError: no event from as_of on.
-    """
-    data_end = sources.last + timedelta(days=1)
-    if data_end <= as_of:
-        raise DataError(f"--as-of {as_of}: no event from then on to compare with; the last is of {sources.last}. Use an earlier date.")
-    end = as_of + timedelta(days=horizon_days)
-    if end > data_end:
-        log.warning(
-            "backtest: the data ends on %s, so the horizon is %d days, not %d", sources.last, (data_end - as_of).days, horizon_days
-        )
-    return min(end, data_end)
-
-
-def backtest(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> dict[str, Any]:
-    """Metrics of lists as of a date against the purchases of [as_of, end), beside the baselines.
-
-    `calibration` is `reliability.summary` against the purchases of window.label_days; null where the horizon is shorter.
-
-    Args:
-        bundle: trained as of the same date, else it would know its test.
-    """
-    trained_as_of = bundle.about["window"]["as_of"]
-    assert trained_as_of <= as_of.isoformat(), f"a bundle as of {trained_as_of} cannot be tested as of {as_of}"
-    device = device_of(prepared.settings.run)
-    signals = read_signals(prepared, as_of)
-    stage = Stage(
-        prepared.settings.run.work,
-        "backtest",
-        {"signals": prepared.signals.digest, "examples": prepared.examples.digest, "model": bundle.model_version}
-        | {"rules": prepared.rules.digest, "diversity": prepared.settings.rank.diversity}
-        | {"as_of": as_of.isoformat(), "end": end.isoformat(), "device": device},
-    )
-    units = {f"users-{shard}": {"shard": shard} for shard in prepared.ingest.shards}
-    arguments = (prepared, (str(bundle.folder), device), ray.put(signals.arrays()), make_lists(prepared), as_of, end, stage.path)
-    receipts = runtime.run(stage, units, _backtest_task, *arguments, actors=prepared.settings.run.actors, device=device, unit="shards")
-    result = evaluate.summary(evaluate.add([receipt["sums"] for receipt in receipts.values()]))
-    calibration = None
-    if _label_end(prepared.settings, as_of) <= end:
-        total = reliability.zero()
-        for name in receipts:
-            with np.load(stage.path / f"{name}.npz") as file:
-                total = {key: values + file[key] for key, values in total.items()}
-        calibration = reliability.summary(total)
-    return {"as_of": as_of.isoformat(), "horizon_days": (end - as_of).days, **result, "calibration": calibration}
-
-
-def _label_end(settings: Settings, as_of: date) -> date:
-    """The day before which a purchase makes true what a score as of a date foretells."""
-    return as_of + timedelta(days=settings.window.label_days)
-
-
-def _backtest_task(
-    prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], lists: Path, as_of: date, end: date, folder: Path
-) -> Task:
-    describer, scorer = _scoring(prepared, model, Signals(**arrays), lists)
-    chance = chances(scorer.bundle)
-    factors = Factors(prepared.settings.signals)
-    label_end = _label_end(prepared.settings, as_of)
-
-    def task(name: str, unit: dict[str, Any]) -> Receipt:
-        start, stop = midnight(as_of), midnight(end)
-        sums: list[Mapping[str, Mapping[str, float]]] = []
-        total = reliability.zero()
-        for batch in scored(prepared.ingest.profiles(unit["shard"]), describer, scorer):
-            sums.append(evaluate.evaluate(batch, start=start, end=stop, factors=factors, diversity=prepared.settings.rank.diversity))
-            if label_end <= end:
-                more = reliability.count(batch, chance=chance, end=midnight(label_end))
-                total = {key: values + more[key] for key, values in total.items()}
-        _save_arrays(folder / f"{name}.npz", **total)
-        return {"sums": evaluate.add(sums)}
-
-    return task

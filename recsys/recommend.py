@@ -1,16 +1,17 @@
 """Profiles -> rows of the recommendation table: candidates, features, scores, ranks and reasons of a user in one call."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 import numpy as np
 import pyarrow as pa
 
 from recsys import config, explain, tables
-from recsys.candidates import Candidates, Users
+from recsys.candidates import Candidates, Group, Popular, Users
 from recsys.errors import BundleError
 from recsys.features import Describer
+from recsys.given import GIVEN, Given
 from recsys.profiles import Profiles
 from recsys.rank import Lost, Ranked, cut
 from recsys.score import Scorer
@@ -44,21 +45,40 @@ class Scored:
     """bool (U): the model stands behind the user's rows; else the user bought nothing yet and gets what is popular."""
 
 
-def scored(profiles: Profiles, describer: Describer, scorer: Scorer) -> Iterator[Scored]:
+def scored(profiles: Profiles, describer: Describer, scorer: Scorer, given: Given | None = None) -> Iterator[Scored]:
     """The profiles' users batch by batch.
+
+    Args:
+        given: the users' only candidates; absent, the sources propose them.
 
     Raises:
         BundleError: the model was fed other columns than these.
     """
     fed = scorer.bundle.spec.dense
-    for batch, users, candidates, inputs in describer(profiles):
+    for batch, users, candidates, inputs in describer(profiles, given):
         if inputs.names != fed:
             odd = sorted(set(inputs.names) ^ set(fed)) or ["the order of columns"]
             raise BundleError(f"{scorer.bundle.folder}: made by other code: {odd[0]} differs from today's inputs. Train again.")
         raw = scorer(inputs.dense, inputs.codes)
         modelled = np.diff(users.matrix.indptr) > 0
-        popular = candidates.rank.max(axis=1, initial=0).astype(np.float32)  # of a user without purchases only Popular proposes
-        yield Scored(batch, users, candidates, np.where(modelled[candidates.user_row], raw, -popular), modelled)
+        candidates, popular = _fallback(candidates, modelled)
+        yield Scored(batch, users, candidates, np.where(modelled[candidates.user_row], raw, popular), modelled)
+
+
+def _fallback(candidates: Candidates, modelled: np.ndarray) -> tuple[Candidates, np.ndarray]:
+    """What stands in for the model: float32 (N), the share of the user's group, or of everybody where there is no group; -1 for none.
+
+    Where it is the group's, that is what the row's sources say.
+    """
+    popular = candidates.score[:, candidates.names.index(Popular.name)]
+    if Group.name not in candidates.names:
+        return candidates, np.nan_to_num(popular, nan=-1.0)
+    place = candidates.names.index(Group.name)
+    group = candidates.score[:, place]
+    others = np.array([name not in (Group.name, GIVEN) for name in candidates.names])
+    alike = (candidates.rank[:, place] > 0) & ~modelled[candidates.user_row]
+    rank = np.where(alike[:, None] & others, 0, candidates.rank)
+    return replace(candidates, rank=rank), np.nan_to_num(np.where(np.isfinite(group), group, popular), nan=-1.0)
 
 
 @dataclass(frozen=True)

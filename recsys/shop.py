@@ -38,6 +38,8 @@ class Sources:
     """Of the last event, UTC."""
     lists: Mapping[str, Input]
     """The rules' lists of ids by `list_name`."""
+    given: Input | None
+    """The shop's own candidates."""
 
     @property
     def shards(self) -> int:
@@ -111,6 +113,11 @@ def open_shop(settings: Settings, *, as_of: date) -> Sources:
             _text(users, name, setting="features.user_categorical")
         for name in settings.features.user_numeric:
             _number(users, name, setting="features.user_numeric", required=True)
+    given = None
+    if settings.rank.candidates is not None:
+        given = open_input("rank.candidates", settings.rank.candidates, shop.storage_options)
+        _same_id(_id(given, columns.user_id, "user_id"), user_id, given, columns.user_id, events)
+        _same_id(_id(given, columns.item_id, "item_id"), item_id, given, columns.item_id, events)
     for rule, of_items, column, is_number in settings.rule_columns():
         source = items if of_items else users
         assert source is not None, "the settings refuse a rule on a table that is absent"
@@ -128,7 +135,7 @@ def open_shop(settings: Settings, *, as_of: date) -> Sources:
                 _same_id(_id(listed, columns.user_id, "user_id"), user_id, listed, columns.user_id, events)
             lists[list_name(number, what)] = listed
     first, last = _span(events, settings, as_of=as_of)
-    sources = Sources(settings, events, items, users, user_id, item_id, first, last, lists)
+    sources = Sources(settings, events, items, users, user_id, item_id, first, last, lists, given)
     check_as_of(sources, as_of)
     return sources
 

@@ -1,6 +1,6 @@
 """What history says about items as of a date: popularity, prices, repeat timing, neighbours and factors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from recsys import config
 from recsys.errors import DataError
-from recsys.profiles import Profiles
+from recsys.profiles import Profiles, mix, stable_hash
 from recsys.tables import DAY_US, USER_ID
 
 POPULARITY_DAYS = (7, 28, 91)  # windows beside the whole history
@@ -27,7 +27,11 @@ MONTH = POPULARITY_DAYS.index(28)  # the row of `popularity` that sources and sh
 
 @dataclass(frozen=True)
 class Signals:
-    """What is known of the J active items, those wanted at least once in [start, cutoff); arrays go by active position."""
+    """What is known of the J active items; arrays go by active position.
+
+    Active are the items wanted at least once in [start, cutoff), and those that may be recommended all the same: of them there are no
+    buyers, no neighbours, a vector of zeros, and NaN for what only purchases tell.
+    """
 
     start: np.ndarray
     """int64 (), microseconds."""
@@ -42,13 +46,13 @@ class Signals:
     buyers: np.ndarray
     """float32 (J): users who bought the item."""
     first_ts: np.ndarray
-    """int64 (J): first purchase, microseconds."""
+    """int64 (J): first purchase, microseconds; the cutoff where there is none."""
     last_ts: np.ndarray
-    """int64 (J): last purchase, microseconds."""
+    """int64 (J): last purchase, microseconds; the cutoff where there is none."""
     price: np.ndarray
     """float32 (J): mean price paid for one unit, NaN where none is known."""
     repeat_rate: np.ndarray
-    """float32 (J): share of buyers who bought it on two days or more."""
+    """float32 (J): share of buyers who bought it on two days or more, NaN without buyers."""
     repeat_days: np.ndarray
     """float32 (J): mean days between two purchases by one user, NaN where nobody repeated."""
     neighbour_offsets: np.ndarray
@@ -59,6 +63,14 @@ class Signals:
     """float32 (N): what a purchase of the row's item adds to the score of that one."""
     factors: np.ndarray
     """float32 (J, D): item factors of ALS."""
+    groups: np.ndarray
+    """uint64 (G): keys of the groups of users that are large enough, ascending; of `group_keys`."""
+    group_offsets: np.ndarray
+    """int64 (G + 1): row pointers of the groups' purchases."""
+    group_items: np.ndarray
+    """int32 (P): active position of what a group bought in the last 28 days."""
+    group_counts: np.ndarray
+    """float32 (P): on how many days its users bought that."""
 
     @cached_property
     def neighbours(self) -> sp.csr_matrix:
@@ -110,6 +122,10 @@ def fit(
     cutoff: int,
     settings: config.Signals,
     seed: int,
+    extra: np.ndarray | None = None,
+    groups: Sequence[str] = (),
+    unseen: np.ndarray | None = None,
+    most_unseen: int = 0,
 ) -> Signals:
     """The signals of the events in [start, cutoff).
 
@@ -118,6 +134,10 @@ def fit(
     Args:
         shards: profiles with any events, and bool (U): the users whose histories fit neighbours and factors.
         items: I, the size of the catalog.
+        extra: int (X), codes of items that are active whether bought or not.
+        unseen, most_unseen: codes of items, int; the first so many of them that nobody bought are active too.
+        groups: columns of users, the one that tells most first; of chosen users, those with the same values have a popularity of
+            their own, first by all columns, then by fewer from the last one on.
 
     Raises:
         DataError: nobody wanted anything in the time.
@@ -130,6 +150,8 @@ def fit(
     last = np.full(items, np.iinfo(np.int64).min)
     rows: list[sp.csr_matrix] = []
     ids: list[pa.Array] = []
+    keys: list[np.ndarray] = []
+    months: list[sp.csr_matrix] = []
     for batch, chosen in shards:
         history = batch.between(start, cutoff)
         user, item, day = purchase_days(history, cutoff=cutoff)
@@ -154,24 +176,42 @@ def fit(
         pairs = sp.csr_matrix((times.astype(np.float32), (user[new_pair], pair_item)), shape=(len(batch), items))
         rows.append(pairs[chosen])
         ids.append(batch.users.column(USER_ID).filter(pa.array(chosen)).combine_chunks())
-    active = np.flatnonzero(buyers > 0)
-    if len(active) == 0:
+        keys.append(group_keys(batch.users, groups)[:, chosen])
+        lately = day < POPULARITY_DAYS[MONTH]
+        bought_lately = (np.ones(int(lately.sum()), np.float32), (user[lately], item[lately]))
+        months.append(sp.csr_matrix(bought_lately, shape=(len(batch), items))[chosen])
+    bought = buyers > 0
+    if not bought.any():
         raise DataError(
             f"signals: no wanted event in the {(cutoff - start) // DAY_US} days before {np.datetime64(cutoff, 'us')}. "
             "Check shop.label_kinds and window.history_days, or use another date."
         )
+    chosen_items = bought.copy()
+    if extra is not None:
+        chosen_items[extra] = True
+    if unseen is not None:
+        chosen_items[unseen[~bought[unseen]][:most_unseen]] = True
+    active = np.flatnonzero(chosen_items)
+    first[~bought] = last[~bought] = cutoff
     position = np.full(items, -1, np.int32)
     position[active] = np.arange(len(active))
     with np.errstate(invalid="ignore"):
         price = price_sum[active] / priced[active]
         repeat_days = np.abs(gap_days[active]) / gaps[active]
+        repeat_rate = repeaters[active] / buyers[active]
     # Rows in user_id order: sums of floats, and so the factors' last bits, must not depend on how users are cut into shards.
     order = pc.sort_indices(pa.chunked_array(ids)).to_numpy()
-    purchases: sp.csr_matrix = sp.vstack(rows, format="csr")[order][:, active]
+    purchases: sp.csr_matrix = sp.vstack(rows, format="csr")[order][:, np.flatnonzero(bought)]
     purchases = purchases[np.diff(purchases.indptr) > 0]
     with threadpool_limits(1, "blas"):  # one fit runs on one CPU
         weights = neighbour_weights(purchases, settings)
-        factors = item_factors(purchases, settings, seed=seed)
+        vectors = item_factors(purchases, settings, seed=seed)
+    grouped = group_purchases(np.concatenate(keys, axis=1), sp.vstack(months, format="csr")[:, active], settings.group_users)
+    known = position[bought]  # fitted to what was bought, then spread to the active positions
+    factors = np.zeros((len(active), vectors.shape[1]), np.float32)
+    factors[known] = vectors
+    lengths = np.zeros(len(active), np.int64)
+    lengths[known] = np.diff(weights.indptr)
     return Signals(
         start=np.array(start, np.int64),
         cutoff=np.array(cutoff, np.int64),
@@ -182,13 +222,45 @@ def fit(
         first_ts=first[active],
         last_ts=last[active],
         price=price.astype(np.float32),
-        repeat_rate=(repeaters[active] / buyers[active]).astype(np.float32),
+        repeat_rate=repeat_rate.astype(np.float32),
         repeat_days=repeat_days.astype(np.float32),
-        neighbour_offsets=weights.indptr.astype(np.int64),
-        neighbour_items=weights.indices.astype(np.int32),
+        neighbour_offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        neighbour_items=known[weights.indices],
         neighbour_weights=weights.data.astype(np.float32),
         factors=factors,
+        groups=grouped[0],
+        group_offsets=grouped[1].indptr.astype(np.int64),
+        group_items=grouped[1].indices.astype(np.int32),
+        group_counts=grouped[1].data.astype(np.float32),
     )
+
+
+def group_keys(users: pa.Table, columns: Sequence[str]) -> np.ndarray:
+    """uint64 (L, U): for each of L columns, the key of the group of users alike in it and all columns before; null is a value too."""
+    keys = np.empty((len(columns), users.num_rows), np.uint64)
+    alike = np.zeros(users.num_rows, np.uint64)
+    for level, column in enumerate(columns):
+        words = pc.fill_null(users.column(column), "").to_numpy().astype(object)
+        alike = mix(alike ^ stable_hash(words)) + np.uint64(level)
+        keys[level] = alike
+    return keys
+
+
+def group_purchases(keys: np.ndarray, month: sp.csr_matrix, fewest: int) -> tuple[np.ndarray, sp.csr_matrix]:
+    """The keys, ascending, of the groups of which at least `fewest` users bought, and (G, J) on how many days its users bought what.
+
+    Args:
+        keys: uint64 (L, U), of `group_keys`.
+        month: (U, J) purchase days.
+    """
+    buyers = np.flatnonzero(np.diff(month.indptr))
+    user = np.tile(buyers, len(keys))
+    found, group, size = np.unique(keys[:, buyers].ravel(), return_inverse=True, return_counts=True)
+    member = sp.csr_matrix((np.ones(len(user), np.float64), (group, user)), shape=(len(found), month.shape[0]))
+    large = np.flatnonzero(size >= fewest)
+    purchases = (member[large] @ month.astype(np.float64)).tocsr()
+    purchases.sort_indices()
+    return found[large], purchases
 
 
 def neighbour_weights(purchases: sp.csr_matrix, settings: config.Signals) -> sp.csr_matrix:

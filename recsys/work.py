@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 
 Receipt = dict[str, Any]
@@ -51,6 +52,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """A .npz file of the arrays by name, written whole or not there."""
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a path, savez would add a suffix
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    write_atomically(path, save)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays that `save_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
 
 
 class Stage:

@@ -14,7 +14,7 @@ Active positions: milk 0, cheese 1, bread 2, roll 3, cake 4, spade 5.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -125,10 +125,11 @@ def settings(**sections: config.Section) -> config.Settings:
     return config.Settings.model_validate(default | sections)
 
 
-def fit(events: Profiles, changed: config.Settings | None = None) -> Signals:
+def fit(events: Profiles, changed: config.Settings | None = None, **options: Any) -> Signals:
     """The signals of [START, CUTOFF), every user taking part."""
     chosen = np.ones(len(events), bool)
-    return signals.fit([(events, chosen)], items=7, start=START, cutoff=CUTOFF, settings=(changed or settings()).signals, seed=3)
+    fitted = (changed or settings()).signals
+    return signals.fit([(events, chosen)], items=7, start=START, cutoff=CUTOFF, settings=fitted, seed=3, **options)
 
 
 def describer(changed: config.Settings | None = None, items: Catalog | None = None, events: Profiles | None = None) -> Describer:

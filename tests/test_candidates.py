@@ -188,14 +188,26 @@ def names(settings: config.Settings) -> list[tuple[str, int]]:
 
 
 def test_the_settings_say_which_sources_there_are_and_how_much_they_propose() -> None:
-    assert names(shops.settings()) == [("own", 200), ("neighbours", 150), ("factors", 150), ("category", 50), ("popular", 100)]
+    assert names(shops.settings()) == [
+        ("own", 200),
+        ("neighbours", 150),
+        ("factors", 150),
+        ("category", 50),
+        ("content", 20),
+        ("group", 100),
+        ("popular", 100),
+    ]
     assert names(shops.settings(candidates=config.Candidates(own=0, neighbours=0, popular=7))) == [
         ("factors", 150),
         ("category", 50),
+        ("content", 20),
+        ("group", 7),
         ("popular", 7),
     ]
     assert "own" not in dict(names(shops.settings(rank=config.Rank(allow_repeats=False))))
-    assert "category" not in dict(names(shops.settings(features=config.Features(user_categorical=("age",)))))
+    without = names(shops.settings(features=config.Features(user_categorical=("age",))))
+    assert not {"category", "content"} & dict(without).keys()
+    assert "group" not in dict(names(shops.settings(features=config.Features(item_categorical=("department",)))))
 
 
 # ---- propose
@@ -329,7 +341,7 @@ def test_a_user_alone_has_the_candidates_that_it_has_in_a_batch(users: Users) ->
 def test_a_user_without_purchases_gets_what_is_popular_and_nothing_else(users: Users) -> None:
     found = propose(users, *candidates.sources(shops.settings()))
     eve = found.keep(found.user_row == EVE)
-    assert (eve.rank > 0).sum(axis=0).tolist() == [0, 0, 0, 0, 5]
+    assert (eve.rank > 0).sum(axis=0).tolist() == [0, 0, 0, 0, 0, 0, 5]  # nobody is of her age: no group
     assert np.isnan(eve.score[:, :4]).all()
 
 

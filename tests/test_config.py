@@ -226,7 +226,9 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
             "rules, table, run.",
             id="unknown section",
         ),
-        pytest.param(SHOP + "[rank]\nK = 5", "unknown key 'rank.K'. Known here: k, allow_repeats, diversity.", id="unknown key"),
+        pytest.param(
+            SHOP + "[rank]\nK = 5", "unknown key 'rank.K'. Known here: k, allow_repeats, candidates, diversity.", id="unknown key"
+        ),
         pytest.param(
             SHOP + '[shop.columns]\nuser = "household"',
             "unknown key 'shop.columns.user'. Known here: user_id, item_id, ts, kind, quantity, price, available, name.",

@@ -1,5 +1,6 @@
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import log2
 from typing import Any
 
@@ -7,17 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys import candidates, config, evaluate
+from recsys import bootstrap, candidates, config, evaluate
 from recsys.candidates import Factors
 from recsys.catalog import Catalog
-from recsys.profiles import Profiles
+from recsys.profiles import Profiles, stable_hash
 from recsys.recommend import Scored
 from recsys.tables import DAY_US
 from tests import shops
 from tests.shops import AFTER, ANN, BEFORE, BOB, BREAD, CAKE, CHEESE, CUTOFF, END, HISTORY, MILK, NOTHING, ROLL, SPADE, Event
 
 FACTORS = Factors(shops.settings().signals)
-Sums = dict[str, dict[str, float]]
+SEED = 5
 
 
 def batches(events: Profiles) -> Iterator[Scored]:
@@ -27,8 +28,8 @@ def batches(events: Profiles) -> Iterator[Scored]:
         yield Scored(profiles, users, found, raw, np.diff(users.matrix.indptr) > 0)
 
 
-def sums(events: Profiles, *, start: int = CUTOFF, end: int = END) -> Sums:
-    return evaluate.add([evaluate.evaluate(batch, start=start, end=end, factors=FACTORS) for batch in batches(events)])
+def sums(events: Profiles, *, start: int = CUTOFF, end: int = END) -> dict[str, np.ndarray]:
+    return evaluate.add([evaluate.evaluate(batch, start=start, end=end, factors=FACTORS, seed=SEED) for batch in batches(events)])
 
 
 def summarised(events: Profiles, *, start: int = CUTOFF, end: int = END) -> Mapping[str, Any]:
@@ -179,12 +180,54 @@ def test_an_item_that_is_not_available_is_in_no_list() -> None:
     assert {value for model in found["models"].values() for name in ("all", "new") for value in model[name].values()} == {0.0}
 
 
+# ---- intervals
+
+
+def test_intervals_are_those_of_users_written_out_as_often_as_drawn(summary: Mapping[str, Any]) -> None:
+    # Recall at 10 over all items of ann, bob, cid and dee, whom the intervals' resamples draw by their ids.
+    ours, own = np.array([2 / 3, 1, 1, 1]), np.array([1 / 3, 0, 0, 0])
+    drawn = bootstrap.draws(stable_hash(np.array(["ann", "bob", "cid", "dee"], object)), seed=SEED)[1:].astype(int)
+    users = [np.repeat(np.arange(4), times) for times in drawn if times.any()]
+    difference = summary["differences"]["own"]["all"]["recall@10"]
+    found = [summary["intervals"][model]["all"]["recall@10"] for model in ("mlp", "own")]
+    for interval, values in zip([*found, difference["interval"]], (ours, own, ours - own), strict=True):
+        expected = np.percentile([values[mine].mean() for mine in users], [2.5, 97.5])
+        assert interval == pytest.approx(expected, abs=2**-23)
+    assert difference["mean"] == pytest.approx((ours - own).mean(), abs=2**-23)
+
+
+def test_every_mean_lies_in_its_interval(summary: Mapping[str, Any]) -> None:
+    assert list(summary["intervals"]) == list(evaluate.MODELS)
+    assert list(summary["differences"]) == list(evaluate.MODELS[1:])
+    for model, parts in summary["models"].items():
+        for name, values in parts.items():
+            for metric, value in values.items():
+                low, high = summary["intervals"][model][name][metric]
+                assert low <= value <= high
+                if model != evaluate.OURS:
+                    difference = summary["differences"][model][name][metric]
+                    assert difference["mean"] == pytest.approx(summary["models"]["mlp"][name][metric] - value)
+                    assert difference["interval"][0] <= difference["mean"] <= difference["interval"][1]
+
+
+def test_two_models_with_one_list_differ_by_exactly_nothing() -> None:
+    total: dict[str, np.ndarray] = {}
+    for batch in batches(shops.whole()):
+        popular = replace(batch, raw=batch.users.signals.popularity[-1][batch.candidates.item])
+        total = evaluate.add([total, evaluate.evaluate(popular, start=CUTOFF, end=END, factors=FACTORS, seed=SEED)])
+    found = evaluate.summary(total)
+    assert found["models"]["mlp"] == found["models"]["popular"]
+    for values in found["differences"]["popular"].values():
+        assert all(difference == {"mean": 0.0, "interval": [0.0, 0.0]} for difference in values.values())
+    assert found["intervals"]["popular"]["all"]["map@10"] != [0.0, 0.0]
+
+
 # ---- candidates
 
 
 def test_recall_of_the_candidates_by_source(summary: Mapping[str, Any]) -> None:
     found = summary["candidates"]
-    assert list(found["recall"]) == ["own", "neighbours", "factors", "category", "popular", "union"]
+    assert list(found["recall"]) == ["own", "neighbours", "factors", "category", "content", "popular", "union"]
     assert found["recall"]["own"] == pytest.approx(1 / 3 / 4)  # ann's bread
     assert found["recall"]["category"] == pytest.approx(2 / 3 / 4)  # ann's bread and roll
     assert found["recall"]["popular"] == found["recall"]["union"] == pytest.approx((2 / 3 + 1 + 1 + 1) / 4)
@@ -199,19 +242,19 @@ def test_two_batches_add_up_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "MATRIX_CELLS", 3 * 6)
     assert len(list(batches(shops.whole()))) == 2
     parts = sums(shops.whole())
-    for name in evaluate.SLICES:
-        assert parts[name] == pytest.approx(whole[name])
-        assert whole[name]["users"] > 0
+    assert parts.keys() == whole.keys()
+    assert all((parts[name] == whole[name]).all() for name in whole)  # to the last bit, in all resamples
+    assert whole["all users"][0] == 4
+    assert len(np.unique(whole["all mlp ndcg@10"])) > 100
 
 
 def test_sums_of_sums_are_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "MATRIX_CELLS", 6)
-    one, *others = [evaluate.evaluate(batch, start=CUTOFF, end=END, factors=FACTORS) for batch in batches(shops.whole())]
+    one, *others = [evaluate.evaluate(batch, start=CUTOFF, end=END, factors=FACTORS, seed=SEED) for batch in batches(shops.whole())]
     assert len(others) == 4
     together = evaluate.add([one, *others])
     again = evaluate.add([one, evaluate.add([*others])])
-    for name in evaluate.SLICES:
-        assert again[name] == pytest.approx(together[name])
+    assert all((again[name] == together[name]).all() for name in together)
 
 
 def test_without_users_to_count_every_mean_is_null() -> None:
@@ -220,6 +263,8 @@ def test_without_users_to_count_every_mean_is_null() -> None:
     assert {value for model in found["models"].values() for name in ("all", "new") for value in model[name].values()} == {None}
     assert set(found["candidates"]["recall"].values()) == {None}
     assert found["candidates"]["per_user"] is None
+    assert found["intervals"]["mlp"]["all"]["ndcg@10"] is None
+    assert found["differences"]["own"]["new"]["ndcg@10"] == {"mean": None, "interval": None}
 
 
 def test_no_batches_at_all_count_nobody() -> None:
@@ -239,11 +284,11 @@ def under(toml: str, items: Catalog, after: list[Event], *, diversity: float = 0
     """The summary of the shop under rules, where users bought other things after the date."""
     settings = shops.settings().model_dump() | {"rules": tomllib.loads(toml)["rules"]}
     events = shops.group([*HISTORY, *after])
-    found: list[Mapping[str, Mapping[str, float]]] = []
+    found: list[Mapping[str, np.ndarray]] = []
     for profiles, users, proposed, _ in shops.describer(config.Settings.model_validate(settings), items, events)(events):
         raw = -proposed.item.astype(np.float32)  # milk, cheese, bread, roll, spade
         batch = Scored(profiles, users, proposed, raw, np.diff(users.matrix.indptr) > 0)
-        found.append(evaluate.evaluate(batch, start=CUTOFF, end=END, factors=FACTORS, diversity=diversity))
+        found.append(evaluate.evaluate(batch, start=CUTOFF, end=END, factors=FACTORS, seed=0, diversity=diversity))
     return evaluate.summary(evaluate.add(found))
 
 

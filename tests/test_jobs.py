@@ -445,7 +445,7 @@ def test_backtest_writes_the_promised_json(killed: Killed, run: Callable[..., En
     assert "Expected calibration error and log loss, before and after" in shown.out
     assert plot.read_text().startswith("<?xml ")
     result = json.loads(out.read_text())
-    assert result.keys() == {"as_of", "horizon_days", "users", "models", "candidates", "calibration"}
+    assert result.keys() == {"as_of", "horizon_days", "users", "models", "intervals", "differences", "candidates", "calibration"}
     calibration = result["calibration"]
     assert calibration.keys() == {"users", "rows", "bought", "ece", "log_loss", "deciles", "segments"}
     assert calibration["log_loss"]["after"] < calibration["log_loss"]["before"]
@@ -461,6 +461,14 @@ def test_backtest_writes_the_promised_json(killed: Killed, run: Callable[..., En
         for values in model.values():
             assert values.keys() == metrics
             assert all(0 <= value <= 1 for value in values.values())
+    low, high = result["intervals"]["mlp"]["all"]["ndcg@10"]
+    assert low < result["models"]["mlp"]["all"]["ndcg@10"] < high
+    assert (
+        f"{result['models']['mlp']['all']['ndcg@10']:.3f} [{low:.3f}, {high:.3f}]".replace("[0.", "[.").replace(" 0.", " .")
+        in shown.out
+    )
+    assert result["differences"].keys() == result["models"].keys() - {"mlp"}
+    assert result["differences"]["own"]["all"]["ndcg@10"].keys() == {"mean", "interval"}
     assert result["candidates"].keys() == {"recall", "per_user"}
     assert set(result["candidates"]["recall"]) >= {"own", "neighbours", "factors", "popular", "union"}
     recall = {name: value for name, value in result["candidates"]["recall"].items() if name != "union"}

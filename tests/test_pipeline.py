@@ -73,7 +73,7 @@ def night(two_actors: None, tmp_path_factory: pytest.TempPathFactory) -> Night:
             "shop": {"events": str(planted.events), "items": str(planted.items), "users": str(planted.users)},
             "features": {"item_categorical": ["category", "brand"], "item_numeric": ["size"], "user_categorical": ["age"]},
             "window": {"label_days": 14, "history_days": 90, "cutoffs": 3},
-            "signals": {"factors": 8, "als_iterations": 5, "ease_l2": 20.0},
+            "signals": {"factors": 8, "als_iterations": 5, "ease_l2": 20.0, "group_users": 10},
             "candidates": {"per_user": 60},
             "model": {"hidden": [16]},
             "train": {"epochs": 2, "batch_size": 128, "learning_rate": 0.01},
@@ -127,9 +127,10 @@ def test_what_is_printed_of_the_night_is_what_the_table_holds(night: Night) -> N
     assert set(night.table["model_version"].to_pylist()) == {night.trained.bundle.model_version}
 
 
-def test_a_user_without_history_gets_what_is_popular_and_no_score(night: Night) -> None:
+def test_a_user_without_history_gets_what_users_alike_buy_and_no_score(night: Night) -> None:
     newcomer = pc.equal(night.table[USER_ID], NEWCOMER)
-    assert set(night.table.filter(newcomer)[SOURCE].to_pylist()) == {"popular"}
+    assert set(night.table.filter(newcomer)[SOURCE].to_pylist()) == {"group"}
+    assert set(night.table.filter(pc.invert(newcomer))[SOURCE].to_pylist()).isdisjoint({"group"})
     assert night.table.filter(newcomer)[SCORE].null_count == K
     others = night.table.filter(pc.invert(newcomer))
     assert others[SCORE].null_count == 0
@@ -418,6 +419,50 @@ def test_other_lists_and_caps_make_another_run_and_no_other_examples(ruled: Rule
     assert tonight.examples.digest == more.examples.digest
 
 
+# ---- given candidates
+
+
+def test_only_given_items_are_listed_and_users_without_one_get_no_list(
+    night: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    planted = night.planted
+    users, items = planted.user_ids.to_pylist(), planted.item_ids.to_pylist()
+    chosen = {user: items[number % 40 : 150 : 11] for number, user in enumerate([NEWCOMER, *users[:100]])}
+    rows = [(user, item) for user, mine in chosen.items() for item in reversed(mine)]
+    rows += [*rows[:5], (users[0], None), (None, items[0]), (-1, items[0]), (users[0], -1)]
+    (tmp_path / "given").mkdir()
+    for part in range(2):
+        mine = rows[part::2]
+        table = pa.table({USER_ID: pa.array([u for u, _ in mine], pa.int64()), ITEM_ID: pa.array([i for _, i in mine], pa.int64())})
+        pq.write_table(table, tmp_path / "given" / f"{part}.parquet", row_group_size=50)
+    settings = night.with_run(tmp_path / "table").model_dump()
+    settings["rank"]["candidates"] = str(tmp_path / "given")
+    caplog.set_level("INFO", "recsys")
+    prepared = pipeline.prepare(open_shop(Settings.model_validate(settings), as_of=DAY), end=DAY)
+    assert f"given: {len(rows):,} rows read, rejected: duplicate 5, null_id 2, unknown_item 1, unknown_user 1" in caplog.text
+    assert f"given: 110 of 211 users have no row in {tmp_path / 'given'} and get no list" in caplog.text
+    made = modified(night.settings.run.work)
+    trained = pipeline.train(prepared, as_of=DAY)
+    assert modified(night.settings.run.work) == made  # the model learns from what the sources propose
+    assert trained.bundle.model_version == night.trained.bundle.model_version
+    published = pipeline.score(prepared, trained.bundle, as_of=DAY)
+    assert published.run_id != night.published.run_id
+    table = publish.read(str(tmp_path / "table"), as_of=DAY)
+    gone = {item for item, available in zip(items, planted.available, strict=True) if not available}
+    found = lists(table)
+    assert found.keys() == chosen.keys()
+    for user, mine in found.items():
+        allowed = set(chosen[user]) - gone
+        assert set(mine) <= allowed
+        assert len(mine) == min(K, len(allowed))
+    assert pc.all(pc.list_value_length(table["sources"])).as_py()
+    both = table.join(
+        night.table.select([USER_ID, ITEM_ID, "reason_kind"]), [USER_ID, ITEM_ID], right_suffix="_proposed", join_type="inner"
+    )
+    assert both.num_rows > 100
+    assert pc.sum(pc.equal(both["reason_kind"], "given")).as_py() == 0
+
+
 # ---- dates
 
 
@@ -426,11 +471,3 @@ def test_cutoffs_are_a_label_length_apart_and_have_as_much_history_before_them(n
     assert dates == [date(2024, 4, 20), date(2024, 5, 4), date(2024, 5, 18)]
     assert pipeline.cutoffs(night.settings, as_of=DAY, first=date(2024, 4, 6)) == dates
     assert pipeline.cutoffs(night.settings, as_of=DAY, first=date(2024, 4, 7)) == dates[1:]
-
-
-def test_a_horizon_past_the_data_is_shortened_with_a_warning(night: Night, caplog: pytest.LogCaptureFixture) -> None:
-    sources = night.prepared.sources
-    assert pipeline.horizon_end(sources, as_of=date(2024, 5, 4), horizon_days=28) == DAY
-    assert not caplog.records
-    assert pipeline.horizon_end(sources, as_of=date(2024, 5, 4), horizon_days=29) == DAY
-    assert caplog.messages == ["backtest: the data ends on 2024-05-31, so the horizon is 28 days, not 29"]

@@ -1,0 +1,260 @@
+"""Users and items that history says nothing of, over all the modules that serve them."""
+
+from datetime import date
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys import candidates, config, explain, recommend, signals
+from recsys.candidates import Content, Group
+from recsys.features import Describer
+from recsys.profiles import Profiles
+from recsys.rank import top
+from recsys.score import Scorer, probabilities
+from tests import shops
+from tests.shops import AFTER, ANN, BEFORE, BOB, BREAD, CHEESE, CID, DEE, EVE, HISTORY, MILK, NOTHING, ROLL, Event
+
+AGES = ("age", "income_band")
+
+
+def people(ages: list[str | None], bands: list[str | None]) -> pa.Table:
+    """The shop's users with other features."""
+    return pa.table(
+        {
+            "user_id": ["ann", "bob", "cid", "dee", "eve"],
+            "age": pa.array(ages, pa.string()),
+            "income_band": pa.array(bands, pa.string()),
+        }
+    )
+
+
+def settings(fewest: int = 1) -> config.Settings:
+    return shops.settings(
+        features=config.Features(item_categorical=("department",), user_categorical=AGES),
+        signals=config.Signals(ease_items=3, ease_l2=0.5, neighbours=4, factors=2, als_iterations=3, als_l2=0.1, group_users=fewest),
+    )
+
+
+def shop(table: pa.Table, fewest: int = 1, events: list[Event] | None = None) -> tuple[Describer, Profiles]:
+    """A describer whose signals know the groups of these users, and the users with their events."""
+    profiles = shops.group([*BEFORE, *HISTORY, *AFTER] if events is None else events, table)
+    chosen = settings(fewest)
+    fitted = shops.fit(profiles, chosen, groups=AGES)
+    vocabularies = {"department": shops.VOCABULARIES["department"], "age": ("30s",), "income_band": ("low",)}
+    return Describer(chosen, shops.catalog(), fitted, vocabularies), profiles
+
+
+def shares(table: pa.Table, fewest: int = 1) -> np.ndarray:
+    """Eve's scores by active position: milk, cheese, bread, roll, cake, spade."""
+    describer, profiles = shop(table, fewest)
+    found = Group(AGES).scores(describer.users(profiles))
+    return found[EVE if len(found) > 1 else 0]
+
+
+# In the last 28 days everybody bought 8 times: milk 4 (ann 2, bob, cid), roll 2 (bob), bread 1 (ann), cake 1 (cid); dee nothing.
+ALL = np.array([4, 0, 1, 2, 1, 0]) / 8
+
+
+def test_a_group_is_its_own_counts_shrunk_to_everybody_s() -> None:
+    # Ann and eve are alike: three purchases of two items.
+    found = shares(people(["30s", "40s", "50s", "60s", "30s"], [None] * 5))
+    # In the second column too: all have the same value there, so ann is the group again.
+    first = (np.array([2, 0, 1, 0, 0, 0]) + 2 * ALL) / (3 + 2)
+    second = (np.array([2, 0, 1, 0, 0, 0]) + 2 * first) / (3 + 2)
+    bought = np.array([0, 2, 3, 4])
+    assert found[bought] == pytest.approx(second[bought])
+    # What nobody bought in 28 days follows all that somebody did.
+    assert (found[[1, 5]] > 0).all()
+    assert found[[1, 5]].max() < found[bought].min() / 1000
+
+
+def test_a_group_by_both_columns_is_shrunk_to_the_one_by_the_first() -> None:
+    # Of an age with eve: ann and bob; in both columns: bob alone, who bought three times, of two items.
+    found = shares(people(["30s", "30s", "50s", "60s", "30s"], ["low", "high", "high", "low", "high"]))
+    first = (np.array([3, 0, 1, 2, 0, 0]) + 3 * ALL) / (6 + 3)
+    second = (np.array([1, 0, 0, 2, 0, 0]) + 2 * first) / (3 + 2)
+    assert found[[0, 2, 3, 4]] == pytest.approx(second[[0, 2, 3, 4]])
+
+
+def test_a_small_group_shows_nobody_what_its_few_users_bought() -> None:
+    table = people(["30s", "30s", "50s", "60s", "30s"], ["low", "high", "high", "low", "high"])
+    first = (np.array([3, 0, 1, 2, 0, 0]) + 3 * ALL) / (6 + 3)
+    assert shares(table, fewest=2)[[0, 2, 3, 4]] == pytest.approx(first[[0, 2, 3, 4]])
+    assert (shares(table, fewest=3) == -np.inf).all()  # no group at all: eve gets what is popular
+
+
+def test_only_users_who_bought_in_the_month_make_a_group_large() -> None:
+    table = people(["30s", "40s", "50s", "30s", "30s"], [None] * 5)  # of an age with eve: ann, and dee, who bought nothing lately
+    assert np.isfinite(shares(table, fewest=1)).any()
+    assert (shares(table, fewest=2) == -np.inf).all()
+
+
+def test_a_missing_value_is_a_value_and_columns_are_told_apart() -> None:
+    keys = signals.group_keys(people([None, None, "", "a", "b"], ["a", None, None, "b", "a"]), AGES)
+    assert keys.shape == (2, 5)
+    assert keys[0, 0] == keys[0, 1] == keys[0, 2]
+    assert keys[1, 1] == keys[1, 2]
+    assert len(np.unique(keys)) == 3 + 4
+
+
+@given(st.permutations(range(5)), st.integers(0, 5))
+def test_groups_do_not_depend_on_how_users_are_cut_into_shards(order: list[int], cut: int) -> None:
+    describer, profiles = shop(people(["30s", "30s", "50s", "60s", "30s"], ["low", "high", "high", "low", "high"]))
+    parts = [profiles.take(np.sort(np.array(part, np.int64))) for part in (order[:cut], order[cut:])]
+    fitted = settings().signals
+    found = signals.fit(
+        [(part, np.ones(len(part), bool)) for part in parts if len(part)],
+        items=7,
+        start=shops.START,
+        cutoff=shops.CUTOFF,
+        settings=fitted,
+        seed=3,
+        groups=AGES,
+    )
+    for name in ("groups", "group_offsets", "group_items", "group_counts"):
+        assert getattr(found, name).tobytes() == getattr(describer.signals, name).tobytes()
+
+
+class Last:
+    """A scorer that likes the last of its rows best."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.bundle = SimpleNamespace(folder="model", spec=SimpleNamespace(dense=names))
+
+    def __call__(self, dense: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        assert len(dense) == len(codes)
+        return np.arange(len(dense), dtype=np.float32)
+
+
+def lists(describer: Describer, profiles: Profiles) -> pa.Table:
+    """Rows of the table, three a user."""
+    stand_in = cast(Scorer, Last(next(iter(describer(profiles)))[3].names))
+    parts = [
+        recommend.recommendations(
+            batch,
+            recommend.listed(batch, config.Rank(k=3)).ranked,
+            chance=probabilities,
+            as_of=date(1970, 4, 11),
+            model_version="m",
+            run_id="r",
+        )
+        for batch in recommend.scored(profiles, describer, stand_in)
+    ]
+    return pa.concat_tables(parts)
+
+
+def test_a_user_without_history_gets_the_group_s_items_marked_as_such_and_no_score() -> None:
+    # Bob is of eve's group. He bought roll more than milk; everybody bought milk more.
+    describer, profiles = shop(people(["40s", "30s", "50s", "60s", "30s"], [None] * 5))
+    rows = [row for row in lists(describer, profiles).to_pylist() if row["user_id"] == "eve"]
+    assert [row["item_id"] for row in rows] == [40, 10, 30]
+    for row in rows:
+        assert row["score"] is None
+        assert (row["source"], row["sources"], row["reason_kind"]) == ("group", ["group"], "popular_with")
+        assert row["reason"] == "Popular in the last 28 days with people like you."
+
+
+def test_a_user_without_a_group_gets_what_everybody_buys() -> None:
+    describer, profiles = shop(people(["40s", "30s", "50s", "60s", "90s"], [None, None, None, None, "x"]))
+    rows = [row for row in lists(describer, profiles).to_pylist() if row["user_id"] == "eve"]
+    assert [row["item_id"] for row in rows] == [10, 40, 30]
+    assert {(row["source"], row["score"]) for row in rows} == {("popular", None)}
+
+
+def test_users_with_history_get_nothing_from_their_group() -> None:
+    describer, profiles = shop(people(["30s"] * 5, [None] * 5))
+    ((_, _, found, inputs),) = describer(profiles)
+    assert found.rank[found.user_row != EVE, found.names.index("group")].max() == 0
+    assert found.rank[found.user_row == EVE, found.names.index("group")].max() > 0
+    assert not [name for name in inputs.names if name.startswith("group")]
+
+
+# ---- cold items
+
+# Ann buys mostly dairy, bob bakery and dairy, cid bakery and dairy, dee from the garden, whose department is not known.
+# Cheese has one buyer, since day 5; spade one, since day 50; milk three; bread two; roll one, since day 95; cake one, since day 99.
+FRESH = pa.array(["dairy", "dairy", "bakery", "bakery", "bakery", "dairy", "garden"])  # NOTHING, whom nobody bought, is dairy
+
+
+def content(**limits: int) -> tuple[Describer, Profiles]:
+    """The shop with a dairy item that nobody bought."""
+    chosen = shops.settings(candidates=config.Candidates(**{"cold_buyers": 2, **limits}))
+    items = shops.catalog(department=FRESH)
+    fitted = shops.fit(shops.whole(), chosen, unseen=np.array([NOTHING]), most_unseen=chosen.candidates.unseen)
+    return Describer(chosen, items, fitted, shops.VOCABULARIES), shops.whole()
+
+
+def proposed(found: candidates.Candidates, users: candidates.Users, user: int) -> list[int]:
+    """Item codes of the content source, best first."""
+    return users.signals.items[np.array(shops.items_of(found, user, "content"), np.int64)].tolist()
+
+
+def test_cold_items_of_the_user_s_categories_are_proposed_newest_first() -> None:
+    describer, profiles = content()
+    ((_, users, found, _),) = describer(profiles)
+    scores = Content(2).scores(users)
+    position = users.signals.position
+    # Ann: 4 of 5 purchase days were dairy, 1 bakery. Cake is not available; she bought the cheese.
+    assert proposed(found, users, ANN) == [NOTHING, ROLL]
+    assert scores[ANN, position[[NOTHING, ROLL]]] == pytest.approx([4 / 5, 1 / 5 * 0.5 ** (4.5 / 28)])
+    # Bob: 1 of 3 was dairy.
+    assert proposed(found, users, BOB) == [NOTHING, CHEESE]
+    assert scores[BOB, position[[NOTHING, CHEESE]]] == pytest.approx([1 / 3, 1 / 3 * 0.5 ** (94.5 / 28)])
+    assert proposed(found, users, DEE) == proposed(found, users, EVE) == []
+    # Milk and bread have two buyers or more.
+    assert (scores[:, position[[MILK, BREAD]]] == -np.inf).all()
+
+
+def test_an_item_that_nobody_bought_is_proposed_by_content_alone() -> None:
+    describer, profiles = content()
+    ((_, users, found, inputs),) = describer(profiles)
+    new = np.flatnonzero(users.signals.items[found.item] == NOTHING)
+    assert found.user_row[new].tolist() == [ANN, BOB, CID]
+    proposing = np.flatnonzero((found.rank[new] > 0).any(axis=0))
+    assert [found.names[number] for number in proposing] == ["content"]
+    for name in ("item_age", "item_rest", "item_price", "item_repeat_rate", "factors_score", "neighbours_score"):
+        assert np.isnan(inputs.dense[new, inputs.names.index(name)]).all(), name
+    assert (inputs.dense[new, inputs.names.index("item_buyers")] == 0).all()
+    assert (inputs.dense[new, inputs.names.index("content_score")] > 0).all()
+
+
+@pytest.mark.parametrize("limits", [{"unseen": 0}, {"content": 0, "unseen": 0}])
+def test_without_unseen_items_only_those_with_a_buyer_are_candidates(limits: dict[str, int]) -> None:
+    describer, profiles = content(**limits)
+    ((_, users, _, _),) = describer(profiles)
+    assert NOTHING not in users.signals.items
+
+
+def test_signals_of_bought_items_are_those_without_the_unseen_ones() -> None:
+    plain, more = shops.fit(shops.whole()), content()[0].signals
+    assert more.items.tolist() == sorted([*plain.items.tolist(), NOTHING])
+    there = more.position[plain.items]
+    for name in ("buyers", "first_ts", "last_ts", "price", "repeat_rate", "repeat_days", "factors"):
+        assert getattr(more, name)[there].tobytes() == getattr(plain, name).tobytes(), name
+    assert more.popularity[:, there].tobytes() == plain.popularity.tobytes()
+    assert (more.neighbours[there][:, there] != plain.neighbours).nnz == 0
+    new = more.position[NOTHING]
+    assert more.neighbours[new].nnz == more.neighbours[:, new].nnz == 0
+    assert not more.factors[new].any()
+
+
+def test_only_so_many_unseen_items_are_active_those_first_in_order() -> None:
+    profiles = shops.group([Event(ANN, 2, 99.5), Event(BOB, 2, 99.5)])
+    found = shops.fit(profiles, unseen=np.array([6, 2, 0, 4]), most_unseen=2)
+    assert found.items.tolist() == [0, 2, 6]
+
+
+def test_reasons_of_new_items_name_the_category() -> None:
+    describer, profiles = content()
+    ((_, users, found, _),) = describer(profiles)
+    ranked = top(found.user_row, found.item, np.zeros(len(found), np.float32), k=9)
+    reasons = explain.reasons(ranked, found, users)
+    new = [row for row, place in enumerate(ranked.row) if users.signals.items[found.item[place]] == NOTHING]
+    assert {(reasons.source[row], reasons.kind[row], reasons.text[row]) for row in new} == {
+        ("content", "new_in", "New in dairy, where you often buy.")
+    }
