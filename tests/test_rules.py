@@ -40,6 +40,19 @@ CATALOG = shops.catalog(
 )
 
 
+PEOPLE = shops.users().set_column(1, "age", pa.array(["30s", None, "50s", "30s", "30s"]))  # eve, who bought nothing, is like ann
+
+
+def history() -> Profiles:
+    """The small shop's users with all their events."""
+    return shops.group([*shops.BEFORE, *shops.HISTORY, *shops.AFTER], PEOPLE)
+
+
+def described(settings: config.Settings, catalog: Catalog = CATALOG, lists: Path | None = None) -> Describer:
+    """The small shop's describer."""
+    return Describer(settings, catalog, shops.fit(history(), settings), shops.VOCABULARIES, lists)
+
+
 def ruled(toml: str, **sections: config.Section) -> config.Settings:
     """The small shop's settings with [[rules]]."""
     return config.Settings.model_validate({**shops.settings(**sections).model_dump(), "rules": tomllib.loads(toml).get("rules", [])})
@@ -60,8 +73,7 @@ def write_lists(settings: config.Settings, folder: Path, catalog: Catalog) -> Pa
 
 def batch(settings: config.Settings, lists: Path | None = None) -> Users:
     """The small shop's users under the settings' rules."""
-    events = shops.whole()
-    return Describer(settings, CATALOG, shops.fit(events), shops.VOCABULARIES, lists).users(events)
+    return described(settings, lists=lists).users(history())
 
 
 def forbidden(users: Users) -> dict[int, set[int]]:
@@ -231,7 +243,7 @@ SKUS = [CATALOG.table.column("sku")[int(code)].as_py() for code in batch(ruled("
 IDS = [CATALOG.item_id[int(code)].as_py() for code in batch(ruled("")).signals.items]
 PRICES = [CATALOG.table.column("price")[int(code)].as_py() for code in batch(ruled("")).signals.items]
 NAMES = shops.users().column("user_id").to_pylist()
-AGES = {"ann": "30s", "bob": None, "cid": "50s", "dee": "30s", "eve": "90s"}
+AGES = dict(zip(NAMES, PEOPLE.column("age").to_pylist(), strict=True))
 
 
 def against(kind: str, user: int, item: int, folder: Path) -> str:
@@ -239,7 +251,7 @@ def against(kind: str, user: int, item: int, folder: Path) -> str:
     pq.write_table(pa.table({"item_id": [IDS[item]]}), folder / "item.parquet")
     pq.write_table(pa.table({"item_id": [one for one in IDS if one != IDS[item]]}), folder / "others.parquet")
     pq.write_table(pa.table({"user_id": [NAMES[user]], "item_id": [IDS[item]]}), folder / "pair.parquet")
-    known = f'values = ["{AGES[NAMES[user]]}"]' if AGES[NAMES[user]] else 'other_than = ["30s", "50s", "90s"]'
+    known = f'values = ["{AGES[NAMES[user]]}"]' if AGES[NAMES[user]] else 'other_than = ["30s", "50s"]'
     never = f'kind = "column"\ncolumn = "sku"\nnever = ["{SKUS[item]}"]'
     bodies = {
         "bought": 'kind = "bought"\ndays = 100',
@@ -276,8 +288,7 @@ def test_every_rule_acts_on_every_source(source: str, kind: str, tmp_path: Path)
     if kind == "available":
         available = np.isin(np.arange(7), [int(free.signals.items[item])], invert=True) & CATALOG.available
         table = CATALOG.table.set_column(1, "available", pa.array(available))
-        events = shops.whole()
-        users = Describer(ruled(""), Catalog(table), shops.fit(events), shops.VOCABULARIES).users(events)
+        users = described(ruled(""), Catalog(table)).users(history())
     elif kind == "repeats":
         users = batch(ruled("", rank=config.Rank(allow_repeats=False)))
     else:
@@ -301,7 +312,7 @@ def test_a_cap_acts_on_what_every_source_proposes(source: str) -> None:
     capped = batch(ruled('[[rules]]\nname = "one seller"\nkind = "cap"\ncolumn = "seller"\nat_most = 1'))
     found = alone(capped, source)
     raw = -found.rank[:, 0].astype(np.float32)
-    scored = recommend.Scored(shops.whole(), capped, found, raw, np.ones(5, bool))
+    scored = recommend.Scored(history(), capped, found, raw, np.ones(5, bool))
     listed = recommend.listed(scored, config.Rank(k=3))
     lengths = np.bincount(found.user_row, minlength=5)
     assert lengths.max() > 1  # what it acts on
@@ -396,8 +407,8 @@ def test_short_lists_are_laid_to_the_rule_that_took_the_most(tmp_path: Path) -> 
     at_most = 1
     """
     settings = ruled(text)
-    describer = Describer(settings, CATALOG, shops.fit(shops.whole()), shops.VOCABULARIES, write_lists(settings, tmp_path, CATALOG))
-    table, counted = published(describer, shops.whole(), config.Rank(k=2), first_column)
+    describer = described(settings, lists=write_lists(settings, tmp_path, CATALOG))
+    table, counted = published(describer, history(), config.Rank(k=2), first_column)
     dropped, short = total(counted)
     # Milk, cheese and cake of five users; of bob's the list names bread and spade, milk and cheese are dairy anyway.
     assert dropped["available"] == 5
@@ -405,7 +416,7 @@ def test_short_lists_are_laid_to_the_rule_that_took_the_most(tmp_path: Path) -> 
     assert dropped["returned"] == 2
     assert table.num_rows == 2 * 5 - 1
     assert short == {"no dairy": 1}  # bob's two dairy items and two returned ones: of equals the first
-    three, counted = published(describer, shops.whole(), config.Rank(k=3), first_column)
+    three, counted = published(describer, history(), config.Rank(k=3), first_column)
     # Bread and roll are both bakery: with spade that makes two rows, and would make three; bob has roll alone.
     assert three.num_rows == 2 * 4 + 1
     dropped, short = total(counted)
@@ -416,8 +427,8 @@ def test_short_lists_are_laid_to_the_rule_that_took_the_most(tmp_path: Path) -> 
 def test_a_user_short_for_want_of_candidates_is_laid_to_no_rule() -> None:
     settings = ruled("")
     table = CATALOG.table.set_column(1, "available", pa.array([True] * 7))
-    describer = Describer(settings, Catalog(table), shops.fit(shops.whole()), shops.VOCABULARIES)
-    _, counted = published(describer, shops.whole(), config.Rank(k=9), first_column)
+    describer = described(settings, Catalog(table))
+    _, counted = published(describer, history(), config.Rank(k=9), first_column)
     assert total(counted) == ({"available": 0}, {"": 5})
 
 
