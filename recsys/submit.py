@@ -39,7 +39,7 @@ SETTINGS = "settings.submitted.toml"  # the settings as they travel, at the root
 PATHS = (  # settings that say where something lies
     *("shop.events", "shop.items", "shop.users"),
     *("pairs.path", "pairs.test", "pairs.score", "pairs.users", "pairs.items"),
-    *("table.path", "run.work"),
+    *("rank.candidates", "table.path", "run.work"),
 )
 PATH_OPTIONS = ("--bundle", "--out", "--all-scores")  # further arguments of verbs that do
 LEFT_OUT = {"var", ".venv", "venv", ".git", "data", "node_modules"}  # at the root
