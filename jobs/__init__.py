@@ -18,17 +18,22 @@ AsOf = Annotated[
     typer.Option("--as-of", formats=["%Y-%m-%d"], help="What was known before this day, 00:00 UTC; no event from then on is used."),
 ]
 
+Override = Annotated[
+    list[str] | None, typer.Option(help="A check of the gate that may fail tonight; may be given several times, with --why.")
+]
+Why = Annotated[str | None, typer.Option(help="Why it may; kept with the night.")]
+
 Day = Annotated[datetime, typer.Option("--as-of", formats=["%Y-%m-%d"], help="The day whose table this becomes.")]
 
 
 @contextmanager
 def one_line_errors() -> Generator[None]:
-    """A block whose errors that a user can mend end the job: the message as one line on stderr, exit status 1."""
+    """A block whose errors that a user can mend end the job: the message as one line on stderr, and the error's exit status."""
     try:
         yield
     except RecsysError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
-        raise typer.Exit(1) from error
+        raise typer.Exit(error.status) from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from recsys import evaluate, publish
+from recsys.gate import Verdict
 from recsys.ingest import Ingest
 from recsys.night import Published
 from recsys.pairs_train import Fitted
@@ -135,7 +136,20 @@ def _reliability(figures: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def published(night: Published, prepared: Prepared, *, as_of: date) -> None:
+def verdict(gate: Verdict | None, overrides: Mapping[str, str]) -> None:
+    """The gate's figures beside what they may be."""
+    if gate is None:
+        return
+    table = Table(title=f"Gate, against {gate.before or 'no night before'}", title_justify="left")
+    for column in ("check", "value", "may be", "", "meaning"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for check in gate.checks:
+        said = "passed" if check.passed else f"overridden: {overrides[check.name]}"
+        table.add_row(check.name, "-" if check.value is None else f"{check.value:.4g}", check.limit, said, check.meaning)
+    console.print(table)
+
+
+def published(night: Published, prepared: Prepared, *, as_of: date, overrides: Mapping[str, str]) -> None:
     """Counts, speed, one user's list, the place of the table and how to query it."""
     settings = prepared.settings
     short = f", {night.short_users:,} of them with fewer than {settings.rank.k}" if night.short_users else ""
@@ -146,6 +160,7 @@ def published(night: Published, prepared: Prepared, *, as_of: date) -> None:
             f"Scored {night.scored:,} pairs of {night.users:,} users in {night.seconds:.1f} s with start-up: "
             f"{night.users / night.seconds:,.0f} users/s, {night.scored / night.seconds:,.0f} pairs/s."
         )
+    verdict(night.verdict, overrides)
     if night.version is None:
         console.print(f"This run is what stands for {as_of}; nothing was committed.")
     else:

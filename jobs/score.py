@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from jobs import AsOf, Config, _print, job, main
-from recsys import bundle, config, pipeline, runtime
+from jobs import AsOf, Config, Override, Why, _print, job, main
+from recsys import bundle, config, gate, pipeline, runtime
 from recsys.shop import open_shop
 
 
@@ -16,9 +16,12 @@ def score(
     bundle_path: Annotated[
         Path | None, typer.Option("--bundle", help="The model's folder; absent, the one that jobs.train makes of the same settings.")
     ] = None,
+    override: Override = None,
+    why: Why = None,
 ) -> None:
     """Score every user and publish the table of a day."""
     with job():
+        allowed = gate.overrides(override or [], why)
         settings = config.load(config_path)
         loaded = bundle.load(bundle_path) if bundle_path else None
         if loaded is not None:
@@ -28,7 +31,9 @@ def score(
             prepared = pipeline.prepare(sources, end=as_of.date())
             if loaded is None:
                 loaded = pipeline.train(prepared, as_of=as_of.date(), on_epoch=_print.epoch_line).bundle
-            _print.published(pipeline.score(prepared, loaded, as_of=as_of.date()), prepared, as_of=as_of.date())
+            _print.published(
+                pipeline.score(prepared, loaded, as_of=as_of.date(), overrides=allowed), prepared, as_of=as_of.date(), overrides=allowed
+            )
 
 
 if __name__ == "__main__":

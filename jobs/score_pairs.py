@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from jobs import Config, Day, job, main
-from recsys import bundle, config, pairs_score, runtime
+from jobs import Config, Day, Override, Why, _print, job, main
+from recsys import bundle, config, gate, pairs_score, runtime
 from recsys.pairs import open_rows
 from recsys.runtime import console
 
@@ -18,15 +18,18 @@ def score_pairs(
     all_scores: Annotated[
         str | None, typer.Option(help="A folder, path or URI, for every row's score as Parquet: empty, or this run's.")
     ] = None,
+    override: Override = None,
+    why: Why = None,
 ) -> None:
     """Score feature rows and publish the best k of each user as the table of a day."""
     with job():
+        allowed = gate.overrides(override or [], why)
         settings = config.load_pairs(config_path)
         loaded = bundle.load(bundle_path)
         pairs_score.check_bundle(loaded, settings)
         rows = open_rows(settings, "score", loaded.spec)
         with runtime.connect():
-            night = pairs_score.score(settings, rows, loaded, as_of=as_of.date(), all_scores=all_scores)
+            night = pairs_score.score(settings, rows, loaded, as_of=as_of.date(), all_scores=all_scores, overrides=allowed)
         table = night.published
         console.print(f"{table.rows:,} rows for {table.users:,} users; run {table.run_id}.")
         rejected = ", ".join(f"{reason} {count:,}" for reason, count in night.rejected.items())
@@ -36,6 +39,7 @@ def score_pairs(
         )
         if table.seconds:
             console.print(f"Scored in {table.seconds:.1f} s with the actors' start: {table.scored / table.seconds:,.0f} rows/s.")
+        _print.verdict(table.verdict, allowed)
         if table.version is None:
             console.print(f"This run is what stands for {as_of.date()}; nothing was committed.")
         else:

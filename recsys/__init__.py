@@ -41,6 +41,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     recommend.py     profiles -> rows of the recommendation table, one user's whole road in one call
     lists.py         scored rows of any users -> the best k of each, in a shard or over several
     publish.py       stage -> audit -> one atomic commit; retention, history, reading back
+    gate.py          may tonight's staged table replace what stands there? figures, limits, verdict
     night.py       R the end of both doors' roads: scored units -> audit -> one commit
     pipeline.py    R the shop door's dataflow on one page
     pairs_train.py R the pairs door's training on one page

@@ -585,6 +585,38 @@ class Table(Section):
     """Older nights are removed and vacuumed."""
 
 
+class Gate(Section):
+    """What a night's table must look like to be published; each limit is a check by the name in its description.
+
+    Shares and changes are against the newest night before it; a first night has only the absolute checks.
+    """
+
+    min_rows: Annotated[float, Field(ge=0)] = 0.8
+    """rows: as a share of the night before's."""
+    min_users: Annotated[float, Field(ge=0)] = 0.9
+    """users: with a list, as a share of the night before's."""
+    max_short_rise: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """short_users: rise in the share of users with fewer than k items."""
+    min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """overlap: share of the night before's rows that are there again, over users of both nights."""
+    min_items: Annotated[float, Field(ge=0)] = 0.6
+    """items: distinct recommended ones, as a share of the night before's."""
+    max_concentration_rise: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """concentration: rise of the Gini index of rows over items."""
+    max_drift: Annotated[float, Field(ge=0)] = 0.25
+    """drift: population stability index of the scores."""
+    max_source_change: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """source_change: largest change of a source's share of the rows."""
+    min_source_kept: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """source_kept: smallest part of its share that a source keeps, of those with a hundredth of the rows or more."""
+    max_repeated_users: Annotated[int, Field(ge=0)] = 0
+    """repeated_users: lists beyond a user's first."""
+    max_unknown_items: Annotated[int, Field(ge=0)] = 0
+    """unknown_items: rows with an item that is not available in the catalog."""
+    max_users: Positive = 1_000_000
+    """overlap and repeated_users look at all users, or at about that many chosen by hash; it bounds the driver's memory."""
+
+
 class Run(Section):
     """How the work is cut up; none of it changes a list but seed."""
 
@@ -623,6 +655,7 @@ class PairsSettings(Section):
     train: PairsTrain = PairsTrain()
     rank: Rank = Rank()
     table: Table = Table(path="var/pairs_recommendations")
+    gate: Gate = Gate()
     run: Run = Run()
 
     @model_validator(mode="after")
@@ -650,6 +683,7 @@ class Settings(Section):
     rules: Annotated[tuple[Annotated[AnyRule, Field(discriminator="kind")], ...], Strict(False)] = ()
     """[[rules]]: what no list may hold, whatever the model says; each drop is counted under the first rule here that asks for it."""
     table: Table = Table()
+    gate: Gate = Gate()
     run: Run = Run()
 
     @model_validator(mode="after")

@@ -1,10 +1,11 @@
-"""One small tree of errors; a job prints the message as one line and exits 1.
+"""One small tree of errors; a job prints the message as one line and exits with the error's status.
 
     RecsysError
     ├── ConfigError    the settings: unknown key, wrong type, values that contradict each other
     ├── DataError      the input: missing file or column, wrong type, empty table, as-of outside the data
     ├── BundleError    a model bundle: missing, damaged, mixed, or made for other columns
     ├── PublishError   the recommendation table: audit failed, staged parts missing, commit refused
+    ├── GateError      tonight's lists are not what they may be; the job exits 5
     └── ClusterError   Ray: a plan that cannot run on the resources there are
 
 A message says where, what was expected, what was seen, and the next step, in that order:
@@ -14,6 +15,9 @@ A message says where, what was expected, what was seen, and the next step, in th
 
 class RecsysError(Exception):
     """Every error that a user can mend; anything else that escapes is our own mistake."""
+
+    status = 1
+    """Exit status of the job."""
 
 
 class ConfigError(RecsysError):
@@ -30,6 +34,12 @@ class BundleError(RecsysError):
 
 class PublishError(RecsysError):
     """The recommendation table cannot be written, or what was staged fails the audit."""
+
+
+class GateError(RecsysError):
+    """The gate stopped tonight's table; what was published before stands."""
+
+    status = 5
 
 
 class ClusterError(RecsysError):

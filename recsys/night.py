@@ -1,5 +1,6 @@
-"""The end of both doors' roads: the units of a night scored and staged, then audited and made visible by one commit."""
+"""The end of both doors' roads: a night's units scored and staged, then audited, held against the gate, and visible by one commit."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from recsys import config, publish, runtime
+from recsys import config, gate, publish, runtime
+from recsys.errors import GateError
 from recsys.publish import Part
 from recsys.runtime import Task
 from recsys.score import Device
@@ -27,6 +29,9 @@ class Night:
     k: int
     user_id: pa.DataType
     item_id: pa.DataType
+    limits: config.Gate
+    overrides: Mapping[str, str]
+    """Checks of the gate that may fail, and why."""
 
     def stage(self, rows: pa.Table, *, shard: int) -> Part:
         """The receipt of a shard's rows, staged where no reader sees them."""
@@ -47,6 +52,8 @@ class Published:
     short_users: int
     scored: int
     """Rows that the model scored: a user and a candidate each."""
+    verdict: gate.Verdict | None
+    """None where this very run stood there already."""
     seconds: float
     """From the first to the last finished unit of this call; 0 where there was nothing to do."""
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -86,15 +93,27 @@ def publish_parts(
     seconds: float,
     dropped: Mapping[str, int] = {},
     short: Mapping[str, int] = {},
+    available: pa.Array | None = None,
 ) -> Published:
-    """The staged parts as the table of the night: audited, then visible by one commit.
+    """The staged parts as the table of the night: audited, held against the gate, then visible by one commit.
+
+    Args:
+        available: ids of the items that may be recommended; None where that is not known.
+        dropped, short: as of `Published`; the door of pairs knows no rules.
 
     Raises:
         PublishError: the audit refuses the parts, or the commit cannot be made. Nothing was published.
+        GateError: the lists are not within the gate's limits. Nothing was published.
     """
     where, storage = night.table.path, night.storage_options
     types = {"user_id": night.user_id, "item_id": night.item_id}
     audit = publish.audit(where, parts, as_of=night.as_of, k=night.k, storage_options=storage, **types)
+    verdict = None
+    if publish.published(where, as_of=night.as_of, storage_options=storage) != night.run_id:
+        verdict = _judge(night, parts, users=audit.users, available=available)
+        _refuse(night, verdict)
+    figures = {check.name: check.value for check in verdict.checks} if verdict else {}
+    noted: dict[str, Mapping[str, Any]] = {"gate": figures, "overrides": night.overrides, "dropped": dropped, "short_users": short}
     version = publish.commit(
         where,
         parts,
@@ -102,8 +121,34 @@ def publish_parts(
         run_id=night.run_id,
         model_version=night.model_version,
         keep_nights=night.table.keep_nights,
-        counts={name: values for name, values in (("dropped", dropped), ("short_users", short)) if values},
+        notes={name: json.dumps(dict(values)) for name, values in noted.items()},
         storage_options=storage,
         **types,
     )
-    return Published(night.run_id, version, audit.rows, audit.users, audit.short_users, scored, seconds, dropped, short)
+    return Published(night.run_id, version, audit.rows, audit.users, audit.short_users, scored, verdict, seconds, dropped, short)
+
+
+def _judge(night: Night, parts: Sequence[Part], *, users: int, available: pa.Array | None) -> gate.Verdict:
+    where, storage = night.table.path, night.storage_options
+    share = min(1.0, night.limits.max_users / users)
+    staged = publish.batches(where, as_of=night.as_of, columns=gate.COLUMNS, parts=parts, storage_options=storage)
+    now = gate.look(staged, k=night.k, share=share)
+    unknown = 0 if available is None else now.rows - sum(now.items.get(item, 0) for item in available.to_pylist())
+    earlier = [one.as_of for one in publish.nights(where, storage) if one.as_of < night.as_of]
+    before = None
+    if earlier:
+        standing = publish.batches(where, as_of=earlier[0], columns=gate.COLUMNS, storage_options=storage)
+        before = gate.look(standing, k=night.k, share=share)
+    return gate.judge(now, before, limits=night.limits, night_before=earlier[0] if earlier else None, unknown_items=unknown)
+
+
+def _refuse(night: Night, verdict: gate.Verdict) -> None:
+    failed = verdict.failed(night.overrides)
+    if failed:
+        first, more = failed[0], f" ({', '.join(check.name for check in failed[1:])} too.)" if failed[1:] else ""
+        against = f" against night {verdict.before}, which stands" if verdict.before else ""
+        raise GateError(
+            f"{night.table.path}: gate: {first.name} ({first.meaning}) must be {first.limit}, got {first.value:.4g}{against}.{more} "
+            f"Nothing was published for {night.as_of}. See what changed in the input; to publish all the same pass "
+            f"--override {first.name} --why REASON."
+        )

@@ -52,12 +52,22 @@ class Scored:
     """The footers proved that users come in order."""
 
 
-def score(settings: PairsSettings, rows: Rows, bundle: Bundle, *, as_of: date, all_scores: str | None = None) -> Scored:
+def score(
+    settings: PairsSettings,
+    rows: Rows,
+    bundle: Bundle,
+    *,
+    as_of: date,
+    all_scores: str | None = None,
+    overrides: Mapping[str, str] = {},
+) -> Scored:
     """The best k rows of each user as the table of as_of.
 
     Args:
         rows: from `pairs.open_rows` with the bundle's spec.
         all_scores: a folder, path or URI, for the scores of all rows; it must be empty or hold this very run's.
+
+        overrides: checks of the gate that may fail, and why.
 
     Raises:
         BundleError: the settings name another treatment of columns than the bundle was trained with.
@@ -76,7 +86,17 @@ def score(settings: PairsSettings, rows: Rows, bundle: Bundle, *, as_of: date, a
             "device": device,
         }
     )
-    night = Night(settings.table, settings.pairs.storage_options, as_of, run_id, bundle.model_version, settings.rank.k, **types)
+    night = Night(
+        settings.table,
+        settings.pairs.storage_options,
+        as_of,
+        run_id,
+        bundle.model_version,
+        settings.rank.k,
+        **types,
+        limits=settings.gate,
+        overrides=overrides,
+    )
     if all_scores is not None:
         _check_folder(all_scores, run_id, settings.pairs.storage_options)
     tables = write_joined(settings, rows, bundle.spec)

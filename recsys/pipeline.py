@@ -501,8 +501,16 @@ def _calibrate_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[
 # Score and publish --------------------------------------------------------------------------------------------------------------
 
 
-def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
-    """The recommendation table of as_of: a shard of users is a unit, its receipt names a staged part; one commit publishes all."""
+def score(prepared: Prepared, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str] = {}) -> Published:
+    """The recommendation table of as_of: a shard of users is a unit, its receipt names a staged part; one commit publishes all.
+
+    Args:
+        overrides: checks of the gate that may fail, and why.
+
+    Raises:
+        BundleError: as `check_bundle`.
+        GateError, PublishError: as `night.publish_parts`.
+    """
     settings = prepared.settings
     check_bundle(bundle, settings)
     device = device_of(settings.run)
@@ -529,6 +537,8 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
         settings.rank.k,
         prepared.sources.user_id,
         prepared.sources.item_id,
+        settings.gate,
+        overrides,
     )
     stage = Stage(settings.run.work, "score", {"run": run_id, "ingest": prepared.ingest.digest, "table": settings.table.path})
     signals = read_signals(prepared, as_of, lists=True)
@@ -549,7 +559,9 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date) -> Published:
     parts = [receipt["part"] for receipt in receipts.values()]
     scored = sum(receipt["candidates"] for receipt in receipts.values())
     dropped, short = (_added([receipt[name] for receipt in receipts.values()]) for name in ("dropped", "short"))
-    published = publish_parts(night, parts, scored=scored, seconds=seconds, dropped=dropped, short=short)
+    catalog = prepared.ingest.catalog()
+    available = catalog.item_id.filter(pa.array(catalog.available))
+    published = publish_parts(night, parts, scored=scored, seconds=seconds, dropped=dropped, short=short, available=available)
     _write_record(stage.path / "run.json", night, published)
     return published
 

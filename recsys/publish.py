@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -211,7 +211,7 @@ def commit(
     user_id: pa.DataType,
     item_id: pa.DataType,
     keep_nights: int,
-    counts: Mapping[str, Mapping[str, int]] = {},
+    notes: Mapping[str, str] = {},
     storage_options: Mapping[str, str] = {},
 ) -> int | None:
     """The table's version at which these parts are the night, and None when they already are.
@@ -220,7 +220,7 @@ def commit(
     sees all of it or nothing. Creates the table where there is none. Then reclaims files removed RECLAIM_HOURS ago.
 
     Args:
-        counts: of the night, by what is counted; each is written into the commit's metadata as JSON.
+        notes: kept with the commit, in the table's history.
 
     A commit of another night that comes between is given way to; one of the same night is not, as it may be the newer.
 
@@ -236,7 +236,7 @@ def commit(
         RUN_ID: run_id,
         MODEL_VERSION: model_version,
         "rows": sum(part["rows"] for part in staged.values()),
-        **{name: json.dumps(values) for name, values in counts.items()},
+        **notes,
     }
     # 0 retries: only then does deltalake refuse when the table has moved on since it was opened. With retries it re-applies the
     # removals it derived before, and two writers of one night leave both their lists in it (seen with 1.6.6).
@@ -280,6 +280,37 @@ def commit(
                 ) from error
     _reclaim(path, storage_options)
     return version
+
+
+def rollback(path: str, *, to: date, storage_options: Mapping[str, str] = {}) -> list[date]:
+    """The nights after `to`, newest first, taken back by one commit; the others stay. Empty where there is none.
+
+    Their files stay on disk for RECLAIM_HOURS, so that what took them back can be undone by publishing them again.
+
+    Raises:
+        PublishError: there is no table, `to` is not a night of it, or other writers came between again and again.
+    """
+    for _ in range(ATTEMPTS):
+        table = _open(path, storage_options)
+        files = _files(table) if table else []
+        known = sorted({file[AS_OF] for file in files}, reverse=True)
+        if table is None or to not in known:
+            raise PublishError(
+                f"{path}: night {to} must be published to go back to it, got {', '.join(map(str, known)) or 'no nights'}. Choose one."
+            )
+        removed = [file for file in files if file[AS_OF] > to]
+        if not removed:
+            return []
+        now_ms = time.time_ns() // 1_000_000
+        schema, properties = table.schema(), CommitProperties(custom_metadata={"rollback_to": to.isoformat()}, max_commit_retries=0)
+        try:
+            table.create_write_transaction(
+                [_remove(file, now_ms) for file in removed], "append", schema, [AS_OF], commit_properties=properties
+            )
+        except CommitFailedError:
+            continue
+        return [day for day in known if day > to]
+    raise PublishError(f"{path}: {ATTEMPTS} commits of the way back to {to} were overtaken by other writers. Run again.")
 
 
 def published(path: str, *, as_of: date, storage_options: Mapping[str, str] = {}) -> str | None:
@@ -338,6 +369,22 @@ def read(path: str, *, as_of: date, user_id: str | int | None = None, storage_op
             raise PublishError(f"{path}: user ids are {dtype}, got {user_id!r}. Pass one of that type.")
         wanted &= pc.field(USER_ID) == pa.scalar(user_id, dtype)
     return rows.to_table(filter=wanted).sort_by([(USER_ID, "ascending"), (RANK, "ascending")])
+
+
+def batches(
+    path: str, *, as_of: date, columns: Sequence[str], parts: Sequence[Part] | None = None, storage_options: Mapping[str, str] = {}
+) -> Iterator[pa.RecordBatch]:
+    """The rows of one night batch by batch, in any order; of a published one, or of staged parts."""
+    if parts is None:
+        table = _open(path, storage_options)
+        assert table is not None, f"{path}: no table"
+        yield from table.to_pyarrow_dataset().to_batches(columns=list(columns), filter=pc.field(AS_OF) == as_of)
+        return
+    store, root = filesystem(path, storage_options)
+    for part in parts:
+        if part["rows"]:
+            with store.open_input_file(f"{root}/{part['path']}") as file:
+                yield from pq.ParquetFile(file).iter_batches(columns=list(columns))
 
 
 def _part_schema(user_id: pa.DataType, item_id: pa.DataType) -> pa.Schema:

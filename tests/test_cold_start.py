@@ -1,21 +1,25 @@
 """Users and items that history says nothing of, over all the modules that serve them."""
 
-from datetime import date
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys import candidates, config, explain, recommend, signals
+from recsys import candidates, config, explain, pipeline, publish, recommend, runtime, signals
 from recsys.candidates import Content, Group
 from recsys.features import Describer
 from recsys.profiles import Profiles
 from recsys.rank import top
 from recsys.score import Scorer, probabilities
+from recsys.shop import open_shop
 from tests import shops
 from tests.shops import AFTER, ANN, BEFORE, BOB, BREAD, CHEESE, CID, DEE, EVE, HISTORY, MILK, NOTHING, ROLL, Event
 
@@ -258,3 +262,104 @@ def test_reasons_of_new_items_name_the_category() -> None:
     assert {(reasons.source[row], reasons.kind[row], reasons.text[row]) for row in new} == {
         ("content", "new_in", "New in dairy, where you often buy.")
     }
+
+
+# ---- whole nights on generated shops, under one settings file
+
+DAY = date(2024, 6, 1)
+LOVED = 4  # categories; user u buys in category u % LOVED alone
+PLANTED = [1_000_000 + category for category in range(LOVED)]  # items that nobody bought yet, one a category
+
+
+@pytest.fixture
+def two_actors(ray_cluster: None) -> Iterator[None]:
+    """Two actors a stage, as on two CPUs: eight would spend their time importing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "cpus", lambda: 2)
+        yield
+
+
+def launches(folder: Path) -> None:
+    """A shop of 80 users that launches three items a category every fortnight, which all users of the category then buy.
+
+    Times are dates. Else a user buys one of the category's 20 old items a week.
+    """
+    random = np.random.default_rng(7)
+    rows: list[tuple[int, int, date]] = []
+    items = {category * 1000 + number: category for category in range(LOVED) for number in range(20)}
+    for user in range(80):
+        for week in range(14):
+            rows.append(
+                (user, user % LOVED * 1000 + int(random.integers(20)), DAY - timedelta(days=7 * week + 1 + int(random.integers(7))))
+            )
+        for number in range(3 * 5):
+            item = user % LOVED * 1000 + 100 + number
+            items[item] = user % LOVED
+            rows.append((user, item, DAY - timedelta(days=14 * (number // 3) + 1 + int(random.integers(14)))))
+    items |= {item: category for category, item in enumerate(PLANTED)}
+    columns = {name: list(values) for name, values in zip(("user_id", "item_id", "ts"), zip(*rows, strict=True), strict=True)}
+    folder.mkdir()
+    pq.write_table(pa.table(columns), folder / "events.parquet")
+    pq.write_table(
+        pa.table({"item_id": list(items), "category": [f"c{category}" for category in items.values()]}), folder / "items.parquet"
+    )
+
+
+def night(folder: Path, *, items: bool, **candidates_: int) -> tuple[pipeline.Prepared, pa.Table]:
+    """The shop's night, under one settings file but for what the shop has."""
+    settings = config.Settings.model_validate(
+        {
+            "shop": {"events": str(folder / "events.parquet"), "timezone": "UTC"}
+            | ({"items": str(folder / "items.parquet")} if items else {}),
+            "features": {"item_categorical": ["category"]} if items else {},
+            "window": {"label_days": 14, "history_days": 60, "cutoffs": 3},
+            "signals": {"factors": 4, "als_iterations": 3, "ease_l2": 20.0},
+            "candidates": candidates_,
+            "model": {"hidden": [16]},
+            "train": {"epochs": 12, "batch_size": 128, "learning_rate": 0.01, "workers": 1, "patience": None},
+            "rank": {"k": 5},
+            "run": {"work": str(folder / "work"), "shards": 2, "actors": 1},
+            "table": {"path": str(folder / "table")},
+        }
+    )
+    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+    pipeline.score(prepared, pipeline.train(prepared, as_of=DAY).bundle, as_of=DAY)
+    return prepared, publish.read(settings.table.path, as_of=DAY)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+def test_a_new_item_of_a_loved_category_gets_into_lists_with_content_and_never_without(tmp_path: Path, two_actors: None) -> None:
+    launches(tmp_path / "shop")
+    _, table = night(tmp_path / "shop", items=True)
+    mine = [row for row in table.to_pylist() if row["item_id"] in PLANTED]
+    assert all(row["item_id"] == PLANTED[row["user_id"] % LOVED] for row in mine)
+    assert len(mine) > 60  # of 80 users
+    assert {(row["source"], row["reason_kind"]) for row in mine} == {("content", "new_in")}
+
+    prepared, table = night(tmp_path / "shop", items=True, content=0)
+    assert table.num_rows == 80 * 5
+    assert not set(PLANTED) & set(table["item_id"].to_pylist())
+    known = prepared.ingest.catalog().item_id.to_numpy()[pipeline.read_signals(prepared, DAY).items]
+    assert not set(PLANTED) & set(known.tolist())
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+def test_a_shop_of_events_alone_where_each_user_came_once_has_a_night_too(tmp_path: Path, two_actors: None) -> None:
+    random = np.random.default_rng(3)
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    users = np.repeat(np.arange(150), 6)
+    came = np.array([DAY - timedelta(days=int(day)) for day in random.integers(1, 90, 150)])[users]
+    items = (10 * (users % 3) + random.integers(0, 10, len(users))).astype(np.int64)
+    pq.write_table(pa.table({"user_id": users, "item_id": items, "ts": came.tolist()}), folder / "events.parquet")
+    _, table = night(folder, items=False)
+    assert sorted(set(table["user_id"].to_pylist())) == list(range(150))
+    recent = {user for user, day in zip(users.tolist(), came.tolist(), strict=True) if (DAY - day).days <= 60}
+    for row in table.to_pylist():
+        assert (row["score"] is not None) == (row["user_id"] in recent)  # whose events are too old is as one without
+        assert row["user_id"] in recent or row["source"] == "popular"
+    assert 50 < len(recent) < 150

@@ -223,7 +223,7 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
         pytest.param(
             SHOP + "[shopp]",
             "unknown key 'shopp'. Known here: shop, features, window, signals, candidates, examples, model, train, calibration, rank, "
-            "rules, table, run.",
+            "rules, table, gate, run.",
             id="unknown section",
         ),
         pytest.param(
@@ -446,7 +446,7 @@ def test_an_original_csv_may_have_columns_of_any_name(file: Path) -> None:
             PAIRS + 'numeric = ["a"]\n[pairs.columns.a]\nscal = "none"',
             "unknown key 'pairs.columns.a.scal'. Known here: divide, log1p, scale, fill, indicator, max_vocabulary, max_values.",
         ),
-        (PAIRS + "[window]", "unknown key 'window'. Known here: pairs, model, train, rank, table, run."),
+        (PAIRS + "[window]", "unknown key 'window'. Known here: pairs, model, train, rank, table, gate, run."),
         (PAIRS + 'format = "tsv"', "key 'pairs.format': input should be 'parquet', 'csv' or 'original_csv', got 'tsv'."),
         (PAIRS + "validation = 1", "key 'pairs.validation': input should be less than 1, got 1."),
         (PAIRS + "validation = 0", "key 'pairs.validation': input should be greater than 0, got 0."),

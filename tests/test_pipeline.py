@@ -5,7 +5,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,9 @@ import pytest
 import ray.cloudpickle
 from deltalake import DeltaTable
 
-from recsys import bundle, pipeline, publish, runtime, synthetic
-from recsys.config import Settings
+from recsys import bundle, gate, pipeline, publish, runtime, synthetic
+from recsys.config import Columns, Settings
+from recsys.errors import GateError
 from recsys.pipeline import Prepared, Published, Trained
 from recsys.runtime import Task
 from recsys.shop import midnight, open_shop
@@ -417,6 +418,42 @@ def test_other_lists_and_caps_make_another_run_and_no_other_examples(ruled: Rule
     tonight = prepared({"recalled": {"never": str(tmp_path / "recalled.parquet")}, "variety": {"at_most": 1}})
     assert tonight.rules.digest != more.rules.digest
     assert tonight.examples.digest == more.examples.digest
+
+
+# ---- the gate
+
+
+def test_a_night_that_half_the_catalog_is_gone_for_is_stopped_and_may_be_let_through(night: Night, tmp_path: Path) -> None:
+    def prepared(**shop: Any) -> pipeline.Prepared:
+        told = night.with_run(tmp_path / "table").model_copy(update={"shop": night.settings.shop.model_copy(update=shop)})
+        return pipeline.prepare(open_shop(told, as_of=DAY), end=DAY)
+
+    model, path = night.trained.bundle, str(tmp_path / "table")
+    eve, eve_before = DAY - timedelta(days=1), DAY - timedelta(days=2)
+    pipeline.score(prepared(), model, as_of=eve_before)
+    verdict = pipeline.score(prepared(), model, as_of=eve).verdict
+    assert verdict is not None
+    assert (verdict.before, verdict.failed()) == (eve_before, [])  # a normal night passes every check
+    assert len(verdict.checks) == len(gate.NAMES)
+
+    items = pq.read_table(night.planted.items)
+    (tmp_path / "items").mkdir()
+    gone = pa.array(np.arange(items.num_rows) % 2 == 0)
+    pq.write_table(items.append_column("here", gone), tmp_path / "items" / "items.parquet")
+    half = prepared(items=str(tmp_path / "items"), columns=Columns(available="here"))
+    with pytest.raises(
+        GateError, match=rf"gate: items .* must be at least 0\.6, got 0\.\d+ against night {eve}.*--override items"
+    ) as stopped:
+        pipeline.score(half, model, as_of=DAY)
+    assert stopped.value.status == 5
+    assert [one.as_of for one in publish.nights(path)] == [eve, eve_before]
+
+    failed = dict.fromkeys(gate.NAMES, "the other half moved to another shop")
+    assert pipeline.score(half, model, as_of=DAY, overrides=failed).version is not None
+    kept = DeltaTable(path).history(1)[0]
+    assert json.loads(kept["overrides"]) == failed
+    assert json.loads(kept["gate"])["items"] < 0.6
+    assert pipeline.score(half, model, as_of=DAY).verdict is None  # what stands is not judged again
 
 
 # ---- given candidates

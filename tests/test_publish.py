@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ def test_a_process_killed_while_staging_leaves_no_part(tmp_path: Path) -> None:
     # The child stages the same part again and again; in its third write it kills itself when half of the bytes are out.
     program = """
 import os, signal, sys
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 import pyarrow.parquet as pq
 from recsys import publish
@@ -564,6 +564,51 @@ def test_a_night_that_something_else_wrote_to_is_named_and_can_be_published_agai
     commit(tmp_path, parts)
     assert publish.published(str(tmp_path), as_of=NIGHT) == RUN
     assert publish.read(str(tmp_path), as_of=NIGHT).num_rows == 5
+
+
+def test_rollback_takes_back_later_nights_in_one_commit_and_leaves_the_others(tmp_path: Path) -> None:
+    days = [NIGHT - timedelta(days=1), NIGHT, NEXT, NEXT + timedelta(days=1)]
+    for number, day in enumerate(days):
+        commit(tmp_path, stage(tmp_path, SHARD_0, SHARD_1, as_of=day, run_id=f"run{number}"), as_of=day, run_id=f"run{number}")
+    rows, version = by_polars(tmp_path), DeltaTable(str(tmp_path)).version()
+    reader = pl.scan_delta(str(tmp_path), version=version)
+    assert publish.rollback(str(tmp_path), to=NIGHT) == days[:1:-1]
+    table = DeltaTable(str(tmp_path))
+    assert (table.version(), table.history(1)[0]["rollback_to"]) == (version + 1, "2017-12-01")
+    assert [night.as_of for night in publish.nights(str(tmp_path))] == [NIGHT, days[0]]
+    assert by_polars(tmp_path) == by_duckdb(tmp_path) == [row for row in rows if row[0] <= NIGHT]
+    assert len(reader.collect()) == len(rows)  # who reads what was there before is not disturbed
+
+    assert publish.rollback(str(tmp_path), to=NIGHT) == []
+    assert DeltaTable(str(tmp_path)).version() == version + 1
+    commit(tmp_path, stage(tmp_path, SHARD_0, SHARD_1, as_of=NEXT, run_id="run2"), as_of=NEXT, run_id="run2")
+    assert [night.run_id for night in publish.nights(str(tmp_path))] == ["run2", "run1", "run0"]
+
+
+def test_rollback_goes_to_a_published_night_alone(tmp_path: Path) -> None:
+    with pytest.raises(PublishError, match="night 2017-12-01 must be published to go back to it, got no nights"):
+        publish.rollback(str(tmp_path), to=NIGHT)
+    commit(tmp_path, stage(tmp_path, SHARD_0))
+    with pytest.raises(PublishError, match="night 2017-12-02 must be published to go back to it, got 2017-12-01"):
+        publish.rollback(str(tmp_path), to=NEXT)
+
+
+def test_rollback_gives_way_to_a_night_that_comes_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for day, run in ((NIGHT, "one"), (NEXT, "two")):
+        commit(tmp_path, stage(tmp_path, SHARD_0, as_of=day, run_id=run), as_of=day, run_id=run)
+    between = NIGHT - timedelta(days=1)
+    once = [lambda: commit(tmp_path, stage(tmp_path, SHARD_0, as_of=between, run_id="old"), as_of=between, run_id="old")]
+    opened = publish._files
+
+    def files(table: DeltaTable) -> list[dict[str, Any]]:
+        found = opened(table)
+        if once:
+            once.pop()()
+        return found
+
+    monkeypatch.setattr(publish, "_files", files)
+    assert publish.rollback(str(tmp_path), to=NIGHT) == [NEXT]
+    assert [night.as_of for night in publish.nights(str(tmp_path))] == [NIGHT, between]
 
 
 def test_read_returns_one_user_by_rank(tmp_path: Path) -> None:

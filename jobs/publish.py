@@ -1,0 +1,50 @@
+"""The published nights: list them, or take back those after a day."""
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from jobs import Config, job
+from recsys import config, publish
+from recsys.config import PairsSettings
+from recsys.runtime import console
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
+
+
+def _table(config_path: Config) -> tuple[str, dict[str, str]]:
+    settings = config.load_either(config_path)
+    door = settings.pairs if isinstance(settings, PairsSettings) else settings.shop
+    return settings.table.path, door.storage_options
+
+
+@app.command()
+def nights(config_path: Config) -> None:
+    """The nights that stand, newest first."""
+    with job():
+        path, storage = _table(config_path)
+        table = Table(title=path, title_justify="left")
+        for column in ("as_of", "rows", "run_id", "model_version", "version", "published (UTC)"):
+            table.add_column(column, justify="right" if column in ("rows", "version") else "left")
+        for night in publish.nights(path, storage):
+            published = f"{night.published_utc:%Y-%m-%d %H:%M}" if night.published_utc else "-"
+            version = "-" if night.version is None else str(night.version)
+            table.add_row(str(night.as_of), f"{night.rows:,}", night.run_id, night.model_version, version, published)
+        console.print(table)
+
+
+@app.command()
+def rollback(
+    config_path: Config, to: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="The night to go back to; it stays.")]
+) -> None:
+    """Take back the nights after a day, in one commit."""
+    with job():
+        path, storage = _table(config_path)
+        gone = publish.rollback(path, to=to.date(), storage_options=storage)
+        console.print(f"Taken back: {', '.join(map(str, gone)) or 'nothing'}. {to.date()} is the newest night of {path}.")
+
+
+if __name__ == "__main__":
+    app()
