@@ -206,7 +206,8 @@ def write_list(
         if what != "items":
             user = clean_ids(raw.column(columns.user_id), types[0])
             known &= pc.is_valid(user).to_numpy()
-            hashes = stable_hash(user.to_numpy())
+            nothing = "" if types[0] == pa.string() else 0  # numpy makes floats of integers with nulls, and floats hash otherwise
+            hashes = stable_hash(pc.fill_null(user, nothing).to_numpy())
         if what != "users":
             code = pc.index_in(clean_ids(raw.column(columns.item_id), types[1]), value_set=catalog.item_id)
             unknown += code.null_count

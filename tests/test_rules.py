@@ -21,7 +21,7 @@ from recsys.candidates import Candidates, Source, Users
 from recsys.catalog import Catalog
 from recsys.features import Describer
 from recsys.inputs import open_input
-from recsys.profiles import Profiles
+from recsys.profiles import Profiles, stable_hash
 from recsys.score import Scorer, probabilities
 from recsys.shop import list_name
 from recsys.tables import DAY_US
@@ -197,6 +197,18 @@ def test_a_list_says_how_much_of_it_is_unknown(tmp_path: Path) -> None:
     assert counts == [{"rows": 5, "unknown": 3}, {"rows": 0, "unknown": 0}]
     assert np.load(tmp_path / "items.npy").tolist() == [False, True, False, False, False, False, True]
     assert not np.load(tmp_path / "none.npy").any()
+
+
+def test_integer_users_are_found_though_a_list_has_nulls(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user_id": pa.array([7, None, 0, 2**60 + 1]), "item_id": [70, 10, 20, 30]}), tmp_path / "pairs.parquet")
+    source = open_input("a rule", str(tmp_path / "pairs.parquet"), {})
+    told: dict[str, Any] = {"columns": config.Columns(), "types": (pa.int64(), pa.int64()), "catalog": CATALOG}
+    for what in ("pairs", "users"):
+        rules.write_list(tmp_path / f"{what}.npy", source, what=what, **told)
+    hashes = stable_hash(np.array([7, 0, 2**60 + 1]))
+    assert np.load(tmp_path / "users.npy").tolist() == sorted(hashes.tolist())
+    pairs = np.load(tmp_path / "pairs.npy")
+    assert set(zip(*pairs.tolist(), strict=True)) == set(zip(hashes.tolist(), [6, 1, 2], strict=True))
 
 
 def test_the_examples_know_no_lists_and_no_caps() -> None:
