@@ -172,6 +172,7 @@ def published(night: Published, prepared: Prepared, *, as_of: date, overrides: M
     settings = prepared.settings
     short = f", {night.short_users:,} of them with fewer than {settings.rank.k}" if night.short_users else ""
     console.print(f"{night.rows:,} rows for {night.users:,} users{short}; run {night.run_id}.")
+    _rules(night, k=settings.rank.k)
     if night.seconds:
         console.print(
             f"Scored {night.scored:,} pairs of {night.users:,} users in {night.seconds:.1f} s with start-up: "
@@ -187,6 +188,20 @@ def published(night: Published, prepared: Prepared, *, as_of: date, overrides: M
     console.print(f"The table: {path}, a Delta table partitioned by as_of. To query it:")
     console.print(f'    polars.scan_delta("{path}").filter(polars.col("as_of") == polars.date({as_of:%Y, %-m, %-d}))', highlight=False)
     console.print(f"    duckdb: SELECT * FROM delta_scan('{path}') WHERE as_of = DATE '{as_of}'", highlight=False)
+
+
+def _rules(night: Published, *, k: int) -> None:
+    """What each rule kept out, and the users whose short lists it is most to blame for."""
+    if not any(night.dropped.values()) and not night.short:
+        return
+    table = Table(title="Rules", title_justify="left")
+    for column in ("rule", "kept out", f"users short of {k}"):
+        table.add_column(column, justify="left" if column == "rule" else "right")
+    for name, count in night.dropped.items():
+        table.add_row(name, f"{count:,}", f"{night.short.get(name, 0):,}")
+    if "" in night.short:
+        table.add_row("no rule: too few candidates", "", f"{night.short['']:,}")
+    console.print(table)
 
 
 def _one_user(prepared: Prepared, as_of: date) -> None:

@@ -15,6 +15,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     catalog.py       the catalog in memory: one row per item; a row's number is the item's code
     profiles.py      a batch of users in memory: their events as flat arrays, cut by time
     signals.py       what history says about items as of a date: popularity, neighbours, factors
+    rules.py         the shop's rules: what a user may not be shown, and how much of one value a list may hold
     given.py         the shop's own candidates, checked and cut by shard of users
     candidates.py    sources: (users, signals) -> candidate rows; merged and capped
     features.py      candidate rows -> model inputs; training, scoring and backtest all call it
@@ -35,7 +36,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     score.py         Scorer: one bundle, numpy in, raw outputs out; knows nothing of Ray
     calibrate.py     raw output -> the chance of a purchase, for the score column only
     halves.py        Scorer of rows joined to tables: users' and items' parts of the first layer, once each
-    rank.py          order by raw output, fixed tie order, the first k
+    rank.py          order by raw output, fixed tie order, caps, diversity, the first k
     explain.py       why this item: a reason for every row, for people and for programs
     contributions.py what each input of the model adds to a row's raw output, checked to add up
     recommend.py     profiles -> rows of the recommendation table, one user's whole road in one call

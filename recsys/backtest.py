@@ -14,7 +14,7 @@ from recsys.candidates import Factors
 from recsys.config import Settings
 from recsys.errors import DataError
 from recsys.night import device_of
-from recsys.pipeline import Prepared, given_of, read_signals, scoring
+from recsys.pipeline import Prepared, given_of, make_lists, read_signals, scoring
 from recsys.recommend import scored
 from recsys.runtime import Task, log
 from recsys.score import Device, chances
@@ -89,11 +89,13 @@ def _measured(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> 
             "end": end.isoformat(),
             "device": device,
             "given": prepared.given.digest if prepared.given else None,
+            "rules": prepared.rules.digest,
+            "diversity": prepared.settings.rank.diversity,
             "seed": prepared.settings.run.seed,
         },
     )
     units = {f"users-{shard}": {"shard": shard} for shard in prepared.ingest.shards}
-    arguments = (prepared, (str(bundle.folder), device), ray.put(signals.arrays()), as_of, end, stage.path)
+    arguments = (prepared, (str(bundle.folder), device), ray.put(signals.arrays()), make_lists(prepared), as_of, end, stage.path)
     receipts = runtime.run(stage, units, _measure_task, *arguments, actors=prepared.settings.run.actors, device=device, unit="shards")
     return stage, receipts
 
@@ -104,11 +106,12 @@ def _label_end(settings: Settings, as_of: date) -> date:
 
 
 def _measure_task(
-    prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], as_of: date, end: date, folder: Path
+    prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], lists: Path, as_of: date, end: date, folder: Path
 ) -> Task:
-    describer, scorer = scoring(prepared, model, Signals(**arrays))
+    describer, scorer = scoring(prepared, model, Signals(**arrays), lists)
     chance = chances(scorer.bundle)
     factors = Factors(prepared.settings.signals)
+    told = {"seed": prepared.settings.run.seed, "diversity": prepared.settings.rank.diversity}
     label_end = _label_end(prepared.settings, as_of)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
@@ -117,7 +120,7 @@ def _measure_task(
         total = reliability.zero()
         profiles, only = prepared.ingest.profiles(unit["shard"]), given_of(prepared, unit["shard"])
         for batch in scored(profiles, describer, scorer, only):
-            found = evaluate.evaluate(batch, start=start, end=stop, factors=factors, seed=prepared.settings.run.seed)
+            found = evaluate.evaluate(batch, start=start, end=stop, factors=factors, **told)
             sums = evaluate.add([sums, found])
             if label_end <= end:
                 more = reliability.count(batch, chance=chance, end=midnight(label_end))

@@ -1,11 +1,11 @@
 """Candidate sources: a batch of users and the signals -> the items that may be worth recommending, merged and capped.
 
 A source is a small class with one contract: `scores(users)` gives every active item a number for every user. Proposing the best,
-leaving out what may not be recommended, merging and capping are the same for all and done once, in `propose`.
+leaving out what the shop's rules forbid, merging and capping are the same for all and done once, in `propose`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from recsys import config
 from recsys.catalog import Catalog
 from recsys.given import GIVEN, Given
 from recsys.profiles import Profiles
+from recsys.rules import Rules
 from recsys.signals import MONTH, POPULARITY_DAYS, Signals, fold_in, group_keys, purchase_days
 from recsys.tables import DAY_US
 
@@ -38,11 +39,17 @@ class Users:
     """Per categorical item column: int32 (J) code of each active item, 0 where unknown."""
     fitted: config.Signals
     """The settings that the signals were fitted under; folding users in needs them."""
+    rules: Rules
     given: Given | None = None
     """Their only candidates; None where the sources propose them."""
 
     def __len__(self) -> int:
         return len(self.history)
+
+    @cached_property
+    def barred(self) -> np.ndarray:
+        """uint16 (U, J) or (1, J): 0 where the rules let the user see the item, as `Rules.barred` tells."""
+        return self.rules.barred(self)
 
     @cached_property
     def purchases(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -297,45 +304,59 @@ class Candidates:
     """int32 (N, S): place among what the source proposed to the user, from 1; 0 where it did not propose the item."""
     score: np.ndarray
     """float32 (N, S): the source's score, whether it proposed the item or not; NaN where it has none."""
+    dropped: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """int64 (U, R): items that a source would have proposed to the user but for the rules, each under the first that forbids it."""
 
     def __len__(self) -> int:
         return len(self.item)
 
     def keep(self, mask: np.ndarray) -> "Candidates":
         """The rows where `mask`, bool (N), holds."""
-        return Candidates(self.names, self.user_row[mask], self.item[mask], self.rank[mask], self.score[mask])
+        return Candidates(self.names, self.user_row[mask], self.item[mask], self.rank[mask], self.score[mask], self.dropped)
 
 
-def propose(users: Users, chosen: Sequence[tuple[Source, int]], *, per_user: int, repeats: bool) -> Candidates:
+def propose(users: Users, chosen: Sequence[tuple[Source, int]], *, per_user: int) -> Candidates:
     """The union of what the sources propose, for each user at most `per_user` items, those with the best rank anywhere.
 
     Where candidates are given it is those and no others, as one more source, GIVEN, whose rank is their order.
 
-    Ties break by item. Items that are not available are never proposed; without `repeats`, neither is what the user bought.
+    Ties break by item. What the rules forbid a user is never proposed to that user, whatever the source.
     """
-    signals = users.signals
-    items = len(signals.items)
-    barred = np.flatnonzero(~users.catalog.available[signals.items])
+    items = len(users.signals.items)
     keys: list[np.ndarray] = []
     ranks: list[np.ndarray] = []
     found: list[np.ndarray] = []
+    lost: list[np.ndarray] = [np.empty(0, np.int64)]
     matrices: list[np.ndarray] = []
     for number, (source, limit) in enumerate(chosen):
         scores = source.scores(users)
-        allowed = scores
-        if not repeats:
-            allowed = np.broadcast_to(scores, (len(users), items)).copy()
-            allowed.ravel()[users.own_key] = -np.inf
-        if len(barred):
-            allowed = allowed.copy() if allowed is scores else allowed
-            allowed[:, barred] = -np.inf
-        row, item, rank = best(allowed, limit)
-        if len(allowed) == 1:
-            row, item, rank = np.repeat(np.arange(len(users)), len(item)), np.tile(item, len(users)), np.tile(rank, len(users))
+        row, item, rank = best(scores, limit)
+        if len(scores) < len(users.barred):
+            row, item, rank = _for_all(len(users), item, rank)
+        forbidden = users.barred[row if len(users.barred) > 1 else 0, item] > 0
+        gone_row, gone = row[forbidden], item[forbidden]
+        if len(gone):  # those users again, from what they may see
+            again = np.unique(gone_row)
+            allowed = np.where(_rows(users.barred, again) > 0, -np.inf, _rows(scores, again))
+            kept = ~np.isin(row, again)
+            more_row, more_item, more_rank = best(allowed, limit)
+            row, item = np.append(row[kept], again[more_row]), np.append(item[kept], more_item)
+            rank = np.append(rank[kept], more_rank)
+        if len(scores) == len(users.barred) == 1:
+            gone_row, gone, _ = _for_all(len(users), gone, gone)
+            row, item, rank = _for_all(len(users), item, rank)
         keys.append(row * items + item)
         ranks.append(rank)
         found.append(np.full(len(row), number))
+        lost.append(gone_row * items + gone)
         matrices.append(scores)
+    if users.given is not None:  # of other items none would have been a candidate
+        position = users.signals.position[users.given.item].astype(np.int64)
+        lost = [(users.given.user_row * items + position)[position >= 0]]
+    dropped = np.zeros((len(users), len(users.rules.names)), np.int64)
+    gone_row, gone = np.divmod(np.unique(np.concatenate(lost)), items)
+    by = users.barred[gone_row if len(users.barred) > 1 else 0, gone].astype(np.int64) - 1
+    np.add.at(dropped, (gone_row[by >= 0], by[by >= 0]), 1)
     key, where = np.unique(np.concatenate(keys), return_inverse=True)
     rank = np.zeros((len(key), len(chosen)), np.int32)
     rank[where, np.concatenate(found)] = np.concatenate(ranks)
@@ -350,28 +371,24 @@ def propose(users: Users, chosen: Sequence[tuple[Source, int]], *, per_user: int
     user_row, item, rank = user_row[mask], item[mask], rank[mask]
     names = tuple(source.name for source, _ in chosen)
     if users.given is not None:
-        user_row, item, rank = _only(users.given, (user_row, item, rank), users, repeats=repeats)
+        user_row, item, rank = _only(users.given, (user_row, item, rank), users)
         names += (GIVEN,)
     score = np.full((len(item), len(names)), np.nan, np.float32)
     for number, scores in enumerate(matrices):
         score[:, number] = scores[user_row if scores.shape[0] > 1 else 0, item]
     score[np.isinf(score)] = np.nan
-    return Candidates(names, user_row, item, rank, score)
+    return Candidates(names, user_row, item, rank, score, dropped)
 
 
-def _only(
-    given: Given, proposed: tuple[np.ndarray, np.ndarray, np.ndarray], users: Users, *, repeats: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _only(given: Given, proposed: tuple[np.ndarray, np.ndarray, np.ndarray], users: Users) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """User row, active position and ranks of the given candidates that may be recommended; ranks (N, S + 1), GIVEN's last."""
     items = len(users.signals.items)
     position = users.signals.position[given.item].astype(np.int64)
-    allowed = (position >= 0) & users.catalog.available[given.item]
-    key = given.user_row * items + position
-    if not repeats:
-        allowed &= ~np.isin(key, users.own_key)
+    allowed = position >= 0
+    allowed &= users.barred[given.user_row if len(users.barred) > 1 else 0, position] == 0
     user_row, place = given.user_row[allowed], np.flatnonzero(allowed)
     starts = np.searchsorted(given.user_row, np.arange(len(users)))
-    key = key[allowed]
+    key = user_row * items + position[allowed]
     order = np.argsort(key)
     key, place = key[order], place[order]
     user_row, item = np.divmod(key, items)
@@ -381,6 +398,16 @@ def _only(
     there = np.isin(also, key)
     rank[np.searchsorted(key, also[there]), :-1] = proposed[2][there]
     return user_row, item, rank
+
+
+def _for_all(users: int, item: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, item and rank of what is proposed to every user."""
+    return np.repeat(np.arange(users), len(item)), np.tile(item, users), np.tile(rank, users)
+
+
+def _rows(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The rows of a matrix that may have one row for all."""
+    return matrix[rows] if len(matrix) > 1 else matrix
 
 
 def best(scores: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -37,8 +37,8 @@ def clean(raw: pa.Table, *, settings: Settings, user_id: pa.DataType, item_id: p
     """
     shop, columns = settings.shop, settings.shop.columns
     rows = raw.num_rows
-    users = _ids(raw.column(columns.user_id), user_id)
-    items = _ids(raw.column(columns.item_id), item_id)
+    users = clean_ids(raw.column(columns.user_id), user_id)
+    items = clean_ids(raw.column(columns.item_id), item_id)
     ts = utc(raw.column(columns.ts), shop.timezone)
     ones = pa.chunked_array([pa.array(np.ones(rows, np.float32))])
     if columns.quantity in raw.column_names:
@@ -74,8 +74,8 @@ def clean(raw: pa.Table, *, settings: Settings, user_id: pa.DataType, item_id: p
     return table.filter(pa.array(good)).cast(tables.events_schema(user_id, item_id)), rejected
 
 
-def _ids(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
-    """The ids in the kept type; an empty string is no id."""
+def clean_ids(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
+    """The ids in the kept type, int64 or string; an empty string is no id, and null."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     column = column.cast(dtype)
@@ -85,8 +85,8 @@ def _ids(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
 
 
 def clean_users(raw: pa.Table, sources: Sources) -> tuple[pa.Table, Rejected]:
-    """user_id and features of the users that can be used; counts of null_user_id."""
-    columns = {USER_ID: _ids(raw.column(sources.settings.shop.columns.user_id), sources.user_id)}
+    """user_id, features and columns of rules of the users that can be used; counts of null_user_id."""
+    columns = {USER_ID: clean_ids(raw.column(sources.settings.shop.columns.user_id), sources.user_id)}
     for field in sources.user_fields():
         columns[field.name] = _feature(raw.column(field.name), field)
     table = pa.table(columns)
@@ -117,7 +117,7 @@ def build_catalog(sources: Sources, seen: pa.Array) -> tuple[Catalog, Rejected]:
     wanted = [columns.item_id, *(field.name for field in fields)]
     wanted += [name for name in (columns.available, columns.name) if name in sources.items.columns and name not in wanted]
     raw = pa.concat_tables(read(sources.items, file, None, wanted) for file in sources.items.files)
-    table = pa.table({ITEM_ID: _ids(raw.column(columns.item_id), sources.item_id)})
+    table = pa.table({ITEM_ID: clean_ids(raw.column(columns.item_id), sources.item_id)})
     available = raw.column(columns.available) if columns.available in raw.column_names else pa.array(np.ones(raw.num_rows, bool))
     table = table.append_column(AVAILABLE, pc.fill_null(available, False))
     if columns.name in raw.column_names:

@@ -8,7 +8,8 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -22,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+from typing_extensions import override
 
 from recsys.errors import ConfigError
 
@@ -77,9 +79,10 @@ class Shop(Section):
     events: str
     """A Parquet file or a folder of them, path or URI: user_id, item_id, ts, [kind], [quantity], [price]."""
     items: str | None = None
-    """The catalog: item_id, [available], [name], and the columns that [features] names. Without it: the items seen in events."""
+    """The catalog: item_id, [available], [name], and the columns that [features] and [[rules]] name. Without it: the items seen in
+    events."""
     users: str | None = None
-    """user_id and the columns that [features] names."""
+    """user_id and the columns that [features] and [[rules]] name."""
     timezone: str | None = None
     """Of times without a zone, as an IANA name. Absent: such times are refused."""
     label_kinds: Names | None = None
@@ -374,10 +377,165 @@ class Rank(Section):
     k: Positive = 10
     """Items in the list."""
     allow_repeats: bool = True
-    """May an item that the user bought before be recommended?"""
+    """May an item that the user bought before be recommended? If not, that is the rule "repeats": never one of the whole history
+    (window.history_days)."""
     candidates: str | None = None
     """A Parquet file or a folder of them, path or URI, with shop.columns.user_id and item_id: only these are ranked, and users without
     a row get no list. The model still learns from what the sources propose. Absent: what the sources propose is ranked."""
+    diversity: Fraction = 0.0
+    """How much an item's likeness to those above it counts against its rank: maximal marginal relevance, `rank.cut` has the formula.
+    0 is off; at 0.5 both count alike."""
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str | int):
+        raise PydanticCustomError("word", "input should be a string, a whole number or a truth value")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# As `clean.text` writes columns of integers and truth values.
+Values = Annotated[tuple[Annotated[str, BeforeValidator(_word)], ...], Strict(False), Field(min_length=1)]
+
+
+def _one_of(section: Section, *names: str) -> None:
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"set one of {', '.join(names)}, got {' and '.join(given) or 'none'}; mend it")
+
+
+class Audience(Section):
+    """The users that a rule is for: by a column of USERS, or by a list of their ids."""
+
+    column: str | None = None
+    """Of USERS, taken as words; with `values` or `other_than`."""
+    values: Values | None = None
+    """Users whose column is one of these."""
+    other_than: Values | None = None
+    """Users whose column is none of these; those without a value, and those who are not in USERS, are among them."""
+    ids: str | None = None
+    """Parquet, path or URI, with a column user_id (by the shop's name for it): the users on the list."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Audience":
+        _one_of(self, "column", "ids")
+        if self.column is not None:
+            _one_of(self, "values", "other_than")
+        elif self.values is not None or self.other_than is not None:
+            raise ValueError("an audience by ids has no values; remove them, or set column")
+        return self
+
+
+class Rule(Section):
+    """What all rules have."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """Of the rule, by which its drops are counted; every rule has its own."""
+    audience: Audience | None = None
+    """Whom it is for; absent, all users."""
+
+    def lists(self) -> dict[str, str]:
+        """Where the rule's lists of ids lie: `items`, `pairs` or `users` (the audience's) -> path or URI."""
+        return {"users": self.audience.ids} if self.audience is not None and self.audience.ids is not None else {}
+
+
+class BoughtRule(Rule):
+    """Not what the user bought lately. For "never what was bought before" there is rank.allow_repeats."""
+
+    kind: Literal["bought"]
+    days: Positive
+    """Within so many days before the night: 1 is the last 24 hours. At most window.history_days."""
+
+
+class ColumnRule(Rule):
+    """Only, or never, items where a column has one of the values."""
+
+    kind: Literal["column"]
+    column: str
+    """Of ITEMS, taken as words: strings, integers or truth values."""
+    only: Values | None = None
+    """Items with one of these values, and no others; an item without a value does not pass."""
+    never: Values | None = None
+    """Items with none of these values; an item without a value passes."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ColumnRule":
+        _one_of(self, "only", "never")
+        return self
+
+
+class RangeRule(Rule):
+    """Only items whose number lies within bounds; an item without a number does not pass."""
+
+    kind: Literal["range"]
+    column: str
+    """Of ITEMS, a number such as the price; compared as float32."""
+    min: float | None = None
+    """The least that passes; absent, no bound."""
+    max: float | None = None
+    """The greatest that passes; absent, no bound."""
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> "RangeRule":
+        if self.min is None and self.max is None:
+            raise ValueError("set min, max or both, got none; mend it")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min must be at most max, got {self.min:g} and {self.max:g}; mend it")
+        return self
+
+
+class ItemsRule(Rule):
+    """Only, or never, the items on a list."""
+
+    kind: Literal["items"]
+    only: str | None = None
+    """Parquet, path or URI, with a column item_id (by the shop's name for it): these items, and no others."""
+    never: str | None = None
+    """The same: none of these items."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ItemsRule":
+        _one_of(self, "only", "never")
+        return self
+
+    @override
+    def lists(self) -> dict[str, str]:
+        """As of every rule."""
+        return {"items": self.only or self.never or "", **super().lists()}
+
+
+class PairsRule(Section):
+    """Never what stands on a list of users and items: each row is an item that this user must not see."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """As of every rule."""
+    kind: Literal["pairs"]
+    never: str
+    """Parquet, path or URI, with columns user_id and item_id (by the shop's names for them)."""
+
+    def lists(self) -> dict[str, str]:
+        """As of every rule."""
+        return {"pairs": self.never}
+
+
+class CapRule(Section):
+    """At most n items of one value in a list, counted in list order; items without a value are not counted."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """As of every rule."""
+    kind: Literal["cap"]
+    column: str
+    """Of ITEMS, taken as words, such as category, brand or seller."""
+    at_most: Positive
+    """Items of each value in one list."""
+
+    def lists(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+
+AnyRule = BoughtRule | ColumnRule | RangeRule | ItemsRule | PairsRule | CapRule
+AVAILABLE, REPEATS = RULES_BUILT_IN = ("available", "repeats")  # names of rules that are no [[rules]]
+PROFILE_COLUMNS = ("user_id", "item", "ts", "quantity", "price", "wanted")  # of the profiles beside what users tell
 
 
 class Scaling(Section):
@@ -610,6 +768,14 @@ class PairsSettings(Section):
     gate: Gate = Gate()
     run: Run = Run()
 
+    @model_validator(mode="after")
+    def _lists_are_plain(self) -> "PairsSettings":
+        if self.rank.diversity:
+            raise ValueError(
+                f"rank.diversity needs the shop door, whose signals say which items are alike, got {self.rank.diversity:g}; remove it"
+            )
+        return self
+
 
 class Settings(Section):
     """The whole file of the shop door: events, items and users in, a model or a table out."""
@@ -626,10 +792,57 @@ class Settings(Section):
     """What `jobs.tune` searches: keys of [model] and [train] -> [choices], or {low, high, [log]}."""
     calibration: Calibration = Calibration()
     rank: Rank = Rank()
+    rules: Annotated[tuple[Annotated[AnyRule, Field(discriminator="kind")], ...], Strict(False)] = ()
+    """[[rules]]: what no list may hold, whatever the model says; each drop is counted under the first rule here that asks for it."""
     table: Table = Table()
     gate: Gate = Gate()
     champion: Champion = Champion()
     run: Run = Run()
+
+    @model_validator(mode="after")
+    def _rules_fit_the_shop(self) -> "Settings":
+        features, columns = self.features, self.shop.columns
+        names = [rule.name for rule in self.rules]
+        for rule in self.rules:
+            where = f"rules '{rule.name}'"
+            if rule.name in RULES_BUILT_IN:
+                raise ValueError(f"{where}: a built-in rule has this name; choose another")
+            if names.count(rule.name) > 1:
+                raise ValueError(f"{where}: two rules have this name; give each its own")
+            if isinstance(rule, BoughtRule) and rule.days > self.window.history_days:
+                raise ValueError(
+                    f"{where}: days must be at most window.history_days ({self.window.history_days}), got {rule.days}; "
+                    "lower it, or set rank.allow_repeats = false"
+                )
+        for rule, of_items, column, number in self.rule_columns():
+            where, table = f"rules '{rule.name}'", "items" if of_items else "users"
+            if getattr(self.shop, table) is None:
+                raise ValueError(f"{where} names column '{column}' but shop.{table} is absent; set shop.{table} or remove the rule")
+            taken = (columns.item_id, columns.available, "item_id", "available") if of_items else (columns.user_id, *PROFILE_COLUMNS)
+            words = features.item_categorical if of_items else features.user_categorical
+            numbers = features.item_numeric if of_items else features.user_numeric
+            words += tuple(c for _, items, c, is_number in self.rule_columns() if items == of_items and not is_number)
+            if of_items and column == columns.name:
+                words += (column,)
+            elif of_items:
+                taken += ("name",)  # what [shop.columns] names so is kept under this name
+            if column in taken:
+                todo = "that one is always obeyed, remove the rule" if column == columns.available else "rename it in the table"
+                raise ValueError(f"{where}: column '{column}' cannot be a rule's; {todo}")
+            if column in (words if number else numbers):
+                one, other = ("a number", "words") if number else ("words", "numbers")
+                raise ValueError(f"{where}: column '{column}' is {one} here and among the {other} elsewhere; write it as two columns")
+        return self
+
+    def rule_columns(self) -> list[tuple[AnyRule, bool, str, bool]]:
+        """Every column that a rule reads: the rule, whether it is of ITEMS (else of USERS), its name, whether it is a number."""
+        found: list[tuple[AnyRule, bool, str, bool]] = []
+        for rule in self.rules:
+            if isinstance(rule, ColumnRule | RangeRule | CapRule):
+                found.append((rule, True, rule.column, isinstance(rule, RangeRule)))
+            if isinstance(rule, Rule) and rule.audience is not None and rule.audience.column is not None:
+                found.append((rule, False, rule.audience.column, False))
+        return found
 
     @model_validator(mode="after")
     def _columns_are_named_once(self) -> "Settings":
@@ -700,8 +913,17 @@ def _sentence(error: ValidationError, door: type[BaseModel]) -> str:
     """The first mistake of a failed validation in words, and how many more there are."""
     mistakes = error.errors()
     first = mistakes[0]
-    key = ".".join(str(part) for part in first["loc"])
+    place = first["loc"]
+    in_rule = place[:1] == ("rules",)
+    if in_rule:
+        place = (*place[:2], *place[3:])  # without the kind, which pydantic puts there
+    key = ".".join(str(part) for part in place)
     match first["type"]:
+        case "union_tag_invalid" | "union_tag_not_found":
+            kinds = ", ".join(get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(AnyRule))
+            text = f"key '{key}.kind' must be one of {kinds}, got {first['input'].get('kind')!r}. Mend it."
+        case "value_error" if in_rule:
+            text = f"{key}: {first['msg'].removeprefix('Value error, ')}."
         case "extra_forbidden":
             text = f"unknown key '{key}'. Known here: {', '.join(_section(door, first['loc'][:-1]).model_fields)}."
         case "missing":
@@ -719,6 +941,12 @@ def _section(door: type[BaseModel], path: tuple[int | str, ...]) -> Any:
     for name in path:
         if isinstance(section, type) and issubclass(section, BaseModel):
             section = section.model_fields[str(name)].annotation
+        elif isinstance(name, int):  # of an array
+            section = get_args(section)[0]
+        elif get_origin(section) is Annotated:  # a rule by its kind
+            section = next(kind for kind in get_args(AnyRule) if get_args(kind.model_fields["kind"].annotation) == (name,))
         else:  # a section by a name of the user's
             section = get_args(section)[-1]
+        if isinstance(section, UnionType):  # a section or none
+            section = get_args(section)[0]
     return section

@@ -9,8 +9,8 @@ import numpy as np
 from recsys import bootstrap, metrics
 from recsys.candidates import Candidates, Factors, Group, Neighbours, Users, best
 from recsys.profiles import Profiles, stable_hash
-from recsys.rank import as_lists, top
-from recsys.recommend import Scored
+from recsys.rank import as_lists, cut
+from recsys.recommend import Scored, cut_lists
 from recsys.signals import POPULARITY_DAYS
 from recsys.tables import USER_ID
 
@@ -53,7 +53,7 @@ def _pairs(profiles: Profiles, start: int, end: int, catalog: int) -> np.ndarray
 Sums = Mapping[str, np.ndarray]  # by name, each (1 + RESAMPLES): over the users as they are, then over those of each resample
 
 
-def evaluate(batch: Scored, *, start: int, end: int, factors: Factors, seed: int) -> dict[str, np.ndarray]:
+def evaluate(batch: Scored, *, start: int, end: int, factors: Factors, seed: int, diversity: float = 0.0) -> dict[str, np.ndarray]:
     """Sums over the batch's users that `summary` turns into means and intervals.
 
     Users count who bought within the history before `start`, have a relevant item in [start, end), and, where candidates are given,
@@ -62,6 +62,7 @@ def evaluate(batch: Scored, *, start: int, end: int, factors: Factors, seed: int
     Args:
         factors: the source whose scores alone are the `factors` baseline.
         seed: of the resamples.
+        diversity: of the model's lists, as rank.diversity; the rules hold for all lists, the baselines' too.
 
     Returns:
         Of each slice, "all" and "new": "slice users", then "slice model metric@k"; also "recall source", "recall union" and
@@ -83,7 +84,8 @@ def evaluate(batch: Scored, *, start: int, end: int, factors: Factors, seed: int
             if model == OURS:
                 kept = ~np.isin(_keys(candidates, users), seen) if new else np.ones(len(candidates), bool)
                 mine = candidates.keep(kept)
-                lists = as_lists(top(mine.user_row, mine.item, batch.raw[kept], k=K), mine, users.signals.items, users=len(users), k=K)
+                ranked, _ = cut_lists(batch, mine, batch.raw[kept], k=K, diversity=diversity)
+                lists = as_lists(ranked, mine, users.signals.items, users=len(users), k=K)
             else:
                 lists = _lists(scores[model], users, seen if new else None)
             hits = metrics.hits(lists[counted], *_of(actual, counted))
@@ -133,19 +135,26 @@ def _scores(users: Users, factors: Factors) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _lists(scores: np.ndarray, users: Users, seen: np.ndarray | None) -> np.ndarray:
-    """int32 (U, K) item codes of the best available items, without those seen, -1 beyond a list's end."""
+    """int32 (U, K) item codes of the best items that the rules let through, without those seen, -1 beyond a list's end."""
     items = len(users.signals.items)
-    scores = np.broadcast_to(scores, (len(users), items)).copy()
-    scores[:, ~users.catalog.available[users.signals.items]] = -np.inf
+    scores = np.where(users.barred > 0, -np.inf, np.broadcast_to(scores, (len(users), items)))
     if users.given is not None:
         others = np.ones(scores.shape, bool)
         others[users.given.user_row, users.signals.position[users.given.item]] = False
         scores[others] = -np.inf
     if seen is not None:
         scores.ravel()[seen] = -np.inf
-    row, column, rank = best(scores, K)
+    codes, caps = users.signals.items, users.rules.caps
+    limit = K
+    while True:  # caps may pass over what a longer list makes up for
+        row, column, rank = best(scores, limit)
+        ranked, _ = cut(row, column, -rank.astype(np.float32), k=K, caps=caps, codes=codes)
+        full = np.bincount(row[ranked.row], minlength=len(users)) == K
+        if not caps or limit >= items or (full | (np.bincount(row, minlength=len(users)) < limit)).all():
+            break
+        limit *= 4
     lists = np.full((len(users), K), -1, np.int32)
-    lists[row, rank - 1] = users.signals.items[column]
+    lists[row[ranked.row], ranked.rank - 1] = codes[column[ranked.row]]
     return lists
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from recsys.candidates import NOT_FEATURES, Candidates, Source, Users, batches, 
 from recsys.catalog import Catalog, encode
 from recsys.given import Given
 from recsys.profiles import Profiles
+from recsys.rules import Rules
 from recsys.signals import MONTH, POPULARITY_DAYS, Signals
 from recsys.tables import DAY_US
 
@@ -33,15 +35,22 @@ class Describer:
 
     Args:
         vocabularies: of every categorical column, as in the bundle's spec.
+        lists: as of `Rules`; absent, as in training.
     """
 
     def __init__(
-        self, settings: config.Settings, catalog: Catalog, signals: Signals, vocabularies: Mapping[str, tuple[str, ...]]
+        self,
+        settings: config.Settings,
+        catalog: Catalog,
+        signals: Signals,
+        vocabularies: Mapping[str, tuple[str, ...]],
+        lists: Path | None = None,
     ) -> None:
         self.settings = settings
         self.catalog = catalog
         self.signals = signals
         self.vocabularies = vocabularies
+        self.rules = Rules(settings, catalog, lists)
         self.sources: list[tuple[Source, int]] = sources(settings)
         self.categories = {
             name: encode(catalog.table.column(name), vocabularies[name])[signals.items] for name in settings.features.item_categorical
@@ -50,7 +59,7 @@ class Describer:
     def users(self, profiles: Profiles, given: Given | None = None) -> Users:
         """The users as of the cutoff: whatever is later in their profiles is cut off here and nowhere else."""
         history = profiles.between(int(self.signals.start), int(self.signals.cutoff))
-        return Users(history, self.signals, self.catalog, self.categories, self.settings.signals, given)
+        return Users(history, self.signals, self.catalog, self.categories, self.settings.signals, self.rules, given)
 
     def __call__(self, profiles: Profiles, given: Given | None = None) -> Iterator[tuple[Profiles, Users, Candidates, Inputs]]:
         """Batch by batch: whole profiles of its users, the users as of the cutoff, their candidates and inputs.
@@ -61,8 +70,7 @@ class Describer:
         for start, stop in batches(len(profiles), len(self.signals.items)):
             batch = profiles.select(start, stop)
             users = self.users(batch, given.select(start, stop) if given is not None else None)
-            repeats = self.settings.rank.allow_repeats
-            candidates = propose(users, self.sources, per_user=self.settings.candidates.per_user, repeats=repeats)
+            candidates = propose(users, self.sources, per_user=self.settings.candidates.per_user)
             inputs = describe(candidates, users, features=self.settings.features, vocabularies=self.vocabularies)
             yield batch, users, candidates, inputs
 

@@ -87,6 +87,7 @@ def ingest(sources: Sources, *, end: date) -> Ingest:
             "inputs": sources.identity(),
             "shop": settings.shop,
             "features": settings.features,
+            "rules": sorted({(of_items, name, number) for _, of_items, name, number in settings.rule_columns()}),
             "end": end.isoformat(),
             "shards": sources.shards,
         },

@@ -88,13 +88,16 @@ def filesystem(location: str, storage_options: Mapping[str, str]) -> tuple[pafs.
     return store, root.rstrip("/")
 
 
-def open_input(setting: str, location: str, storage_options: Mapping[str, str], *, csv: bool = False) -> Input:
+def open_input(
+    setting: str, location: str, storage_options: Mapping[str, str], *, csv: bool = False, may_be_empty: bool = False
+) -> Input:
     """The input at a path or URI: a Parquet file, or a folder whose `*.parquet` files are one table; or CSV with a header.
 
     Files whose names start with `.` or `_` are passed over. Of Parquet only footers are read; CSV, which has none, is read.
 
     Args:
         setting: that names the location, for messages.
+        may_be_empty: files without rows are fine.
 
     Raises:
         DataError: nothing there, no rows, a file that cannot be read, or files whose columns differ.
@@ -146,7 +149,7 @@ def open_input(setting: str, location: str, storage_options: Mapping[str, str], 
                         f"{entry.path}: column '{column}' must be {columns[column]} as in {files[0].path}, got {dtype}. "
                         "Write all files with the same types."
                     )
-    if sum(file.rows for file in files) == 0:
+    if sum(file.rows for file in files) == 0 and not may_be_empty:
         raise DataError(f"{location}: {setting} has no rows in {len(files)} file(s). Nothing can be made of it.")
     return Input(setting, location, tuple(files), columns, dict(storage_options), csv)
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
@@ -56,6 +56,10 @@ class Published:
     """None where this very run stood there already."""
     seconds: float
     """From the first to the last finished unit of this call; 0 where there was nothing to do."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Rule -> candidates that it kept out, as `recommend.Listed` counts them; all rules, in the order in which they act."""
+    short: Mapping[str, int] = field(default_factory=dict)
+    """Rule -> users with fewer than k rows from whom it took the most; "" where no rule took anything."""
 
 
 def device_of(run: config.Run) -> Device:
@@ -81,11 +85,21 @@ def score_units(
     return receipts, time.monotonic() - started if fresh else 0.0
 
 
-def publish_parts(night: Night, parts: Sequence[Part], *, scored: int, seconds: float, available: pa.Array | None = None) -> Published:
+def publish_parts(
+    night: Night,
+    parts: Sequence[Part],
+    *,
+    scored: int,
+    seconds: float,
+    dropped: Mapping[str, int] = {},
+    short: Mapping[str, int] = {},
+    available: pa.Array | None = None,
+) -> Published:
     """The staged parts as the table of the night: audited, held against the gate, then visible by one commit.
 
     Args:
         available: ids of the items that may be recommended; None where that is not known.
+        dropped, short: as of `Published`; the door of pairs knows no rules.
 
     Raises:
         PublishError: the audit refuses the parts, or the commit cannot be made. Nothing was published.
@@ -99,6 +113,7 @@ def publish_parts(night: Night, parts: Sequence[Part], *, scored: int, seconds: 
         verdict = _judge(night, parts, users=audit.users, available=available)
         _refuse(night, verdict)
     figures = {check.name: check.value for check in verdict.checks} if verdict else {}
+    noted: dict[str, Mapping[str, Any]] = {"gate": figures, "overrides": night.overrides, "dropped": dropped, "short_users": short}
     version = publish.commit(
         where,
         parts,
@@ -106,11 +121,11 @@ def publish_parts(night: Night, parts: Sequence[Part], *, scored: int, seconds: 
         run_id=night.run_id,
         model_version=night.model_version,
         keep_nights=night.table.keep_nights,
-        notes={"gate": json.dumps(figures), "overrides": json.dumps(dict(night.overrides))},
+        notes={name: json.dumps(dict(values)) for name, values in noted.items()},
         storage_options=storage,
         **types,
     )
-    return Published(night.run_id, version, audit.rows, audit.users, audit.short_users, scored, verdict, seconds)
+    return Published(night.run_id, version, audit.rows, audit.users, audit.short_users, scored, verdict, seconds, dropped, short)
 
 
 def _judge(night: Night, parts: Sequence[Part], *, users: int, available: pa.Array | None) -> gate.Verdict:

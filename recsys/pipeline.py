@@ -7,7 +7,7 @@ to Ray. A stage whose receipts are all there does nothing. The pure work is done
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow.parquet
 import ray
 
 from recsys import bundle as bundles
-from recsys import calibrate, examples, feed, given, runtime, spec
+from recsys import calibrate, examples, feed, given, rules, runtime, spec
 from recsys import ingest as ingest_stage
 from recsys import signals as signals_module
 from recsys.bundle import Bundle
@@ -32,7 +32,7 @@ from recsys.given import Given
 from recsys.ingest import Ingest
 from recsys.night import Night, Published, device_of, publish_parts, score_units
 from recsys.profiles import mix, stable_hash
-from recsys.recommend import recommendations, scored
+from recsys.recommend import listed, recommendations, scored
 from recsys.runtime import Task, log
 from recsys.score import Device, Scorer, chances
 from recsys.shop import Sources, midnight
@@ -40,6 +40,8 @@ from recsys.signals import Signals
 from recsys.tables import DAY_US, DENSE, ITEM_ID, USER_ID
 from recsys.training import Labelled, Trained, fit_bundle, fit_inputs
 from recsys.work import Receipt, Stage, digest, save_arrays, write_atomically
+
+SMALL_LISTS_ROWS = 1_000_000  # of ids that rules list: read in less time than an actor starts
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Prepared:
     sources: Sources
     ingest: Ingest
     signals: Stage
+    rules: Stage
+    """The lists of ids that rules name, as `Rules` reads them."""
     examples: Stage
     given: Stage | None
     """The shop's own candidates by shard; None where the sources propose."""
@@ -86,10 +90,12 @@ def prepare(sources: Sources, *, end: date) -> Prepared:
             "examples": settings.examples,
             "label_days": settings.window.label_days,
             "allow_repeats": settings.rank.allow_repeats,
+            "rules": rules.in_training(settings),
             "seed": settings.run.seed,
         },
     )
-    return Prepared(sources, shop, signals, labelled, make_given(sources, shop), vocabularies)
+    lists = Stage(settings.run.work, "rules", {"ingest": shop.digest, "rules": settings.rules, "lists": sources.list_identity()})
+    return Prepared(sources, shop, signals, lists, labelled, make_given(sources, shop), vocabularies)
 
 
 # Given candidates ---------------------------------------------------------------------------------------------------------------
@@ -232,6 +238,33 @@ def read_signals(prepared: Prepared, cutoff: date, *, lists: bool = False) -> Si
         name, unit = f"{name}-{prepared.given.digest}", unit | {"given": True}
     _fit_signals(prepared, {name: unit})
     return signals_module.load(prepared.signals.path / f"{name}.npz")
+
+
+# Rules --------------------------------------------------------------------------------------------------------------------------
+
+
+def make_lists(prepared: Prepared) -> Path:
+    """The folder of the rules' lists of ids; a list is a unit."""
+    lists = prepared.sources.lists
+    here = sum(source.rows for source in lists.values()) <= SMALL_LISTS_ROWS
+    runtime.run(prepared.rules, {name: {} for name in lists}, _list_task, prepared, unit="lists", here=here)
+    return prepared.rules.path
+
+
+def _list_task(prepared: Prepared) -> Task:
+    sources, catalog = prepared.sources, prepared.ingest.catalog()
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        return rules.write_list(
+            prepared.rules.path / f"{name}.npy",
+            sources.lists[name],
+            what=name.rpartition("-")[2],
+            columns=sources.settings.shop.columns,
+            types=(sources.user_id, sources.item_id),
+            catalog=catalog,
+        )
+
+    return task
 
 
 # Examples -----------------------------------------------------------------------------------------------------------------------
@@ -449,7 +482,7 @@ def fit_calibration(prepared: Prepared, bundle: Bundle, *, cutoff: date) -> Cali
 def _calibrate_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], folder: Path) -> Task:
     settings = prepared.settings
     signals = Signals(**arrays)
-    describer, scorer = scoring(prepared, model, signals)
+    describer, scorer = scoring(prepared, model, signals, None)
     limit = _hash_limit(prepared.ingest, settings.calibration.max_users)
     start = int(signals.cutoff)
     end = start + settings.window.label_days * DAY_US
@@ -491,7 +524,10 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date, overrides: Mapping
             "as_of": as_of.isoformat(),
             "inputs": prepared.sources.identity(),
             "given": prepared.given.digest if prepared.given else None,
-            "settings": settings.model_dump(mode="json", include={"shop", "features", "window", "signals", "candidates", "rank"}),
+            "settings": settings.model_dump(
+                mode="json", include={"shop", "features", "window", "signals", "candidates", "rank", "rules"}
+            ),
+            "lists": prepared.sources.list_identity(),
             "seed": settings.run.seed,
             "model": bundle.model_version,
             "device": device,
@@ -518,6 +554,7 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date, overrides: Mapping
         prepared,
         (str(bundle.folder), device),
         ray.put(signals.arrays()),  # one copy a node, read by all its actors
+        make_lists(prepared),
         night,
         night=night,
         actors=settings.run.actors,
@@ -526,39 +563,77 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date, overrides: Mapping
     )
     parts = [receipt["part"] for receipt in receipts.values()]
     scored = sum(receipt["candidates"] for receipt in receipts.values())
+    dropped, short = (_added([receipt[name] for receipt in receipts.values()]) for name in ("dropped", "short"))
     catalog = prepared.ingest.catalog()
     available = catalog.item_id.filter(pa.array(catalog.available))
-    return publish_parts(night, parts, scored=scored, seconds=seconds, available=available)
+    published = publish_parts(night, parts, scored=scored, seconds=seconds, dropped=dropped, short=short, available=available)
+    _write_record(stage.path / "run.json", night, published)
+    return published
 
 
-def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], night: Night) -> Task:
+def _write_record(path: Path, night: Night, published: Published) -> None:
+    """What the run made and what its rules took, for people to read; the same bytes however often the run is repeated."""
+    counted = asdict(published)
+    text = json.dumps(
+        {
+            "as_of": night.as_of.isoformat(),
+            "run_id": night.run_id,
+            "model_version": night.model_version,
+            "k": night.k,
+            **{name: counted[name] for name in ("rows", "users", "short_users", "scored", "dropped", "short")},
+        },
+        indent=1,
+    )
+    if not path.exists() or path.read_text() != text:
+        write_atomically(path, lambda file: file.write_text(text))
+
+
+def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The sum of counts by name, names in the order in which they come."""
+    total: dict[str, int] = {}
+    for one in counts:
+        for name, count in one.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], lists: Path, night: Night) -> Task:
     settings = prepared.settings
-    describer, scorer = scoring(prepared, model, Signals(**arrays))
+    describer, scorer = scoring(prepared, model, Signals(**arrays), lists)
     chance = chances(scorer.bundle)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         candidates = 0
         tables: list[pa.Table] = []
+        dropped: list[dict[str, int]] = []
+        short: list[dict[str, int]] = []
         profiles, only = prepared.ingest.profiles(unit["shard"]), given_of(prepared, unit["shard"])
         for batch in scored(profiles, describer, scorer, only):
             candidates += len(batch.candidates)
+            made = listed(batch, settings.rank)
+            dropped.append(made.dropped)
+            short.append(made.short)
             tables.append(
                 recommendations(
                     batch,
+                    made.ranked,
                     chance=chance,
-                    rank=settings.rank,
                     as_of=night.as_of,
                     model_version=night.model_version,
                     run_id=night.run_id,
                 )
             )
-        return {"part": night.stage(pa.concat_tables(tables), shard=int(unit["shard"])), "candidates": candidates}
+        part = night.stage(pa.concat_tables(tables), shard=int(unit["shard"]))
+        return {"part": part, "candidates": candidates, "dropped": _added(dropped), "short": _added(short)}
 
     return task
 
 
 def check_bundle(bundle: Bundle, settings: Settings) -> None:
     """Refuse a bundle whose inputs were made under other settings than tonight's would be.
+
+    Of rules only rank.allow_repeats is one, as it takes a source, and its inputs, away. Other rules take candidates away and leave
+    what every input means: the shop may change them, and its lists of ids, without a new model.
 
     Raises:
         BundleError: a setting that shapes the features differs.
@@ -574,9 +649,13 @@ def check_bundle(bundle: Bundle, settings: Settings) -> None:
                 )
 
 
-def scoring(prepared: Prepared, model: tuple[str, Device], signals: Signals) -> tuple[Describer, Scorer]:
-    """What one actor scores with: features under the bundle's own vocabularies, and the model."""
+def scoring(prepared: Prepared, model: tuple[str, Device], signals: Signals, lists: Path | None) -> tuple[Describer, Scorer]:
+    """What one actor scores with: features under the bundle's own vocabularies, and the model.
+
+    Args:
+        lists: of `make_lists`; None where the rules with lists do not act, as in training.
+    """
     folder, device = model
     loaded = bundles.load(folder)
-    describer = Describer(prepared.settings, prepared.ingest.catalog(), signals, loaded.spec.vocabularies)
+    describer = Describer(prepared.settings, prepared.ingest.catalog(), signals, loaded.spec.vocabularies, lists)
     return describer, Scorer(loaded, device)

@@ -1,5 +1,6 @@
-"""Raw outputs -> each user's list: best first, ties by item id, the first k."""
+"""Raw outputs -> each user's list: best first, ties by item id, the first k; caps and diversity act while it is cut."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from recsys.candidates import Candidates
+    from recsys.rules import Cap
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,100 @@ def top(user_row: np.ndarray, item: np.ndarray, raw: np.ndarray, *, k: int) -> R
     place = np.arange(len(order)) - np.searchsorted(user, user)
     kept = place < k
     return Ranked(order[kept], (place[kept] + 1).astype(np.int32))
+
+
+@dataclass(frozen=True)
+class Lost:
+    """L rows that lists would hold but for caps."""
+
+    row: np.ndarray
+    """int64 (L): which of the rows it is."""
+    cap: np.ndarray
+    """int64 (L): place of the cap that kept it out."""
+
+
+def cut(
+    user_row: np.ndarray,
+    item: np.ndarray,
+    raw: np.ndarray,
+    *,
+    k: int,
+    caps: Sequence["Cap"] = (),
+    codes: np.ndarray | None = None,
+    diversity: float = 0.0,
+    factors: np.ndarray | None = None,
+) -> tuple[Ranked, Lost]:
+    """Each user's list, and what caps kept out of it; without caps and diversity that is `top`.
+
+    A list is filled from its top. The next row is, of those whose values have places left under every cap, the one with the highest
+
+        (1 - diversity) / log2(1 + place) - diversity * max(0, highest cosine to the rows above),
+
+    maximal marginal relevance (Carbonell and Goldstein 1998, with lambda = 1 - diversity). `place` is the row's among all of the user's
+    in the order of `top`, from 1, and its discount is DCG's (Jarvelin and Kekalainen 2002): relevance is 1 for the best row and falls
+    the same way for every user, model and shop, so the dial means the same everywhere. Ties break by item.
+
+    Args:
+        user_row, item, raw: as of `top`.
+        codes: int32 (J), the item code of each active position, by which caps know values; needed with caps.
+        diversity: in [0, 1).
+        factors: float32 (J, D), of which cosines are taken; a row of zeros is like nothing. Needed with diversity.
+    """
+    if (not caps and not diversity) or not len(item):
+        return top(user_row, item, raw, k=k), Lost(np.empty(0, np.int64), np.empty(0, np.int64))
+    ordered = top(user_row, item, raw, k=len(item))
+    if not caps:  # one of the first k is always free and worth this or more, so what is below it is in no list
+        least = (1 - diversity) / np.log2(1.0 + k) - diversity - 1e-6  # cosines above 1 by rounding
+        within = (1 - diversity) / np.log2(1.0 + ordered.rank) >= least
+        ordered = Ranked(ordered.row[within], ordered.rank[within])
+    item_of = item[ordered.row]
+    _, first, user = np.unique(user_row[ordered.row], return_index=True, return_inverse=True)
+    users, rows = len(first), len(item_of)
+    relevance = (1 - diversity) / np.log2(1.0 + ordered.rank)
+    vectors = np.zeros((rows, 0), np.float32)
+    if diversity:
+        assert factors is not None
+        length = np.sqrt((factors * factors).sum(axis=1, keepdims=True))
+        vectors = (factors / np.where(length > 0, length, 1))[item_of]
+    values: list[np.ndarray] = []
+    if caps:
+        assert codes is not None
+        values = [cap.value[codes[item_of]] for cap in caps]
+
+    alike = np.zeros(rows)  # the highest cosine to a row above
+    used = np.zeros((len(caps), rows), np.int64)  # places of the row's value that are taken
+    closed = np.full(rows, -1)  # the cap that took the row's last place
+    free = np.ones(rows, bool)
+    place = np.zeros(rows, np.int32)
+    for number in range(1, k + 1):
+        worth = np.where(free, relevance - diversity * alike, -np.inf)
+        highest = np.maximum.reduceat(worth, first)
+        best = np.flatnonzero((worth == highest[user]) & free)
+        best = best[np.lexsort((item_of[best], user[best]))]
+        best = best[np.diff(user[best], prepend=-1) > 0]
+        if not len(best):
+            break
+        place[best], free[best] = number, False
+        chosen = np.full(users, -1)
+        chosen[user[best]] = best
+        above = chosen[user]  # -1 where the user's list is full
+        for at, (cap, value) in enumerate(zip(caps, values, strict=True)):
+            used[at] += (above >= 0) & (value >= 0) & (value == value[above])
+            full = free & (used[at] >= cap.at_most)
+            closed[full], free[full] = at, False
+        if diversity and number < k:
+            likeness = np.where(above >= 0, (vectors * vectors[above]).sum(axis=1), 0)  # row by row: a user's bits are the user's own
+            alike = np.maximum(alike, likeness)
+    picked = np.flatnonzero(place)
+    picked = picked[np.lexsort((place[picked], user[picked]))]
+    lost = np.empty(0, np.int64)
+    if caps:
+        plain, _ = cut(user_row, item, raw, k=k, diversity=diversity, factors=factors)
+        by_row = np.full(len(item), -1)
+        by_row[ordered.row] = closed
+        lost = plain.row[by_row[plain.row] >= 0]
+        closed = by_row
+    return Ranked(ordered.row[picked], place[picked]), Lost(lost, closed[lost])
 
 
 def as_lists(ranked: Ranked, candidates: "Candidates", items: np.ndarray, *, users: int, k: int) -> np.ndarray:

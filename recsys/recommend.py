@@ -14,7 +14,7 @@ from recsys.errors import BundleError
 from recsys.features import Describer, Inputs
 from recsys.given import GIVEN, Given
 from recsys.profiles import Profiles
-from recsys.rank import Ranked, top
+from recsys.rank import Lost, Ranked, cut
 from recsys.score import Scorer
 from recsys.tables import (
     AS_OF,
@@ -92,11 +92,54 @@ def check_inputs(inputs: Inputs, bundle: Bundle) -> None:
         raise BundleError(f"{bundle.folder}: made by other code: {odd[0]} differs from today's inputs. Train again.")
 
 
+@dataclass(frozen=True)
+class Listed:
+    """The lists of one batch, and what the rules took from them; names are those of `Rules.names`."""
+
+    ranked: Ranked
+    dropped: dict[str, int]
+    """Rule -> candidates that it kept out: pairs that a source would have proposed, or for a cap, rows that a list would have held."""
+    short: dict[str, int]
+    """Rule -> users with fewer than k rows from whom it took the most; of equals the first. "" where no rule took anything."""
+
+
+def listed(batch: Scored, rank: config.Rank) -> Listed:
+    """The batch's lists."""
+    users, candidates, rules = batch.users, batch.candidates, batch.users.rules
+    ranked, lost = cut_lists(batch, candidates, batch.raw, k=rank.k, diversity=rank.diversity)
+    dropped = candidates.dropped.copy()
+    numbers = np.array([cap.number for cap in rules.caps], np.int64)
+    np.add.at(dropped, (candidates.user_row[lost.row], numbers[lost.cap]), 1)
+    length = np.bincount(candidates.user_row[ranked.row], minlength=len(users))
+    most = np.where(dropped.any(axis=1), dropped.argmax(axis=1), len(rules.names))[length < rank.k]
+    short = np.bincount(most, minlength=len(rules.names) + 1)
+    return Listed(
+        ranked,
+        dict(zip(rules.names, dropped.sum(axis=0).tolist(), strict=True)),
+        {name: count for name, count in zip((*rules.names, ""), short.tolist(), strict=True) if count},
+    )
+
+
+def cut_lists(batch: Scored, candidates: Candidates, raw: np.ndarray, *, k: int, diversity: float) -> tuple[Ranked, Lost]:
+    """The lists of the batch's users from some of its candidates, under the caps."""
+    users = batch.users
+    return cut(
+        candidates.user_row,
+        candidates.item,
+        raw,
+        k=k,
+        caps=users.rules.caps,
+        codes=users.signals.items,
+        diversity=diversity,
+        factors=users.signals.factors,
+    )
+
+
 def recommendations(
     batch: Scored,
+    ranked: Ranked,
     *,
     chance: Callable[[np.ndarray], np.ndarray],
-    rank: config.Rank,
     as_of: date,
     model_version: str,
     run_id: str,
@@ -104,9 +147,9 @@ def recommendations(
     """The batch's rows with `recommendations_schema`.
 
     Args:
+        ranked: of `listed`.
         chance: raw outputs -> the score column, float32 (B) each; it orders nothing, so what it ties stays in raw order.
     """
-    ranked: Ranked = top(batch.candidates.user_row, batch.candidates.item, batch.raw, k=rank.k)
     users, candidates = batch.users, batch.candidates
     row = candidates.user_row[ranked.row]
     items = users.signals.items[candidates.item[ranked.row]]

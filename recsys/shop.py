@@ -1,6 +1,7 @@
 """The shop's inputs, opened and held against the settings: whatever is wrong with them is said here, before work starts."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
@@ -35,6 +36,8 @@ class Sources:
     """Of the first event, UTC."""
     last: date
     """Of the last event, UTC."""
+    lists: Mapping[str, Input]
+    """The rules' lists of ids by `list_name`."""
     given: Input | None
     """The shop's own candidates."""
 
@@ -44,18 +47,21 @@ class Sources:
         return self.settings.run.shards or max(16, math.ceil(self.events.rows / SHARD_EVENTS))
 
     def user_fields(self) -> list[pa.Field]:
-        """Fields of the users' features: strings, then float32 numbers."""
+        """Fields of the users' features, strings, then float32 numbers; and of what rules read beside them."""
         features = self.settings.features
-        return [pa.field(name, pa.string()) for name in features.user_categorical] + [
-            pa.field(name, pa.float32()) for name in features.user_numeric
-        ]
+        return self._fields(features.user_categorical, features.user_numeric, of_items=False)
 
     def item_fields(self) -> list[pa.Field]:
-        """Fields of the items' features: strings, then float32 numbers."""
+        """Fields of the items' features, strings, then float32 numbers; and of what rules read beside them."""
         features = self.settings.features
-        return [pa.field(name, pa.string()) for name in features.item_categorical] + [
-            pa.field(name, pa.float32()) for name in features.item_numeric
-        ]
+        return self._fields(features.item_categorical, features.item_numeric, of_items=True)
+
+    def _fields(self, words: Sequence[str], numbers: Sequence[str], *, of_items: bool) -> list[pa.Field]:
+        types = {name: pa.string() for name in words} | {name: pa.float32() for name in numbers}
+        for _, items, column, is_number in self.settings.rule_columns():
+            if items == of_items:
+                types.setdefault(column, pa.float32() if is_number else pa.string())
+        return [pa.field(name, dtype) for name, dtype in types.items()]
 
     def schema(self) -> pa.Schema:
         """The profiles' schema."""
@@ -64,6 +70,10 @@ class Sources:
     def identity(self) -> list[str]:
         """Digests of the three inputs; empty where one is absent."""
         return [source.identity() if source else "" for source in (self.events, self.items, self.users)]
+
+    def list_identity(self) -> dict[str, str]:
+        """Digest of each of the rules' lists; no part of `identity`, as lists may change from night to night."""
+        return {name: source.identity() for name, source in self.lists.items()}
 
 
 def open_shop(settings: Settings, *, as_of: date) -> Sources:
@@ -108,10 +118,31 @@ def open_shop(settings: Settings, *, as_of: date) -> Sources:
         given = open_input("rank.candidates", settings.rank.candidates, shop.storage_options)
         _same_id(_id(given, columns.user_id, "user_id"), user_id, given, columns.user_id, events)
         _same_id(_id(given, columns.item_id, "item_id"), item_id, given, columns.item_id, events)
+    for rule, of_items, column, is_number in settings.rule_columns():
+        source = items if of_items else users
+        assert source is not None, "the settings refuse a rule on a table that is absent"
+        if is_number:
+            _number(source, column, setting=f"the rule '{rule.name}'", required=True)
+        else:
+            _text(source, column, setting=f"the rule '{rule.name}'")
+    lists: dict[str, Input] = {}
+    for number, rule in enumerate(settings.rules):
+        for what, location in rule.lists().items():
+            listed = open_input(f"the rule '{rule.name}'", location, shop.storage_options, may_be_empty=True)
+            if what != "users":
+                _same_id(_id(listed, columns.item_id, "item_id"), item_id, listed, columns.item_id, events)
+            if what != "items":
+                _same_id(_id(listed, columns.user_id, "user_id"), user_id, listed, columns.user_id, events)
+            lists[list_name(number, what)] = listed
     first, last = _span(events, settings, as_of=as_of)
-    sources = Sources(settings, events, items, users, user_id, item_id, first, last, given)
+    sources = Sources(settings, events, items, users, user_id, item_id, first, last, lists, given)
     check_as_of(sources, as_of)
     return sources
+
+
+def list_name(number: int, what: str) -> str:
+    """The name of one list: of the rule at that place in the settings, from 0, and `items`, `pairs` or `users`."""
+    return f"{number:03d}-{what}"
 
 
 def _id(source: Input, column: str, setting: str) -> pa.DataType:

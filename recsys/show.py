@@ -17,7 +17,7 @@ from recsys.config import Settings
 from recsys.contributions import contributions, in_words
 from recsys.errors import BundleError, ConfigError, DataError, PublishError
 from recsys.given import Given
-from recsys.pipeline import Prepared, check_bundle, given_of, read_signals, scoring
+from recsys.pipeline import Prepared, check_bundle, given_of, make_lists, read_signals, scoring
 from recsys.profiles import Profiles, shard_of
 from recsys.publish import Night
 from recsys.recommend import check_inputs
@@ -203,7 +203,7 @@ def contributed(prepared: Prepared, bundle: Bundle, shown: Shown, *, largest: in
         )
     check_bundle(bundle, settings)
     signals = read_signals(prepared, night.as_of, lists=True)
-    describer, scorer = scoring(prepared, (str(bundle.folder), "cpu"), signals)
+    describer, scorer = scoring(prepared, (str(bundle.folder), "cpu"), signals, make_lists(prepared))
     ((_, users, candidates, inputs),) = describer(*_find_user(prepared, shown.user_id, night.as_of))
     check_inputs(inputs, bundle)
     ids = users.catalog.item_id.take(pa.array(users.signals.items[candidates.item]))

@@ -39,8 +39,9 @@ SETTINGS = "settings.submitted.toml"  # the settings as they travel, at the root
 PATHS = (  # settings that say where something lies
     *("shop.events", "shop.items", "shop.users"),
     *("pairs.path", "pairs.test", "pairs.score", "pairs.users", "pairs.items"),
-    *("table.path", "run.work", "champion.path"),
+    *("rank.candidates", "table.path", "run.work", "champion.path"),
 )
+FOLDERS = ("run.work", "champion.path")  # that all nodes mount
 PATH_OPTIONS = ("--bundle", "--out", "--all-scores")  # further arguments of verbs that do
 LEFT_OUT = {"var", ".venv", "venv", ".git", "data", "node_modules"}  # at the root
 NEVER = shutil.ignore_patterns(
@@ -228,7 +229,7 @@ def settings_text(path: Path, *, remote: bool) -> str:
         remote: whether the nodes are other machines, for which a relative path means nothing.
 
     Raises:
-        ConfigError: the file cannot be used, a path is relative and the cluster remote, or run.work is no folder.
+        ConfigError: the file cannot be used, a path is relative and the cluster remote, or one of FOLDERS is no folder.
     """
     settings = config.load_either(path)
     values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -237,9 +238,14 @@ def settings_text(path: Path, *, remote: bool) -> str:
         location = getattr(getattr(settings, section, None), name, None)
         if location is None:
             continue
-        if key == "run.work" and "://" in location:
-            raise ConfigError(f"{path}: run.work must be a folder that every node mounts, got '{location}'. Mount one, or use a path.")
+        if key in FOLDERS and "://" in location:
+            raise ConfigError(f"{path}: {key} must be a folder that every node mounts, got '{location}'. Mount one, or use a path.")
         values.setdefault(section, {})[name] = shared(location, what=f"{path}: {key}", remote=remote)
+    for rule in values.get("rules", ()):
+        of_list = rule if rule["kind"] in ("items", "pairs") else {}
+        for table, name in ((of_list, "only"), (of_list, "never"), (rule.get("audience", {}), "ids")):
+            if name in table:
+                table[name] = shared(table[name], what=f"{path}: the rule '{rule['name']}'", remote=remote)
     text = _toml(values)
     assert tomllib.loads(text) == values
     return text
@@ -283,15 +289,26 @@ def shared_arguments(arguments: Sequence[str], *, remote: bool) -> tuple[str, ..
 
 
 def _toml(values: Mapping[str, Any], name: str = "") -> str:
-    """A TOML text of nested tables; strings, numbers, truth values and arrays are written alike in JSON and TOML."""
+    """A TOML text of nested tables; strings, numbers and truth values are written alike in JSON and TOML."""
     plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    lines = [f"{json.dumps(key, ensure_ascii=False)} = {json.dumps(value, ensure_ascii=False)}" for key, value in plain.items()]
+    lines = [f"{json.dumps(key, ensure_ascii=False)} = {_inline(value)}" for key, value in plain.items()]
     text = "".join(line.replace("\x7f", "\\u007f") + "\n" for line in lines)
     for key, value in values.items():
         if isinstance(value, dict):
             full = f"{name}.{json.dumps(key)}" if name else json.dumps(key)
             text += f"\n[{full}]\n{_toml(value, full)}"
     return text
+
+
+def _inline(value: Any) -> str:
+    """A value within one line; a table among the values of an array too."""
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=False)} = {_inline(one)}" for key, one in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(_inline(one) for one in value) + "]"
+        case _:
+            return json.dumps(value, ensure_ascii=False)
 
 
 def stage(root: Path, into: Path, settings: str | None) -> str:

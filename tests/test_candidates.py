@@ -26,13 +26,21 @@ class Table(Source):
         return self.rows[: len(users)]
 
 
+NO_REPEATS = shops.settings(rank=config.Rank(allow_repeats=False))
+
+
 @pytest.fixture(scope="module")
 def users() -> Users:
     return shops.batch()
 
 
-def propose(users: Users, *chosen: tuple[Source, int], per_user: int = 99, repeats: bool = True) -> Candidates:
-    return candidates.propose(users, chosen, per_user=per_user, repeats=repeats)
+@pytest.fixture(scope="module")
+def without_repeats() -> Users:
+    return shops.batch(NO_REPEATS)
+
+
+def propose(users: Users, *chosen: tuple[Source, int], per_user: int = 99) -> Candidates:
+    return candidates.propose(users, chosen, per_user=per_user)
 
 
 # ---- best
@@ -259,18 +267,18 @@ def test_the_cap_leaves_ranks_as_they_were(users: Users) -> None:
     assert found.rank[found.user_row == ANN].tolist() == [[1, 0], [0, 1]]
 
 
-@pytest.mark.parametrize("repeats", [True, False])
-def test_an_item_that_is_not_available_is_never_proposed(users: Users, repeats: bool) -> None:
-    found = propose(users, *candidates.sources(shops.settings()), repeats=repeats)
+@pytest.mark.parametrize("settings", [shops.settings(), NO_REPEATS], ids=["repeats", "no repeats"])
+def test_an_item_that_is_not_available_is_never_proposed(settings: config.Settings) -> None:
+    found = propose(shops.batch(settings), *candidates.sources(shops.settings()))
     assert P_CAKE not in found.item
-    alone = shops.batch(items=shops.catalog(available=shops.pa.array([False] * 6 + [True])))
-    assert set(propose(alone, *candidates.sources(shops.settings()), repeats=repeats).item.tolist()) == {P_SPADE}
+    alone = shops.batch(settings, items=shops.catalog(available=shops.pa.array([False] * 6 + [True])))
+    assert set(propose(alone, *candidates.sources(shops.settings())).item.tolist()) == {P_SPADE}
 
 
-def test_without_repeats_nothing_that_the_user_bought_is_proposed(users: Users) -> None:
+def test_without_repeats_nothing_that_the_user_bought_is_proposed(users: Users, without_repeats: Users) -> None:
     chosen = candidates.sources(shops.settings())
     bought = users.matrix.toarray() > 0
-    found = propose(users, *chosen, repeats=False)
+    found = propose(without_repeats, *chosen)
     assert not bought[found.user_row, found.item].any()
     assert bought[propose(users, *chosen).user_row, propose(users, *chosen).item].any()
     assert shops.items_of(found, BOB, "popular") == [P_BREAD, P_CHEESE, P_SPADE]
@@ -288,11 +296,19 @@ SCORES = st.lists(st.lists(st.sampled_from([-INF, 0.0, 1.0, 2.0, 3.0]), min_size
     repeats=st.booleans(),
 )
 def test_ranks_start_at_1_without_gaps_and_none_is_better_left_out(
-    users: Users, one: list[list[float]], other: list[list[float]], limit: int, more: int, per_user: int, repeats: bool
+    users: Users,
+    without_repeats: Users,
+    one: list[list[float]],
+    other: list[list[float]],
+    limit: int,
+    more: int,
+    per_user: int,
+    repeats: bool,
 ) -> None:
     tables = (Table("one", *one), Table("other", *other))
-    found = propose(users, (tables[0], limit), (tables[1], more), repeats=repeats)
-    capped = propose(users, (tables[0], limit), (tables[1], more), per_user=per_user, repeats=repeats)
+    batch = users if repeats else without_repeats
+    found = propose(batch, (tables[0], limit), (tables[1], more))
+    capped = propose(batch, (tables[0], limit), (tables[1], more), per_user=per_user)
     bought = users.matrix.toarray() > 0
     assert found.user_row.tolist() == sorted(found.user_row.tolist())
     for user in range(5):

@@ -140,7 +140,12 @@ def lists(describer: Describer, profiles: Profiles) -> pa.Table:
     stand_in = cast(Scorer, Last(next(iter(describer(profiles)))[3].names))
     parts = [
         recommend.recommendations(
-            batch, chance=probabilities, rank=config.Rank(k=3), as_of=date(1970, 4, 11), model_version="m", run_id="r"
+            batch,
+            recommend.listed(batch, config.Rank(k=3)).ranked,
+            chance=probabilities,
+            as_of=date(1970, 4, 11),
+            model_version="m",
+            run_id="r",
         )
         for batch in recommend.scored(profiles, describer, stand_in)
     ]

@@ -84,6 +84,127 @@ def test_only_events_is_required_and_the_model_s_defaults_are_the_original_s(fil
     assert (settings.train.epochs, settings.train.learning_rate) == (10, 1e-3)
 
 
+RULE = '[shop]\nevents = "e"\nitems = "i"\nusers = "u"\n[[rules]]\nname = "r"\n'
+COLUMN = RULE + 'kind = "column"\ncolumn = "brand"\n'
+
+
+def test_rules_load(file: Path) -> None:
+    file.write_text(
+        COLUMN
+        + """never = ["x", 7, true]
+        audience = { column = "age", other_than = ["18-29"] }
+        [[rules]]
+        name = "dear"
+        kind = "range"
+        column = "price"
+        max = 3
+        [[rules]]
+        name = "listed"
+        kind = "items"
+        only = "s3://bucket/these"
+        audience = { ids = "users.parquet" }
+        [[rules]]
+        name = "returned"
+        kind = "pairs"
+        never = "returned"
+        [[rules]]
+        name = "lately"
+        kind = "bought"
+        days = 7
+        [[rules]]
+        name = "variety"
+        kind = "cap"
+        column = "brand"
+        at_most = 2
+        """
+    )
+    rules = config.load(file).rules
+    assert [rule.name for rule in rules] == ["r", "dear", "listed", "returned", "lately", "variety"]
+    assert isinstance(rules[0], config.ColumnRule)
+    assert rules[0].never == ("x", "7", "true")  # as the columns of such types read
+    assert rules[0].audience is not None
+    assert rules[0].audience.other_than == ("18-29",)
+    assert [rule.lists() for rule in rules] == [
+        {},
+        {},
+        {"items": "s3://bucket/these", "users": "users.parquet"},
+        {"pairs": "returned"},
+        {},
+        {},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (RULE, "key 'rules.0.kind' must be one of bought, column, range, items, pairs, cap, got None. Mend it."),
+        (RULE + 'kind = "colum"', "key 'rules.0.kind' must be one of bought, column, range, items, pairs, cap, got 'colum'. Mend it."),
+        (RULE + 'kind = "bought"\ndays = 3\nday = 3', "unknown key 'rules.0.day'. Known here: name, audience, kind, days."),
+        (RULE + 'kind = "bought"', "key 'rules.0.days' is missing. Add it."),
+        (RULE + 'kind = "bought"\ndays = 0', "key 'rules.0.days': input should be greater than 0, got 0."),
+        (
+            RULE + 'kind = "bought"\ndays = 366',
+            "rules 'r': days must be at most window.history_days (365), got 366; lower it, or set rank.allow_repeats = false.",
+        ),
+        (COLUMN, "rules.0: set one of only, never, got none; mend it."),
+        (COLUMN + 'only = ["a"]\nnever = ["b"]', "rules.0: set one of only, never, got only and never; mend it."),
+        (COLUMN + "only = []", "key 'rules.0.only': tuple should have at least 1 item after validation, not 0, got []."),
+        (
+            COLUMN + 'only = ["a"]\naudience = { colum = "age" }',
+            "unknown key 'rules.0.audience.colum'. Known here: column, values, other_than, ids.",
+        ),
+        (COLUMN + 'only = ["a"]\naudience = { column = "age" }', "rules.0.audience: set one of values, other_than, got none; mend it."),
+        (
+            COLUMN + 'only = ["a"]\naudience = { ids = "u", values = ["b"] }',
+            "rules.0.audience: an audience by ids has no values; remove them, or set column.",
+        ),
+        (RULE + 'kind = "range"\ncolumn = "price"', "rules.0: set min, max or both, got none; mend it."),
+        (RULE + 'kind = "range"\ncolumn = "price"\nmin = 3\nmax = 2.5', "rules.0: min must be at most max, got 3 and 2.5; mend it."),
+        (RULE + 'kind = "items"', "rules.0: set one of only, never, got none; mend it."),
+        (
+            RULE + 'kind = "pairs"\nnever = "p"\n[[rules]]\nname = "r"\nkind = "bought"\ndays = 3',
+            "rules 'r': two rules have this name; give each its own.",
+        ),
+        (
+            RULE.replace('"r"', '"available"') + 'kind = "pairs"\nnever = "p"',
+            "rules 'available': a built-in rule has this name; choose another.",
+        ),
+        (
+            COLUMN.replace("brand", "available") + "only = [true]",
+            "rules 'r': column 'available' cannot be a rule's; that one is always obeyed, remove the rule.",
+        ),
+        (
+            COLUMN + 'only = ["a"]\naudience = { column = "price", values = ["b"] }',
+            "rules 'r': column 'price' cannot be a rule's; rename it in the table.",
+        ),
+        (
+            COLUMN + 'only = ["a"]\n[features]\nitem_numeric = ["brand"]',
+            "rules 'r': column 'brand' is words here and among the numbers elsewhere; write it as two columns.",
+        ),
+        (
+            COLUMN + 'only = ["a"]\n[[rules]]\nname = "s"\nkind = "range"\ncolumn = "brand"\nmin = 1',
+            "rules 's': column 'brand' is a number here and among the words elsewhere; write it as two columns.",
+        ),
+        (
+            COLUMN.replace('items = "i"\n', "") + 'only = ["a"]',
+            "rules 'r' names column 'brand' but shop.items is absent; set shop.items or remove the rule.",
+        ),
+        (
+            COLUMN.replace('users = "u"\n', "") + 'only = ["a"]\naudience = { column = "age", values = ["b"] }',
+            "rules 'r' names column 'age' but shop.users is absent; set shop.users or remove the rule.",
+        ),
+    ],
+)
+def test_a_mistake_in_a_rule_is_one_sentence(file: Path, text: str, message: str) -> None:
+    assert sentence(file, text) == message
+
+
+def test_the_pairs_door_knows_no_diversity(file: Path) -> None:
+    file.write_text('[pairs]\npath = "p"\nnumeric = ["a"]\n[rank]\ndiversity = 0.25')
+    with pytest.raises(ConfigError, match=r"rank\.diversity needs the shop door, .* got 0\.25; remove it\.$"):
+        config.load_pairs(file)
+
+
 def test_a_missing_file_is_one_sentence(file: Path) -> None:
     with pytest.raises(ConfigError) as error:
         config.load(file)
@@ -104,10 +225,12 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
         pytest.param(
             SHOP + "[shopp]",
             "unknown key 'shopp'. Known here: shop, features, window, signals, candidates, examples, model, train, tune, calibration, "
-            "rank, table, gate, champion, run.",
+            "rank, rules, table, gate, champion, run.",
             id="unknown section",
         ),
-        pytest.param(SHOP + "[rank]\nK = 5", "unknown key 'rank.K'. Known here: k, allow_repeats, candidates.", id="unknown key"),
+        pytest.param(
+            SHOP + "[rank]\nK = 5", "unknown key 'rank.K'. Known here: k, allow_repeats, candidates, diversity.", id="unknown key"
+        ),
         pytest.param(
             SHOP + '[shop.columns]\nuser = "household"',
             "unknown key 'shop.columns.user'. Known here: user_id, item_id, ts, kind, quantity, price, available, name.",

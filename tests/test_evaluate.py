@@ -1,13 +1,16 @@
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import log2
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from recsys import bootstrap, candidates, evaluate
+from recsys import bootstrap, candidates, config, evaluate
 from recsys.candidates import Factors
+from recsys.catalog import Catalog
 from recsys.profiles import Profiles, stable_hash
 from recsys.recommend import Scored
 from recsys.tables import DAY_US
@@ -152,7 +155,7 @@ def test_neighbours_and_factors_are_their_sources_alone() -> None:
     (batch,) = batches(shops.whole())
     found = summarised(shops.whole())["models"]
     for source in (candidates.Neighbours(), FACTORS):
-        alone = candidates.propose(batch.users, [(source, 20)], per_user=20, repeats=True)
+        alone = candidates.propose(batch.users, [(source, 20)], per_user=20)
         expected = 0.0
         for user, wanted in ((ANN, [BREAD, ROLL, NOTHING]), (1, [CHEESE]), (2, [SPADE]), (3, [BREAD])):
             codes = [int(batch.users.signals.items[item]) for item in shops.items_of(alone, user, source.name)]
@@ -272,3 +275,57 @@ def test_no_batches_at_all_count_nobody() -> None:
 def test_what_is_bought_after_the_horizon_or_only_viewed_changes_nothing(summary: Mapping[str, Any]) -> None:
     more = [Event(BOB, SPADE, 110.0), Event(ANN, MILK, 105.5, wanted=False)]
     assert summarised(shops.group([*BEFORE, *HISTORY, *AFTER, *more])) == summary
+
+
+# ---- rules
+
+
+def under(toml: str, items: Catalog, after: list[Event], *, diversity: float = 0.0) -> Mapping[str, Any]:
+    """The summary of the shop under rules, where users bought other things after the date."""
+    settings = shops.settings().model_dump() | {"rules": tomllib.loads(toml)["rules"]}
+    events = shops.group([*HISTORY, *after])
+    found: list[Mapping[str, np.ndarray]] = []
+    for profiles, users, proposed, _ in shops.describer(config.Settings.model_validate(settings), items, events)(events):
+        raw = -proposed.item.astype(np.float32)  # milk, cheese, bread, roll, spade
+        batch = Scored(profiles, users, proposed, raw, np.diff(users.matrix.indptr) > 0)
+        found.append(evaluate.evaluate(batch, start=CUTOFF, end=END, factors=FACTORS, seed=0, diversity=diversity))
+    return evaluate.summary(evaluate.add(found))
+
+
+def hit_rates(found: Mapping[str, Any]) -> dict[str, float]:
+    return {model: figures["all"]["hitrate@10"] for model, figures in found["models"].items()}
+
+
+def test_what_rules_forbid_is_in_no_list_of_any_model() -> None:
+    after = [Event(user, ROLL, 101.5) for user in range(4)]
+    free = hit_rates(under("rules = []", shops.catalog(), after))
+    assert min(free.values()) > 0
+    never = '[[rules]]\nname = "no roll"\nkind = "range"\ncolumn = "size"\nmin = 0.2'
+    assert set(hit_rates(under(never, shops.catalog(), after)).values()) == {0.0}
+    # Bob, who bought roll three days before, is one of four.
+    lately = '[[rules]]\nname = "lately"\nkind = "bought"\ndays = 3'
+    some = hit_rates(under(lately, shops.catalog(), after))
+    assert some["own"] == 0
+    assert some["popular"] == some["mlp"] == 3 / 4
+
+
+def test_caps_cut_the_lists_of_every_model() -> None:
+    one = '[[rules]]\nname = "one"\nkind = "cap"\ncolumn = "seller"\nat_most = 1'
+    items = shops.catalog(seller=pa.array(["we", "we", None, "we", "we", "we", "we"]))
+    after = [Event(user, item, 101.5) for user in range(4) for item in (MILK, CHEESE, BREAD, ROLL, SPADE)]
+    for model, figures in under(one, items, after)["models"].items():
+        # Bread has no seller; of the others each list holds one, so that it has two rows, or one, of five that were bought.
+        assert figures["all"]["recall@10"] <= 2 / 5, model
+        assert figures["all"]["ndcg@10"] > 0, model
+    found = under(one, items, [Event(user, ROLL, 101.5) for user in range(4)])["models"]
+    assert found["mlp"]["all"]["hitrate@10"] == found["popular"]["all"]["hitrate@10"] == 0  # milk comes first
+    assert found["own"]["all"]["hitrate@10"] == 1 / 4  # bob's roll
+
+
+def test_diversity_is_of_the_model_s_lists_alone() -> None:
+    after = [Event(user, item, 101.5) for user in range(4) for item in (CHEESE, ROLL)]
+    plain, diverse = (under("rules = []", shops.catalog(), after, diversity=dial)["models"] for dial in (0.0, 0.95))
+    assert plain["mlp"] != diverse["mlp"]
+    assert {name: figures for name, figures in plain.items() if name != "mlp"} == {
+        name: figures for name, figures in diverse.items() if name != "mlp"
+    }

@@ -222,7 +222,7 @@ def test_similar_to_is_the_largest_share_by_brute_force(users: Users, seed: int)
 
 @given(data=st.data())
 def test_a_reason_rests_on_a_purchase_on_a_category_or_on_neither(users: Users, data: st.DataObject) -> None:
-    found = candidates_module.propose(users, candidates_module.sources(shops.settings()), per_user=50, repeats=True)
+    found = candidates_module.propose(users, candidates_module.sources(shops.settings()), per_user=50)
     chosen = np.array(data.draw(st.lists(st.integers(0, len(found) - 1), unique=True)), np.int64)
     given_reasons = explain.reasons(Ranked(chosen, np.ones(len(chosen), np.int32)), found, users)
     bought = users.matrix.toarray() > 0

@@ -273,7 +273,7 @@ def test_a_batch_keeps_the_events_after_the_cutoff_and_its_users_do_not() -> Non
 
 def test_rows_without_candidates_have_features_of_no_rows() -> None:
     users = shops.batch()
-    nothing = candidates.propose(users, [(candidates.Popular(), 9)], per_user=9, repeats=True).keep(np.zeros(25, bool))
+    nothing = candidates.propose(users, [(candidates.Popular(), 9)], per_user=9).keep(np.zeros(25, bool))
     inputs = features.describe(nothing, users, features=shops.settings().features, vocabularies=shops.VOCABULARIES)
     assert inputs.dense.shape == (0, len(inputs.names))
     assert inputs.codes.shape == (0, 2)

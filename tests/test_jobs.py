@@ -137,6 +137,19 @@ MISTAKES = {
     "only nulls": Mistake(r"column 'ts' holds no time before", events=events(ts=pa.nulls(3, TIMESTAMP))),
     "a day before the data": Mistake(r"--as-of 2023-06-01: needs three label windows .* 2024-01-01 to 2024-05-31", as_of="2023-06-01"),
     "a day too early": Mistake(r"--as-of 2024-03-24: needs three label windows of 28 days", as_of="2024-03-24"),
+    "a rule without its column": Mistake(
+        r"items\.parquet: column 'seller' is missing; .* set the rule 'one each'",
+        toml='[[rules]]\nname = "one each"\nkind = "cap"\ncolumn = "seller"\nat_most = 1',
+    ),
+    "a rule on words for numbers": Mistake(
+        r"items\.parquet: column 'brand' must be a number, got string\. .* the rule 'dear'",
+        toml='[[rules]]\nname = "dear"\nkind = "range"\ncolumn = "brand"\nmin = 3',
+    ),
+    "a rule without its list": Mistake(
+        r"nowhere\.parquet: no such file or folder\. Check the rule 'recalled'",
+        toml='[[rules]]\nname = "recalled"\nkind = "items"\nnever = "nowhere.parquet"',
+    ),
+    "a rule of another kind": Mistake(r"key 'rules\.0\.kind' must be one of", toml='[[rules]]\nname = "recalled"\nkind = "item"'),
     "a day after the data": Mistake(
         r"--as-of 2024-06-29: more than window\.label_days \(28\) after the last event", as_of="2024-06-29"
     ),

@@ -41,8 +41,9 @@ def table(
 ) -> pa.Table:
     describer = shops.describer(settings)
     scorer = cast(Scorer, Dear(describer))
+    told = {"chance": chance, "as_of": date(1970, 4, 11), "model_version": "m7", "run_id": "r9"}
     parts = [
-        recommend.recommendations(batch, chance=chance, rank=config.Rank(k=k), as_of=date(1970, 4, 11), model_version="m7", run_id="r9")
+        recommend.recommendations(batch, recommend.listed(batch, config.Rank(k=k)).ranked, **told)
         for batch in recommend.scored(events or shops.whole(), describer, scorer)
     ]
     return pa.concat_tables(parts)

@@ -53,6 +53,11 @@ batch_size = 128
 workers = 1
 [rank]
 k = 6
+[gate]
+min_overlap = 0
+max_drift = 100
+max_source_change = 1
+min_source_kept = 0
 [run]
 work = "{folder}/work"
 shards = 3

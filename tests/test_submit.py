@@ -192,6 +192,7 @@ def test_relative_paths_become_absolute_where_the_nodes_are_this_machine(
         "rank": {"k": 7},
         "table": {"path": f"{tmp_path}/var/recommendations"},  # defaults are relative too
         "run": {"work": f"{tmp_path}/var/work"},
+        "champion": {"path": f"{tmp_path}/var/bundles"},
     }
 
 
@@ -205,6 +206,12 @@ def test_relative_paths_are_refused_where_the_nodes_are_other_machines(settings:
     with pytest.raises(ConfigError, match=r"run\.work must be a folder"):
         submit.settings_text(settings, remote=True)
     settings.write_text(settings.read_text().replace("s3://bucket/work", "/shared/work"))
+    with pytest.raises(ConfigError, match=r"champion\.path: 'var/bundles' is relative"):
+        submit.settings_text(settings, remote=True)
+    settings.write_text(settings.read_text() + '[champion]\npath = "s3://bucket/bundles"\n')
+    with pytest.raises(ConfigError, match=r"champion\.path must be a folder"):
+        submit.settings_text(settings, remote=True)
+    settings.write_text(settings.read_text().replace("s3://bucket/bundles", "/shared/bundles"))
     assert tomllib.loads(submit.settings_text(settings, remote=True)) == tomllib.loads(settings.read_text())
 
 
@@ -248,16 +255,42 @@ def test_paths_among_the_arguments_of_a_verb(monkeypatch: pytest.MonkeyPatch, tm
         submit.shared_arguments(["--config=other.toml"], remote=False)
 
 
+def test_lists_of_rules_travel_as_paths_that_every_node_understands(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = settings.read_text()
+    settings.write_text(
+        told + '[[rules]]\nname = "a"\nkind = "items"\nonly = "these"\naudience = { ids = "s3://bucket/users" }\n'
+        '[[rules]]\nname = "b"\nkind = "pairs"\nnever = "returned"\n'
+        '[[rules]]\nname = "c"\nkind = "column"\ncolumn = "seller"\nonly = ["we"]\naudience = { ids = "testers" }\n'
+    )
+    first, second, third = tomllib.loads(submit.settings_text(settings, remote=False))["rules"]
+    assert first == {"name": "a", "kind": "items", "only": f"{tmp_path}/these", "audience": {"ids": "s3://bucket/users"}}
+    assert second == {"name": "b", "kind": "pairs", "never": f"{tmp_path}/returned"}
+    assert (third["only"], third["audience"]) == (["we"], {"ids": f"{tmp_path}/testers"})
+    settings.write_text(
+        told.replace("shop/events", "/shop/events")
+        + '[table]\npath = "/t"\n[run]\nwork = "/w"\n[champion]\npath = "/b"\n[[rules]]\nname = "b"\nkind = "pairs"\nnever = "r"'
+    )
+    with pytest.raises(ConfigError, match="the rule 'b': 'r' is relative"):
+        submit.settings_text(settings, remote=True)
+
+
 def test_the_settings_survive_being_written_again(tmp_path: Path) -> None:
     path = tmp_path / "shop.toml"
     path.write_text(
         '[shop]\nevents = "/e"\nlabel_kinds = ["purchase"]\n[shop.columns]\nuser_id = "Käufer \\"Nr\\" \\u007f \\\\"\n'
         '[shop.storage_options]\n"region" = "eu"\n[model]\nhidden = [512, 16]\ndropout = 0.25\n[rank]\nallow_repeats = false\n'
+        '[[rules]]\nname = "a"\nkind = "column"\ncolumn = "b"\nnever = [1, true, "\\u007f"]\n'
+        '[rules.audience]\ncolumn = "c"\nvalues = ["d"]\n'
+        '[[rules]]\nname = "e"\nkind = "range"\ncolumn = "f"\nmin = 1.5\n'
     )
+    path.write_text(path.read_text().replace('events = "/e"', 'events = "/e"\nitems = "/i"\nusers = "/u"'))
     written = tmp_path / "again.toml"
     written.write_text(submit.settings_text(path, remote=False), encoding="utf-8")
     before, after = config.load(path).model_dump(), config.load(written).model_dump()
-    for section in ("table", "run"):  # their defaults are paths, absolute now
+    for section in ("table", "run", "champion"):  # their defaults are paths, absolute now
         before.pop(section)
         after.pop(section)
     assert before == after
