@@ -352,6 +352,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         batch_size = 128
         [table]
         path = "{folder}/table"
+        [champion]
+        path = "{folder}/bundles"
         [run]
         work = "{folder}/work"
         shards = 3

@@ -166,6 +166,8 @@ def write(folder: Path, mistake: Mistake) -> list[str]:
     path = "{folder}/table"
     [run]
     work = "{folder}/work"
+    [champion]
+    path = "{folder}/bundles"
     [shop]
     events = "{folder}/events.parquet"
     items = "{folder}/items.parquet"
@@ -319,6 +321,8 @@ shards = {SHARDS}
 actors = 2
 [table]
 path = "{folder}/table"
+[champion]
+path = "{folder}/bundles"
 """
 
 

@@ -29,7 +29,8 @@ from tests import shops
 from tests.shops import ANN, BOB, CID, DEE, EVE, Event
 
 P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
-SOURCES = [source.name for source, _ in candidates.sources(shops.settings())]
+EVERY = candidates.sources(shops.settings(candidates=config.Candidates(content=20)))
+SOURCES = [source.name for source, _ in EVERY]
 
 # Columns that rules read and the model does not: sku is the item's own word, seller one for all.
 CATALOG = shops.catalog(
@@ -244,8 +245,7 @@ def test_the_examples_know_no_lists_and_no_caps() -> None:
 
 def alone(users: Users, name: str) -> Candidates:
     """What one source proposes."""
-    settings = shops.settings()
-    return candidates.propose(users, [one for one in candidates.sources(settings) if one[0].name == name], per_user=99)
+    return candidates.propose(users, [one for one in EVERY if one[0].name == name], per_user=99)
 
 
 def pairs_of(found: Candidates) -> set[tuple[int, int]]:

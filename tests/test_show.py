@@ -64,6 +64,8 @@ shards = 3
 actors = 2
 [table]
 path = "{folder}/table"
+[champion]
+path = "{folder}/bundles"
 """
 
 
