@@ -25,7 +25,7 @@ def nightly(config_path: Config, as_of: AsOf, override: Override = None, why: Wh
             _print.training(chosen.tested)
             _print.metrics(chosen.metrics)
             _print.decision(chosen)
-            night = pipeline.score(prepared, chosen.bundle, as_of=day, overrides=allowed)
+            night = pipeline.score(prepared, chosen.bundle, as_of=day, overrides=allowed, ndcg=chosen.ndcg)
             _print.published(night, prepared, as_of=day, overrides=allowed)
         work.prune(settings.run.work, before=time.time() - settings.run.keep_work_days * 86_400)
 

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from jobs import AsOf, Config, Override, Why, _print, job, main
-from recsys import bundle, config, gate, pipeline, runtime
+from recsys import bundle, champion, config, gate, pipeline, runtime
+from recsys.registry import Registry
 from recsys.shop import open_shop
 
 
@@ -31,9 +32,10 @@ def score(
             prepared = pipeline.prepare(sources, end=as_of.date())
             if loaded is None:
                 loaded = pipeline.train(prepared, as_of=as_of.date(), on_epoch=_print.epoch_line).bundle
-            _print.published(
-                pipeline.score(prepared, loaded, as_of=as_of.date(), overrides=allowed), prepared, as_of=as_of.date(), overrides=allowed
-            )
+            day = as_of.date()
+            ndcg = champion.versus(prepared, Registry(settings.champion.path), loaded, as_of=day)
+            night = pipeline.score(prepared, loaded, as_of=day, overrides=allowed, ndcg=ndcg)
+            _print.published(night, prepared, as_of=day, overrides=allowed)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from recsys.bundle import Bundle
 from recsys.errors import BundleError
 from recsys.pipeline import Prepared
 from recsys.registry import Decision, Entry, Registry
+from recsys.runtime import log
 from recsys.training import Trained
 
 
@@ -31,6 +32,11 @@ class Chosen:
     """Of the challenger where it won tonight, or of the night that is made up for."""
     metrics: dict[str, Any]
     """Of the challenger, as `backtest.measure`."""
+
+    @property
+    def ndcg(self) -> float | None:
+        """As `versus`: of the challenger that won tonight; the champion is not held against itself."""
+        return self.decision.high if self.decision and self.refit else None
 
 
 def choose(prepared: Prepared, registry: Registry, *, as_of: date, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> Chosen:
@@ -58,6 +64,37 @@ def choose(prepared: Prepared, registry: Registry, *, as_of: date, on_epoch: Cal
     standing = registry.champion()
     assert standing is not None, "a decision names a champion"
     return Chosen(_publishing(standing), decision, tested, refit, metrics)
+
+
+def versus(prepared: Prepared, registry: Registry, bundle: Bundle, *, as_of: date) -> float | None:
+    """Upper 95% bound of a bundle's NDCG@10 less the champion's, on the last full label window before as_of.
+
+    None where it is the champion, there is none, or it cannot be told, which is logged: one of the two knows the window or cannot
+    score under these settings. For a refit its tested twin is measured.
+    """
+    champion = registry.champion()
+    if champion is None or bundle.model_version in (champion.version, _publishing(champion).model_version):
+        return None
+    before = (as_of - timedelta(days=prepared.settings.window.label_days)).isoformat()
+    entries = [registry.entry(version) for version in registry.versions()]
+    twins = [entry.tested for entry in entries if entry.published and entry.published.model_version == bundle.model_version]
+    tested = twins[0] if twins else bundle
+    for one in (tested, champion.tested):
+        if (known := one.about["window"]["as_of"]) > before:
+            log.warning(
+                "gate: ndcg is not measured: model %s was trained as of %s and knows what came after %s",
+                one.model_version,
+                known,
+                before,
+            )
+            return None
+        try:
+            pipeline.check_bundle(one, prepared.settings)
+        except BundleError as error:
+            log.warning("gate: ndcg is not measured: %s", error)
+            return None
+    difference = paired(prepared, tested, champion.tested, as_of=date.fromisoformat(before), end=as_of)
+    return difference["interval"][1] if difference["interval"] else None
 
 
 def _publishing(entry: Entry) -> Bundle:

@@ -694,6 +694,8 @@ class Gate(Section):
     """rows: as a share of the night before's."""
     min_users: Annotated[float, Field(ge=0)] = 0.9
     """users: with a list, as a share of the night before's."""
+    max_growth: Annotated[float, Field(ge=1)] = 1.5
+    """rows and users: the most that they may be, as a share of the night before's; twice the users may be the same under two ids."""
     max_short_rise: Annotated[float, Field(ge=0, le=1)] = 0.05
     """short_users: rise in the share of users with fewer than k items."""
     min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.4
@@ -712,6 +714,8 @@ class Gate(Section):
     """repeated_users: lists beyond a user's first."""
     max_unknown_items: Annotated[int, Field(ge=0)] = 0
     """unknown_items: rows with an item that is not available in the catalog."""
+    max_ndcg_loss: Annotated[float, Field(ge=0)] = 0.0
+    """ndcg: the upper 95% bound of the model's NDCG@10 less the champion's, on the last full label window, is at least minus this."""
     max_users: Positive = 1_000_000
     """overlap and repeated_users look at all users, or at about that many chosen by hash; it bounds the driver's memory."""
 

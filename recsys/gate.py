@@ -21,6 +21,7 @@ NAMES = (
     "unknown_items",
     "lowest_score",
     "highest_score",
+    "ndcg",
     "rows",
     "users",
     "short_users",
@@ -226,10 +227,19 @@ class Verdict:
         return [check for check in self.checks if not check.passed and check.name not in set(overrides)]
 
 
-def judge(now: Lists, before: Lists | None, *, limits: config.Gate, night_before: date | None, unknown_items: int) -> Verdict:
+def judge(
+    now: Lists,
+    before: Lists | None,
+    *,
+    limits: config.Gate,
+    night_before: date | None,
+    unknown_items: int,
+    ndcg: float | None = None,
+) -> Verdict:
     """Tonight's figures beside their limits.
 
     Args:
+        ndcg: as `champion.versus`.
         before: the newest night before tonight; None where there is none.
         unknown_items: rows whose item the catalog does not have, or may not be recommended.
     """
@@ -238,13 +248,20 @@ def judge(now: Lists, before: Lists | None, *, limits: config.Gate, night_before
         Check("unknown_items", unknown_items, None, limits.max_unknown_items, "rows with an item that is not available in the catalog"),
         Check("lowest_score", _number(now.low), 0.0, None, "a chance is not below 0"),
         Check("highest_score", _number(now.high), None, 1.0, "nor above 1"),
+        Check(
+            "ndcg",
+            ndcg,
+            0 - limits.max_ndcg_loss,
+            None,
+            "upper 95% bound of the model's NDCG@10 less the champion's, unless it is that",
+        ),
     ]
     if before is not None:
         short, then_short = now.short_users / now.users, before.short_users / before.users
         change, kept = _sources(now, before)
         checks += [
-            Check("rows", now.rows / before.rows, limits.min_rows, None, "as a share of the night before's"),
-            Check("users", now.users / before.users, limits.min_users, None, "as a share of the night before's"),
+            Check("rows", now.rows / before.rows, limits.min_rows, limits.max_growth, "as a share of the night before's"),
+            Check("users", now.users / before.users, limits.min_users, limits.max_growth, "as a share of the night before's"),
             Check("short_users", short - then_short, None, limits.max_short_rise, "rise in the share of users with fewer than k items"),
             Check("overlap", overlap(before, now), limits.min_overlap, None, "share of the night before's rows that stay"),
             Check(

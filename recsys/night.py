@@ -94,11 +94,13 @@ def publish_parts(
     dropped: Mapping[str, int] = {},
     short: Mapping[str, int] = {},
     available: pa.Array | None = None,
+    ndcg: float | None = None,
 ) -> Published:
     """The staged parts as the table of the night: audited, held against the gate, then visible by one commit.
 
     Args:
         available: ids of the items that may be recommended; None where that is not known.
+        ndcg: as `champion.versus`.
         dropped, short: as of `Published`; the door of pairs knows no rules.
 
     Raises:
@@ -110,7 +112,7 @@ def publish_parts(
     audit = publish.audit(where, parts, as_of=night.as_of, k=night.k, storage_options=storage, **types)
     verdict = None
     if publish.published(where, as_of=night.as_of, storage_options=storage) != night.run_id:
-        verdict = _judge(night, parts, users=audit.users, available=available)
+        verdict = _judge(night, parts, users=audit.users, available=available, ndcg=ndcg)
         _refuse(night, verdict)
     figures = {check.name: check.value for check in verdict.checks} if verdict else {}
     noted: dict[str, Mapping[str, Any]] = {"gate": figures, "overrides": night.overrides, "dropped": dropped, "short_users": short}
@@ -128,7 +130,7 @@ def publish_parts(
     return Published(night.run_id, version, audit.rows, audit.users, audit.short_users, scored, verdict, seconds, dropped, short)
 
 
-def _judge(night: Night, parts: Sequence[Part], *, users: int, available: pa.Array | None) -> gate.Verdict:
+def _judge(night: Night, parts: Sequence[Part], *, users: int, available: pa.Array | None, ndcg: float | None) -> gate.Verdict:
     where, storage = night.table.path, night.storage_options
     share = min(1.0, night.limits.max_users / users)
     staged = publish.batches(where, as_of=night.as_of, columns=gate.COLUMNS, parts=parts, storage_options=storage)
@@ -139,7 +141,8 @@ def _judge(night: Night, parts: Sequence[Part], *, users: int, available: pa.Arr
     if earlier:
         standing = publish.batches(where, as_of=earlier[0], columns=gate.COLUMNS, storage_options=storage)
         before = gate.look(standing, k=night.k, share=share)
-    return gate.judge(now, before, limits=night.limits, night_before=earlier[0] if earlier else None, unknown_items=unknown)
+    night_before = earlier[0] if earlier else None
+    return gate.judge(now, before, limits=night.limits, night_before=night_before, unknown_items=unknown, ndcg=ndcg)
 
 
 def _refuse(night: Night, verdict: gate.Verdict) -> None:

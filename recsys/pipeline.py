@@ -506,11 +506,14 @@ def _calibrate_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[
 # Score and publish --------------------------------------------------------------------------------------------------------------
 
 
-def score(prepared: Prepared, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str] = {}) -> Published:
+def score(
+    prepared: Prepared, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str] = {}, ndcg: float | None = None
+) -> Published:
     """The recommendation table of as_of: a shard of users is a unit, its receipt names a staged part; one commit publishes all.
 
     Args:
         overrides: checks of the gate that may fail, and why.
+        ndcg: as `champion.versus`, for the gate.
 
     Raises:
         BundleError: as `check_bundle`.
@@ -566,7 +569,9 @@ def score(prepared: Prepared, bundle: Bundle, *, as_of: date, overrides: Mapping
     dropped, short = (_added([receipt[name] for receipt in receipts.values()]) for name in ("dropped", "short"))
     catalog = prepared.ingest.catalog()
     available = catalog.item_id.filter(pa.array(catalog.available))
-    published = publish_parts(night, parts, scored=scored, seconds=seconds, dropped=dropped, short=short, available=available)
+    published = publish_parts(
+        night, parts, scored=scored, seconds=seconds, dropped=dropped, short=short, available=available, ndcg=ndcg
+    )
     _write_record(stage.path / "run.json", night, published)
     return published
 

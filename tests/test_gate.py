@@ -53,9 +53,11 @@ def look(table: pa.Table, *, k: int = K, share: float = 1.0, rows: int = 64) -> 
     return gate.look(table.to_batches(max_chunksize=rows), k=k, share=share)
 
 
-def judged(table: pa.Table, *, before: pa.Table | None = None, limits: Gate | None = None, unknown: int = 0) -> Verdict:
+def judged(
+    table: pa.Table, *, before: pa.Table | None = None, limits: Gate | None = None, unknown: int = 0, ndcg: float | None = None
+) -> Verdict:
     then = look(lists() if before is None else before)
-    return gate.judge(look(table), then, limits=limits or Gate(), night_before=BEFORE, unknown_items=unknown)
+    return gate.judge(look(table), then, limits=limits or Gate(), night_before=BEFORE, unknown_items=unknown, ndcg=ndcg)
 
 
 def names(verdict: Verdict) -> list[str]:
@@ -75,6 +77,7 @@ def test_the_same_lists_pass_every_check_with_the_figures_of_no_change():
     ("bad", "failing"),
     [
         pytest.param({"users": 150}, {"rows", "users"}, id="users gone"),
+        pytest.param({"users": 2 * USERS}, {"rows", "users"}, id="every user under two ids"),
         pytest.param({"k": 4}, {"short_users"}, id="short lists"),
         pytest.param({"repeated": 1}, {"repeated_users"}, id="a user twice"),
         pytest.param({"first_item": 60}, {"overlap"}, id="other items"),
@@ -101,7 +104,13 @@ def test_scores_outside_0_to_1_and_unknown_items_need_no_night_before():
     wrong = wrong.set_column(3, SCORE, pa.array(np.where(np.arange(len(wrong)) == 3, 1.5, wrong.column(SCORE)), pa.float32()))
     verdict = gate.judge(look(wrong), None, limits=Gate(), night_before=None, unknown_items=2)
     assert names(verdict) == ["unknown_items", "highest_score"]
-    assert {check.name for check in verdict.checks} == {"repeated_users", "unknown_items", "lowest_score", "highest_score"}
+    assert {check.name for check in verdict.checks} == {"repeated_users", "unknown_items", "lowest_score", "highest_score", "ndcg"}
+
+
+def test_a_model_that_is_shown_to_be_worse_than_the_champion_fails_and_one_that_may_be_as_good_does_not():
+    assert names(judged(lists(), ndcg=-0.001)) == ["ndcg"]
+    assert names(judged(lists(), ndcg=0.001)) == names(judged(lists())) == []
+    assert names(judged(lists(), ndcg=-0.001, limits=Gate(max_ndcg_loss=0.002))) == []
 
 
 def test_an_override_lets_its_check_alone_pass():

@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ import ray.cloudpickle
 from deltalake import DeltaTable
 
 from recsys import bundle, champion, gate, pipeline, publish, runtime, synthetic
+from recsys.bundle import Bundle
 from recsys.config import Columns, Settings
 from recsys.errors import GateError
 from recsys.pipeline import Prepared, Published, Trained
@@ -457,6 +458,45 @@ def test_a_night_that_half_the_catalog_is_gone_for_is_stopped_and_may_be_let_thr
     assert pipeline.score(half, model, as_of=DAY).verdict is None  # what stands is not judged again
 
 
+def without_categories(items: pa.Table) -> pa.Table:
+    for name in ("category", "brand"):
+        items = items.set_column(items.column_names.index(name), name, pa.nulls(items.num_rows, items[name].type))
+    return items
+
+
+def in_another_unit(items: pa.Table) -> pa.Table:
+    return items.set_column(items.column_names.index("size"), "size", pc.multiply(items["size"], 1000.0))
+
+
+def every_other_under_another_id(events: pa.Table) -> pa.Table:
+    """Half of each user's events under the id that a second system gave the user."""
+    other = pa.array(np.where(np.arange(events.num_rows) % 2, 10_000_000, 0))
+    return events.set_column(events.column_names.index(USER_ID), USER_ID, pc.add(events[USER_ID], other))
+
+
+@pytest.mark.parametrize(
+    ("which", "fault", "checks"),
+    [
+        pytest.param("items", without_categories, {"source_kept"}, id="a source that is empty"),
+        pytest.param("items", in_another_unit, {"drift"}, id="a feature in another unit"),
+        pytest.param("events", every_other_under_another_id, {"users"}, id="users twice"),
+    ],
+)
+def test_a_night_made_of_a_broken_table_is_stopped(
+    which: str, fault: Callable[[pa.Table], pa.Table], checks: set[str], night: Night, tmp_path: Path
+) -> None:
+    shutil.copytree(night.settings.table.path, tmp_path / "table")
+    folder = tmp_path / which
+    folder.mkdir()
+    pq.write_table(fault(pq.read_table(getattr(night.planted, which))), folder / "broken.parquet")
+    told = night.with_run(tmp_path / "table").model_copy(update={"shop": night.settings.shop.model_copy(update={which: str(folder)})})
+    after = DAY + timedelta(days=1)
+    with pytest.raises(GateError) as stopped:
+        pipeline.score(pipeline.prepare(open_shop(told, as_of=after), end=after), night.trained.bundle, as_of=after)
+    assert all(check in str(stopped.value) for check in checks)
+    assert [one.as_of for one in publish.nights(told.table.path)] == [DAY]
+
+
 # ---- given candidates
 
 
@@ -552,6 +592,41 @@ def test_a_challenger_wins_where_it_is_not_worse_and_only_then_is_fitted_on_all_
     assert earlier.decision is None
     assert earlier.bundle.about["window"]["as_of"] == (DAY - timedelta(days=1)).isoformat()
     assert len(other.decisions()) == 2
+
+
+def popular_only(trained: Trained, folder: Path) -> Bundle:
+    """A model of the same inputs that knows nothing but what everybody buys."""
+    import keras
+
+    model = keras.saving.load_model(trained.bundle.folder / "model.keras")
+    place = trained.bundle.spec.dense.index("popularity_28d")
+    for layer in model.layers:
+        for variable in layer.trainable_variables:
+            told = np.zeros(variable.shape, np.float32)
+            if variable.path.endswith("kernel"):
+                told[place if len(told) > 16 else 0, 0] = 1.0
+            elif variable.shape[0] > 1:
+                told[0] = 20.0  # relu lets all through
+            variable.assign(told)
+    about = trained.bundle.about
+    return bundle.save(
+        folder, model, trained.bundle.spec, settings=about["settings"], window=about["window"], metrics={}, calibration=None
+    )
+
+
+def test_a_popular_only_model_given_by_hand_is_stopped_for_its_lists_before_tonight(night: Night, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "bundles")
+    first = champion.choose(night.prepared, registry, as_of=DAY)
+    assert champion.versus(night.prepared, registry, first.bundle, as_of=DAY) is None  # the champion itself
+    assert champion.versus(night.prepared, Registry(tmp_path / "none"), first.bundle, as_of=DAY) is None
+    poor = popular_only(first.tested, tmp_path / "poor")
+    ndcg = champion.versus(night.prepared, registry, poor, as_of=DAY)
+    assert ndcg is not None
+    assert ndcg < 0
+    prepared = pipeline.prepare(open_shop(night.with_run(tmp_path / "table"), as_of=DAY), end=DAY)
+    with pytest.raises(GateError, match=r"gate: ndcg .* must be at least 0, got -0\.\d+.*--override ndcg"):
+        pipeline.score(prepared, poor, as_of=DAY, ndcg=ndcg)
+    assert pipeline.score(prepared, first.bundle, as_of=DAY, ndcg=first.ndcg).version is not None
 
 
 def test_a_champion_of_other_features_gives_way(night: Night, tmp_path: Path) -> None:
