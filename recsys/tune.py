@@ -112,12 +112,12 @@ def search(
                     on_trial(_trial(number, drawn[number], receipt))
 
             _run(stage.path, plans, ended, finish)
-        for number in pending:
-            shutil.rmtree(stage.path / names[number])  # checkpoints
     receipts = {number: stage.receipt(name) for number, name in names.items()}
     missing = [number for number, receipt in receipts.items() if receipt is None]
     if missing:
         raise ClusterError(f"{stage.path}: trial {missing[0]} did not end. Run the command again: finished trials are not redone.")
+    for name in names.values():
+        shutil.rmtree(stage.path / name, ignore_errors=True)  # checkpoints, an interrupted search's too
     found = [_trial(number, drawn[number], receipt) for number, receipt in receipts.items() if receipt is not None]
     if math.isinf(min(trial.loss for trial in found)):
         raise ConfigError(f"tune: no trial could be fitted: {found[0].failed} Lower tune.learning_rate.")
