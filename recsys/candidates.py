@@ -21,7 +21,7 @@ from recsys.signals import MONTH, POPULARITY_DAYS, Signals, fold_in, group_keys,
 from recsys.tables import DAY_US
 
 MATRIX_CELLS = 4_000_000  # of one source's (users, items) scores; bounds the memory of a batch
-TILE = 16  # rows; a multiple of what BLAS kernels take at once
+EXACT_BITS = 53  # of a float64: integers below 2^53 and their sums are exact
 GROUP = 32  # columns in a group of `best`; more would leave more scores above the bound
 NOT_FEATURES = frozenset({GIVEN, "group"})  # sources that the model is told nothing of: it never learns from their rows
 OWN_HALF_LIFE_DAYS = 60.0  # of a purchase's weight among the user's own; not tuned
@@ -202,6 +202,21 @@ class Neighbours:
         return scores
 
 
+def _product(vectors: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """float32 (U, J): vectors @ factors.T, a user's bits the same whoever else is in the batch and on any machine.
+
+    BLAS sums in an order that depends on a row's place and on the processor. So both sides are rounded to integers so small that no
+    sum of their products is ever rounded: at 64 factors of 23 bits, as many as a float32 has but one.
+    """
+    bits = (EXACT_BITS - vectors.shape[1].bit_length()) // 2
+    whole = []
+    for side, axis in ((vectors, 1), (factors, None)):
+        _, exponent = np.frexp(np.abs(side).max(axis=axis, keepdims=True, initial=0.0))
+        whole.append((np.rint(np.ldexp(side.astype(np.float64), bits - exponent)), exponent - bits))
+    (left, of_left), (right, of_right) = whole
+    return np.ldexp(left @ right.T, of_left + of_right).astype(np.float32)
+
+
 class Factors:
     """ALS: the user's vector is folded in from the history, so it is as fresh as the purchases."""
 
@@ -213,11 +228,7 @@ class Factors:
     def scores(self, users: Users) -> np.ndarray:  # noqa: D102
         factors = users.signals.factors
         vectors = fold_in(users.matrix, factors, self.settings)
-        # Filled up to whole tiles of the matrix product, whose edges sum in another order: a user's bits must not depend on the
-        # place in the batch.
-        tiles = np.zeros((-(-len(users) // TILE) * TILE, factors.shape[1]), np.float32)
-        tiles[: len(users)] = vectors
-        scores = (tiles @ factors.T)[: len(users)]
+        scores = _product(vectors, factors)
         scores[np.diff(users.matrix.indptr) == 0] = -np.inf
         scores[:, users.signals.buyers == 0] = -np.inf
         return scores

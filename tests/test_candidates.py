@@ -169,6 +169,18 @@ def test_factors_score_by_a_vector_folded_in_from_the_history(users: Users) -> N
     assert (scores[EVE] == -INF).all()
 
 
+def test_a_user_s_factor_scores_have_the_same_bits_whoever_else_is_in_the_batch() -> None:
+    rng = np.random.default_rng(3)
+    vectors, factors = (rng.normal(size=(rows, 33)).astype(np.float32) * 10.0 for rows in (70, 401))
+    vectors[5] = 0.0  # a user without history
+    whole = candidates._product(vectors, factors)
+    np.testing.assert_allclose(whole, vectors.astype(float) @ factors.T.astype(float), rtol=1e-5, atol=1e-3)
+    order = rng.permutation(70)
+    np.testing.assert_array_equal(candidates._product(vectors[order], factors), whole[order])
+    for rows in (1, 2, 7, 16, 17, 64):
+        np.testing.assert_array_equal(candidates._product(vectors[3 : 3 + rows], factors), whole[3 : 3 + rows])
+
+
 def test_category_scores_taste_for_the_category_times_the_items_share_of_it(users: Users) -> None:
     scores = Category().scores(users)
     # Ann: 4 of 5 purchases are dairy, 1 is bakery. Within the last 28 days milk is all of dairy, bakery is bread 1, roll 2, cake 1.
