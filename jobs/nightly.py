@@ -4,7 +4,7 @@ import time
 from datetime import timedelta
 
 from jobs import AsOf, Config, Override, Why, _print, job, main
-from recsys import champion, config, gate, pipeline, runtime, work
+from recsys import champion, config, gate, pipeline, record, runtime, work
 from recsys.registry import Registry
 from recsys.shop import check_as_of, open_shop
 
@@ -25,7 +25,8 @@ def nightly(config_path: Config, as_of: AsOf, override: Override = None, why: Wh
             _print.training(chosen.tested)
             _print.metrics(chosen.metrics)
             _print.decision(chosen)
-            night = pipeline.score(prepared, chosen.bundle, as_of=day, overrides=allowed, ndcg=chosen.ndcg)
+            with record.page(prepared, chosen.bundle, as_of=day, chosen=chosen):
+                night = pipeline.score(prepared, chosen.bundle, as_of=day, overrides=allowed, ndcg=chosen.ndcg)
             _print.published(night, prepared, as_of=day, overrides=allowed)
         work.prune(settings.run.work, before=time.time() - settings.run.keep_work_days * 86_400)
 

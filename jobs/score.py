@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs import AsOf, Config, Override, Why, _print, job, main
-from recsys import bundle, champion, config, gate, pipeline, runtime
+from recsys import bundle, champion, config, gate, pipeline, record, runtime
 from recsys.registry import Registry
 from recsys.shop import open_shop
 
@@ -34,7 +34,8 @@ def score(
                 loaded = pipeline.train(prepared, as_of=as_of.date(), on_epoch=_print.epoch_line).bundle
             day = as_of.date()
             ndcg = champion.versus(prepared, Registry(settings.champion.path), loaded, as_of=day)
-            night = pipeline.score(prepared, loaded, as_of=day, overrides=allowed, ndcg=ndcg)
+            with record.page(prepared, loaded, as_of=day):
+                night = pipeline.score(prepared, loaded, as_of=day, overrides=allowed, ndcg=ndcg)
             _print.published(night, prepared, as_of=day, overrides=allowed)
 
 

@@ -55,6 +55,8 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     show.py        R one user's list: reasons, contributions, the history beside it, what changed since the night before
     registry.py      the bundles that met the champion, and every decision
     champion.py    R which bundle scores the night: the challenger where it is not worse than the champion
+    report.py        a night's record -> one HTML page that needs no network
+    record.py      R a night's record: every figure that its page shows
     -- around it --
     runtime.py     R connect to Ray, size a plan, run a stage's units, show progress
     submit.py      R hand a job to a cluster and follow it to its end

@@ -9,7 +9,7 @@ Two kinds are fitted, and the one that does better on users it was not fitted on
 
 * "platt": 1 / (1 + exp(-(slope raw + intercept))), slope >= 0 (Platt 1999, Probabilistic outputs for support vector machines);
 * "isotonic": the non-decreasing function nearest to the targets (Zadrozny and Elkan 2002, Transforming classifier scores into
-  accurate multiclass probability estimates), between its steps a straight line.
+  accurate multiclass probability estimates), with straight lines from the middle of each step to that of the next.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class Calibration:
     knots: tuple[float, ...] = ()
     """Of "isotonic": raw outputs, ascending."""
     chances: tuple[float, ...] = ()
-    """Of "isotonic": the chance at each knot, non-decreasing; below the first and above the last knot it stays."""
+    """Of "isotonic": the chance at each knot, increasing; straight between knots, and below the first and above the last it stays."""
 
     def __call__(self, raw: np.ndarray) -> np.ndarray:
         """The chance of each row: float32 (B,) within (0, 1), never smaller for a larger raw output."""
@@ -120,10 +120,14 @@ def _platt(raw: np.ndarray, label: np.ndarray) -> Calibration:
 
 
 def _isotonic(raw: np.ndarray, label: np.ndarray) -> Calibration:
-    """The first and last raw output of every step of the isotonic regression on the targets; `raw` ascends."""
+    """A line through the blocks of the isotonic regression on the targets, each at the mean of its raw outputs; `raw` ascends.
+
+    Steps would give whole blocks of rows one chance, a few dozen chances in all, and move at every fit. (Oron and Flournoy 2017,
+    Centered isotonic regression)
+    """
     value, first, count = np.unique(raw, return_index=True, return_counts=True)  # equal outputs are one point
     mean = np.add.reduceat(_targets(label), first) / count
     fitted = optimize.isotonic_regression(mean, weights=count)
-    last = fitted.blocks[1:] - 1
-    ends = np.unique(np.concatenate([fitted.blocks[:-1], last]))
-    return Calibration("isotonic", knots=tuple(value[ends].tolist()), chances=tuple(fitted.x[ends].tolist()))
+    start = fitted.blocks[:-1]
+    centre = np.add.reduceat(count * value, start) / np.add.reduceat(count, start)
+    return Calibration("isotonic", knots=tuple(centre.tolist()), chances=tuple(fitted.x[start].tolist()))

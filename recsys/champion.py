@@ -56,7 +56,9 @@ def choose(prepared: Prepared, registry: Registry, *, as_of: date, on_epoch: Cal
         refit = pipeline.train(prepared, as_of=as_of, on_epoch=on_epoch)
         return Chosen(refit.bundle, None, tested, refit, metrics)
     if champion is not None and made is not None:
-        return Chosen(_publishing(champion), made, tested, None, metrics)
+        won = champion.version == challenger and made.as_of == as_of.isoformat()  # tonight, before this run was ended and begun again
+        refit = pipeline.train(prepared, as_of=as_of, on_epoch=on_epoch) if won else None
+        return Chosen(_publishing(champion), made, tested, refit, metrics)
     decision = _decide(prepared, champion, tested.bundle, as_of=as_of, before=before)
     refit = pipeline.train(prepared, as_of=as_of, on_epoch=on_epoch) if decision.promoted else None
     registry.keep(tested.bundle, refit.bundle if refit else None)

@@ -729,6 +729,14 @@ class Champion(Section):
     """A challenger wins where the lower 95% bound of its NDCG@10 less the champion's is above minus this."""
 
 
+class Report(Section):
+    """The page that tells of a night."""
+
+    path: str = "var/reports"
+    """Folder of AS_OF.html and the figures in it, AS_OF.json, of each published night, and of AS_OF-stopped.html where the gate
+    stopped one; on a cluster a path that every node shares."""
+
+
 class Run(Section):
     """How the work is cut up; none of it changes a list but seed."""
 
@@ -801,6 +809,7 @@ class Settings(Section):
     table: Table = Table()
     gate: Gate = Gate()
     champion: Champion = Champion()
+    report: Report = Report()
     run: Run = Run()
 
     @model_validator(mode="after")

@@ -3,8 +3,9 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,9 @@ from recsys.errors import GateError
 from recsys.publish import Part
 from recsys.runtime import Task
 from recsys.score import Device
-from recsys.work import Receipt, Stage
+from recsys.work import Receipt, Stage, write_atomically
+
+RECORD = "run.json"  # in the folder of the stage that scored: what the run made, what its rules took, and the gate's verdict
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Published:
     scored: int
     """Rows that the model scored: a user and a candidate each."""
     verdict: gate.Verdict | None
-    """None where this very run stood there already."""
+    """None where this very run stood there already, judged."""
     seconds: float
     """From the first to the last finished unit of this call; 0 where there was nothing to do."""
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -87,6 +90,7 @@ def score_units(
 
 def publish_parts(
     night: Night,
+    stage: Stage,
     parts: Sequence[Part],
     *,
     scored: int,
@@ -99,6 +103,7 @@ def publish_parts(
     """The staged parts as the table of the night: audited, held against the gate, then visible by one commit.
 
     Args:
+        stage: that scored the parts; what was counted and the verdict are kept in its folder before the commit, as RECORD.
         available: ids of the items that may be recommended; None where that is not known.
         ndcg: as `champion.versus`.
         dropped, short: as of `Published`; the door of pairs knows no rules.
@@ -110,9 +115,14 @@ def publish_parts(
     where, storage = night.table.path, night.storage_options
     types = {"user_id": night.user_id, "item_id": night.item_id}
     audit = publish.audit(where, parts, as_of=night.as_of, k=night.k, storage_options=storage, **types)
+    record = stage.path / RECORD
+    stands = publish.published(where, as_of=night.as_of, storage_options=storage) == night.run_id
     verdict = None
-    if publish.published(where, as_of=night.as_of, storage_options=storage) != night.run_id:
+    if not stands or not record.exists():
         verdict = _judge(night, parts, users=audit.users, available=available, ndcg=ndcg)
+        counts = {"rows": audit.rows, "users": audit.users, "short_users": audit.short_users, "scored": scored}
+        _write_record(record, night, {**counts, "dropped": dict(dropped), "short": dict(short)}, verdict)
+    if verdict and not stands:
         _refuse(night, verdict)
     figures = {check.name: check.value for check in verdict.checks} if verdict else {}
     noted: dict[str, Mapping[str, Any]] = {"gate": figures, "overrides": night.overrides, "dropped": dropped, "short_users": short}
@@ -128,6 +138,23 @@ def publish_parts(
         **types,
     )
     return Published(night.run_id, version, audit.rows, audit.users, audit.short_users, scored, verdict, seconds, dropped, short)
+
+
+def _write_record(path: Path, night: Night, counts: Mapping[str, Any], verdict: gate.Verdict) -> None:
+    told = {
+        "as_of": night.as_of.isoformat(),
+        "run_id": night.run_id,
+        "model_version": night.model_version,
+        "k": night.k,
+        **counts,
+        "gate": {
+            "before": verdict.before.isoformat() if verdict.before else None,
+            "overrides": dict(night.overrides),
+            "checks": [{**asdict(check), "passed": check.passed, "limit": check.limit} for check in verdict.checks],
+        },
+    }
+    text = json.dumps(told, indent=1)
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def _judge(night: Night, parts: Sequence[Part], *, users: int, available: pa.Array | None, ndcg: float | None) -> gate.Verdict:

@@ -152,7 +152,7 @@ def score(
     total = sum(receipt["rows"] for receipt in receipts.values())
     if not any(part["rows"] for part in parts):
         raise DataError(f"{rows.source.location}: no row could be scored; rejected: {dict(rejected)}. See {stage.path}.")
-    published = publish_parts(night, parts, scored=total - rejected.total(), seconds=seconds)
+    published = publish_parts(night, stage, parts, scored=total - rejected.total(), seconds=seconds)
     return Scored(published, total, dict(rejected), repeated, clustered)
 
 

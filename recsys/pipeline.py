@@ -7,7 +7,7 @@ to Ray. A stage whose receipts are all there does nothing. The pure work is done
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -506,6 +506,39 @@ def _calibrate_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[
 # Score and publish --------------------------------------------------------------------------------------------------------------
 
 
+def night_of(prepared: Prepared, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str] = {}) -> tuple[Night, Stage]:
+    """The table that a bundle would publish as of a date, and the stage that scores it; a shard's receipt is `part-SHARD`."""
+    settings = prepared.settings
+    run_id = digest(
+        {
+            "as_of": as_of.isoformat(),
+            "inputs": prepared.sources.identity(),
+            "given": prepared.given.digest if prepared.given else None,
+            "settings": settings.model_dump(
+                mode="json", include={"shop", "features", "window", "signals", "candidates", "rank", "rules"}
+            ),
+            "lists": prepared.sources.list_identity(),
+            "seed": settings.run.seed,
+            "model": bundle.model_version,
+            "device": device_of(settings.run),
+        }
+    )
+    night = Night(
+        settings.table,
+        settings.shop.storage_options,
+        as_of,
+        run_id,
+        bundle.model_version,
+        settings.rank.k,
+        prepared.sources.user_id,
+        prepared.sources.item_id,
+        settings.gate,
+        overrides,
+    )
+    stage = Stage(settings.run.work, "score", {"run": run_id, "ingest": prepared.ingest.digest, "table": settings.table.path})
+    return night, stage
+
+
 def score(
     prepared: Prepared, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str] = {}, ndcg: float | None = None
 ) -> Published:
@@ -522,33 +555,7 @@ def score(
     settings = prepared.settings
     check_bundle(bundle, settings)
     device = device_of(settings.run)
-    run_id = digest(
-        {
-            "as_of": as_of.isoformat(),
-            "inputs": prepared.sources.identity(),
-            "given": prepared.given.digest if prepared.given else None,
-            "settings": settings.model_dump(
-                mode="json", include={"shop", "features", "window", "signals", "candidates", "rank", "rules"}
-            ),
-            "lists": prepared.sources.list_identity(),
-            "seed": settings.run.seed,
-            "model": bundle.model_version,
-            "device": device,
-        }
-    )
-    night = Night(
-        settings.table,
-        settings.shop.storage_options,
-        as_of,
-        run_id,
-        bundle.model_version,
-        settings.rank.k,
-        prepared.sources.user_id,
-        prepared.sources.item_id,
-        settings.gate,
-        overrides,
-    )
-    stage = Stage(settings.run.work, "score", {"run": run_id, "ingest": prepared.ingest.digest, "table": settings.table.path})
+    night, stage = night_of(prepared, bundle, as_of=as_of, overrides=overrides)
     signals = read_signals(prepared, as_of, lists=True)
     receipts, seconds = score_units(
         stage,
@@ -569,28 +576,9 @@ def score(
     dropped, short = (_added([receipt[name] for receipt in receipts.values()]) for name in ("dropped", "short"))
     catalog = prepared.ingest.catalog()
     available = catalog.item_id.filter(pa.array(catalog.available))
-    published = publish_parts(
-        night, parts, scored=scored, seconds=seconds, dropped=dropped, short=short, available=available, ndcg=ndcg
+    return publish_parts(
+        night, stage, parts, scored=scored, seconds=seconds, dropped=dropped, short=short, available=available, ndcg=ndcg
     )
-    _write_record(stage.path / "run.json", night, published)
-    return published
-
-
-def _write_record(path: Path, night: Night, published: Published) -> None:
-    """What the run made and what its rules took, for people to read; the same bytes however often the run is repeated."""
-    counted = asdict(published)
-    text = json.dumps(
-        {
-            "as_of": night.as_of.isoformat(),
-            "run_id": night.run_id,
-            "model_version": night.model_version,
-            "k": night.k,
-            **{name: counted[name] for name in ("rows", "users", "short_users", "scored", "dropped", "short")},
-        },
-        indent=1,
-    )
-    if not path.exists() or path.read_text() != text:
-        write_atomically(path, lambda file: file.write_text(text))
 
 
 def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:

@@ -6,7 +6,7 @@ together from cells afterwards. "before" is the model's own probability, "after"
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from scipy.special import expit
@@ -108,7 +108,7 @@ def _figures(cells: np.ndarray) -> dict[str, Any]:
     }
 
 
-def plot(figures: Mapping[str, Any], path: Path, *, kind: str, title: str) -> None:
+def plot(figures: Mapping[str, Any], path: Path | BinaryIO, *, kind: str, title: str) -> None:
     """A picture of mean chance against share bought by decile: all rows before and after, and each segment after.
 
     Told apart by markers and lines, so that it can be read in grey. A decile of which nothing was bought has no place on it, as the
@@ -119,12 +119,15 @@ def plot(figures: Mapping[str, Any], path: Path, *, kind: str, title: str) -> No
     """
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(11, 5.2), layout="constrained")
-    left, right = picture.subplots(1, 2, sharex=True, sharey=True)
+    picture = Figure(figsize=(6.4, 10), layout="constrained")
+    upper, lower = picture.subplots(2, 1, sharex=True, sharey=True)
     styles = [("o", "-", "0.0"), ("s", "--", "0.45"), ("^", ":", "0.0"), ("D", "-.", "0.45"), ("v", (0, (5, 1, 1, 1)), "0.65")]
-    curves = [(left, "before: the model's own", figures, "before", styles[1]), (left, "after: published", figures, "after", styles[0])]
+    curves = [
+        (upper, "before: the model's own", figures, "before", styles[1]),
+        (upper, "after: published", figures, "after", styles[0]),
+    ]
     for (name, segment), style in zip(figures["segments"].items(), styles, strict=False):
-        curves.append((right, name, segment, "after", style))
+        curves.append((lower, name, segment, "after", style))
     chances: list[float] = []
     for axes, name, part, column, (marker, line, grey) in curves:
         points = [(one[column], one["bought"]) for one in part["deciles"] if one["bought"] > 0]
@@ -132,10 +135,11 @@ def plot(figures: Mapping[str, Any], path: Path, *, kind: str, title: str) -> No
         label = f"{name} (error {part['ece'][column]:.4f})"
         axes.plot(*zip(*points, strict=True), marker=marker, linestyle=line, color=grey, markerfacecolor="white", label=label)
     limits = min(chances) / 1.5, min(1.0, max(chances) * 1.5)
-    for axes, name in ((left, "All candidates"), (right, "Segments, after")):
-        axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, title=name, xlabel="mean predicted chance of a decile")
+    for axes, name in ((upper, "All candidates"), (lower, "Segments, after")):
+        axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, title=name, ylabel="share bought")
         axes.plot(limits, limits, color="0.8", linewidth=1, zorder=0)
         axes.legend(loc="upper left", fontsize="small")
-    left.set_ylabel("share bought")
+    lower.set_xlabel("mean predicted chance of a decile")
     picture.suptitle(title)
-    picture.savefig(path, format=kind.removeprefix("."), dpi=150)
+    told: dict[str, None] | None = {"Date": None} if kind == ".svg" else None  # the same figures give the same picture
+    picture.savefig(path, format=kind.removeprefix("."), dpi=150, metadata=told)

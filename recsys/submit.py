@@ -39,9 +39,9 @@ SETTINGS = "settings.submitted.toml"  # the settings as they travel, at the root
 PATHS = (  # settings that say where something lies
     *("shop.events", "shop.items", "shop.users"),
     *("pairs.path", "pairs.test", "pairs.score", "pairs.users", "pairs.items"),
-    *("rank.candidates", "table.path", "run.work", "champion.path"),
+    *("rank.candidates", "table.path", "run.work", "champion.path", "report.path"),
 )
-FOLDERS = ("run.work", "champion.path")  # that all nodes mount
+FOLDERS = ("run.work", "champion.path", "report.path")  # that all nodes mount
 PATH_OPTIONS = ("--bundle", "--out", "--all-scores")  # further arguments of verbs that do
 LEFT_OUT = {"var", ".venv", "venv", ".git", "data", "node_modules"}  # at the root
 NEVER = shutil.ignore_patterns(

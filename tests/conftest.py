@@ -1,13 +1,17 @@
-"""What tests share: one Ray for the whole session, and hypothesis without clocks."""
+"""What tests share: one Ray for the whole session, a browser, and hypothesis without clocks."""
 
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import ray
+from playwright.sync_api import Browser, sync_playwright
 
 from recsys import runtime
+from tests.pages import Opened, Opener
 
 CPUS = 8  # logical: enough for four training workers and a pool of actors on any machine
 
@@ -23,3 +27,39 @@ def ray_cluster() -> Iterator[None]:
     with runtime.connect(cpus=CPUS):
         yield
     assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium; without one on the machine the test is skipped, and says so."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on this machine: the page was not opened in a browser (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Opener:
+    """A page's file on a phone without a network."""
+
+    def show(path: Path) -> Opened:
+        page = browser.new_page(viewport={"width": 390, "height": 800}, offline=True)
+        said: list[str] = []
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
+        page.goto(path.as_uri())
+        broken = page.evaluate("[...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.alt)")
+        tables = page.evaluate(
+            "Object.fromEntries([...document.querySelectorAll('table')].map(table => "
+            "[table.id, [...table.tBodies[0].rows].map(row => [...row.cells].map(cell => cell.textContent))]))"
+        )
+        status = page.inner_text("#status")
+        width = page.evaluate("document.documentElement.scrollWidth")
+        page.close()
+        return Opened(said + [f"no picture: {alt}" for alt in broken], tables, " ".join(status.split()), width)
+
+    return show

@@ -354,6 +354,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = "{folder}/table"
         [champion]
         path = "{folder}/bundles"
+        [report]
+        path = "{folder}/reports"
         [run]
         work = "{folder}/work"
         shards = 3

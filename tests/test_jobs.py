@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import typer
@@ -20,6 +21,7 @@ import typer.main
 
 from recsys import publish, runtime, synthetic
 from recsys.tables import ITEM_ID, RANK, TIMESTAMP, TS, USER_ID
+from tests.pages import Opener
 
 # Ray Data makes a DataContext, which warns of its own defaults
 pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
@@ -168,6 +170,8 @@ def write(folder: Path, mistake: Mistake) -> list[str]:
     work = "{folder}/work"
     [champion]
     path = "{folder}/bundles"
+    [report]
+    path = "{folder}/reports"
     [shop]
     events = "{folder}/events.parquet"
     items = "{folder}/items.parquet"
@@ -323,6 +327,8 @@ actors = 2
 path = "{folder}/table"
 [champion]
 path = "{folder}/bundles"
+[report]
+path = "{folder}/reports"
 """
 
 
@@ -375,18 +381,12 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
         while len(list(folder.glob("work/score-*/receipts/*.json"))) < 2:
             assert first.poll() is None, (folder / "first.log").read_text()
             time.sleep(0.05)
+        first.send_signal(signal.SIGSTOP)  # what it started is known before it ends, and no shard is finished meanwhile
         started = descendants(first.pid)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-        for _ in range(600):  # Ray's processes notice and end
-            if not alive(started):
-                break
-            time.sleep(0.1)
-        assert not alive(started)
     finally:
-        for pid in {first.pid} | alive(started):
-            if first.poll() is None or pid != first.pid:
-                os.kill(pid, signal.SIGKILL)
+        for pid in alive({first.pid} | started):
+            os.kill(pid, signal.SIGKILL)
+        first.wait()
     before = receipts(folder)
     scored = [path.stem for path in before if path.parts[-3].startswith("score-")]
     assert not (folder / "table" / "_delta_log").exists()
@@ -420,6 +420,8 @@ def test_after_a_kill_in_the_middle_of_scoring_the_same_command_does_what_is_lef
 @pytest.mark.usefixtures("ray_cluster")
 def test_every_verb_runs_on_the_second_shop_and_shares_what_the_night_did(killed: Killed, run: Callable[..., Ended]) -> None:
     made = receipts(killed.folder)
+    page = killed.folder / "reports" / f"{SHOP_DAY}.html"
+    written = page.stat().st_mtime_ns
     shown = run("ingest", *killed.arguments)
     assert shown.status == 0
     assert f"120 users with {killed.planted.rows:,} events; 70 items in the catalog." in shown.out
@@ -432,6 +434,7 @@ def test_every_verb_runs_on_the_second_shop_and_shares_what_the_night_did(killed
     shown = run("score", *killed.arguments)  # the bundle that jobs.train makes
     assert shown.status == 0
     assert "nothing was committed" in shown.out
+    assert page.stat().st_mtime_ns == written
     before = (SHOP_DAY - timedelta(days=LABEL_DAYS)).isoformat()
     backtest = ["--config", killed.arguments[1], "--as-of", before, "--horizon-days", str(LABEL_DAYS)]
     shown = run("backtest", *backtest, "--out", str(killed.folder / "metrics.json"))
@@ -478,6 +481,39 @@ def test_backtest_writes_the_promised_json(killed: Killed, run: Callable[..., En
     recall = {name: value for name, value in result["candidates"]["recall"].items() if name != "union"}
     assert max(recall.values()) <= result["candidates"]["recall"]["union"] <= sum(recall.values())
     assert 0 < result["candidates"]["per_user"] <= 50
+
+
+@pytest.mark.ray
+def test_the_page_of_the_night_holds_the_numbers_of_its_record_and_of_the_table(killed: Killed, opened: Opener) -> None:
+    folder = killed.folder / "reports"
+    assert sorted(path.name for path in folder.iterdir()) == [f"{SHOP_DAY}.html", f"{SHOP_DAY}.json"]
+    record = json.loads((folder / f"{SHOP_DAY}.json").read_text())
+    shown = opened(folder / f"{SHOP_DAY}.html")
+    assert shown.said == []
+    assert shown.width <= 390
+    assert shown.status.startswith("Published: 1,200 rows for 120 users.")
+    funnel = {name: int(value.replace(",", "")) for name, value in shown.tables["funnel"]}
+    assert funnel == record["funnel"]
+    assert (funnel["events read"], funnel["rows"]) == (killed.planted.rows, 120 * 10)
+    assert [row[0] for row in shown.tables["gate"]] == [check["name"] for check in record["gate"]["checks"]]
+    assert {row[3] for row in shown.tables["gate"]} == {"passed"}
+    ours = record["metrics"]["models"]["mlp"]["all"]
+    assert shown.tables["metrics-all"][0][1].startswith(f"{ours['ndcg@10']:.3f} [")
+    assert shown.tables["metrics-all"][0][3] == f"{ours['recall@10']:.3f}"
+    # the challenger won before the kill; its refit, finished then, is told of all the same
+    assert [(row[0], row[1]) for row in shown.tables["training"]] == [
+        (fit, phase) for fit in ("tested", "published") for phase in ("validate", "refit")
+    ]
+    assert record["training"][1]["model_version"] == record["model_version"]
+    assert {row[0] for row in shown.tables["shards"]} == {f"{shard:05d}" for shard in range(SHARDS)}
+    assert sum(int(row[4].replace(",", "")) for row in shown.tables["shards"]) == 1_200
+    table = publish.read(str(killed.folder / "table"), as_of=SHOP_DAY)
+    assert int(dict(shown.tables["coverage"])["distinct items"]) == len(set(table[ITEM_ID].to_pylist()))
+    for number, user in enumerate(record["sample"]):
+        mine = table.filter(pc.equal(table[USER_ID], user["user_id"]))
+        told = [[str(row["rank"]), row["item_id"], f"{row['score']:.3f}", row["source"], row["reason"]] for row in mine.to_pylist()]
+        assert shown.tables[f"user-{number}"] == told
+    assert len(record["sample"]) == 10
 
 
 @pytest.mark.ray

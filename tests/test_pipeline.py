@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,9 +20,9 @@ import pytest
 import ray.cloudpickle
 from deltalake import DeltaTable
 
-from recsys import bundle, champion, gate, pipeline, publish, runtime, synthetic
+from recsys import bundle, champion, gate, pipeline, publish, record, runtime, synthetic
 from recsys.bundle import Bundle
-from recsys.config import Columns, Settings
+from recsys.config import Columns, Report, Settings
 from recsys.errors import GateError
 from recsys.pipeline import Prepared, Published, Trained
 from recsys.registry import Registry
@@ -29,6 +30,7 @@ from recsys.runtime import Task
 from recsys.shop import midnight, open_shop
 from recsys.tables import AS_OF, DAY_US, ITEM_ID, RANK, REASON, RUN_ID, SCORE, SOURCE, TS, USER_ID, recommendations_schema
 from recsys.work import Receipt
+from tests.pages import cells
 
 # Ray Data and Ray Train make a DataContext, which warns of its own defaults
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
@@ -427,13 +429,15 @@ def test_other_lists_and_caps_make_another_run_and_no_other_examples(ruled: Rule
 
 def test_a_night_that_half_the_catalog_is_gone_for_is_stopped_and_may_be_let_through(night: Night, tmp_path: Path) -> None:
     def prepared(**shop: Any) -> pipeline.Prepared:
-        told = night.with_run(tmp_path / "table").model_copy(update={"shop": night.settings.shop.model_copy(update=shop)})
+        sections = {"shop": night.settings.shop.model_copy(update=shop), "report": Report(path=str(reports))}
+        told = night.with_run(tmp_path / "table").model_copy(update=sections)
         return pipeline.prepare(open_shop(told, as_of=DAY), end=DAY)
 
-    model, path = night.trained.bundle, str(tmp_path / "table")
+    model, path, reports = night.trained.bundle, str(tmp_path / "table"), tmp_path / "reports"
     eve, eve_before = DAY - timedelta(days=1), DAY - timedelta(days=2)
     pipeline.score(prepared(), model, as_of=eve_before)
-    verdict = pipeline.score(prepared(), model, as_of=eve).verdict
+    with record.page(prepared(), model, as_of=eve):
+        verdict = pipeline.score(prepared(), model, as_of=eve).verdict
     assert verdict is not None
     assert (verdict.before, verdict.failed()) == (eve_before, [])  # a normal night passes every check
     assert len(verdict.checks) == len(gate.NAMES)
@@ -443,15 +447,28 @@ def test_a_night_that_half_the_catalog_is_gone_for_is_stopped_and_may_be_let_thr
     gone = pa.array(np.arange(items.num_rows) % 2 == 0)
     pq.write_table(items.append_column("here", gone), tmp_path / "items" / "items.parquet")
     half = prepared(items=str(tmp_path / "items"), columns=Columns(available="here"))
-    with pytest.raises(
-        GateError, match=rf"gate: items .* must be at least 0\.6, got 0\.\d+ against night {eve}.*--override items"
-    ) as stopped:
+    with (
+        pytest.raises(
+            GateError, match=rf"gate: items .* must be at least 0\.6, got 0\.\d+ against night {eve}.*--override items"
+        ) as stopped,
+        record.page(half, model, as_of=DAY),
+    ):
         pipeline.score(half, model, as_of=DAY)
     assert stopped.value.status == 5
     assert [one.as_of for one in publish.nights(path)] == [eve, eve_before]
+    page = (reports / f"{DAY}-stopped.html").read_text()
+    assert re.search(r"Stopped by the gate: .*items must be at least 0\.6,\s+got 0\.\d+", page, re.DOTALL)
+    assert all(row[0] in str(stopped.value) for row in cells(page, "gate") if row[3] == "FAILED")
+    assert [row[0] for row in cells(page, "nights")] == [str(DAY), str(eve), str(eve_before)]
+    tonight, night_before, unknown = (row[4] for row in cells(page, "nights"))  # distinct items
+    assert int(tonight) < 0.6 * int(night_before)
+    assert unknown == "-"  # no page was made of it
+    assert not (reports / f"{DAY}.html").exists()
 
     failed = dict.fromkeys(gate.NAMES, "the other half moved to another shop")
-    assert pipeline.score(half, model, as_of=DAY, overrides=failed).version is not None
+    with record.page(half, model, as_of=DAY):
+        assert pipeline.score(half, model, as_of=DAY, overrides=failed).version is not None
+    assert re.search(r"Published, though .*items.* might fail by hand", (reports / f"{DAY}.html").read_text())
     kept = DeltaTable(path).history(1)[0]
     assert json.loads(kept["overrides"]) == failed
     assert json.loads(kept["gate"])["items"] < 0.6
@@ -561,7 +578,9 @@ def test_a_challenger_wins_where_it_is_not_worse_and_only_then_is_fitted_on_all_
     assert first.bundle.model_version == night.trained.bundle.model_version  # the refit as of the night
     assert first.tested.bundle.about["window"]["as_of"] == (DAY - timedelta(days=14)).isoformat()
     again = champion.choose(good, registry, as_of=DAY)
-    assert (again.bundle, again.decision, again.refit) == (first.bundle, first.decision, None)
+    assert (again.bundle, again.decision) == (first.bundle, first.decision)  # as when the night was killed after it had decided
+    assert again.refit is not None
+    assert again.refit.bundle.model_version == first.bundle.model_version
     assert len(registry.decisions()) == 1
 
     before = trainings()

@@ -193,6 +193,7 @@ def test_relative_paths_become_absolute_where_the_nodes_are_this_machine(
         "table": {"path": f"{tmp_path}/var/recommendations"},  # defaults are relative too
         "run": {"work": f"{tmp_path}/var/work"},
         "champion": {"path": f"{tmp_path}/var/bundles"},
+        "report": {"path": f"{tmp_path}/var/reports"},
     }
 
 
@@ -212,6 +213,9 @@ def test_relative_paths_are_refused_where_the_nodes_are_other_machines(settings:
     with pytest.raises(ConfigError, match=r"champion\.path must be a folder"):
         submit.settings_text(settings, remote=True)
     settings.write_text(settings.read_text().replace("s3://bucket/bundles", "/shared/bundles"))
+    with pytest.raises(ConfigError, match=r"report\.path: 'var/reports' is relative"):
+        submit.settings_text(settings, remote=True)
+    settings.write_text(settings.read_text() + '[report]\npath = "/shared/reports"\n')
     assert tomllib.loads(submit.settings_text(settings, remote=True)) == tomllib.loads(settings.read_text())
 
 
@@ -271,7 +275,8 @@ def test_lists_of_rules_travel_as_paths_that_every_node_understands(
     assert (third["only"], third["audience"]) == (["we"], {"ids": f"{tmp_path}/testers"})
     settings.write_text(
         told.replace("shop/events", "/shop/events")
-        + '[table]\npath = "/t"\n[run]\nwork = "/w"\n[champion]\npath = "/b"\n[[rules]]\nname = "b"\nkind = "pairs"\nnever = "r"'
+        + '[table]\npath = "/t"\n[run]\nwork = "/w"\n[champion]\npath = "/b"\n[report]\npath = "/r"\n'
+        + '[[rules]]\nname = "b"\nkind = "pairs"\nnever = "r"'
     )
     with pytest.raises(ConfigError, match="the rule 'b': 'r' is relative"):
         submit.settings_text(settings, remote=True)
@@ -290,7 +295,7 @@ def test_the_settings_survive_being_written_again(tmp_path: Path) -> None:
     written = tmp_path / "again.toml"
     written.write_text(submit.settings_text(path, remote=False), encoding="utf-8")
     before, after = config.load(path).model_dump(), config.load(written).model_dump()
-    for section in ("table", "run", "champion"):  # their defaults are paths, absolute now
+    for section in ("table", "run", "champion", "report"):  # their defaults are paths, absolute now
         before.pop(section)
         after.pop(section)
     assert before == after
