@@ -18,7 +18,7 @@ backtest: .venv/ready
 		--out var/metrics.json --plot var/reliability.png
 
 test: .venv/ready
-	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --durations 25
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-fast: .venv/ready
 	.venv/bin/python -m pytest -m "not ray"

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -27,6 +28,33 @@ def ray_cluster() -> Iterator[None]:
     with runtime.connect(cpus=CPUS):
         yield
     assert not ray.is_initialized()
+
+
+def _units_here(worker: Any, units: Any, *, actors: int | None, device: str) -> Any:
+    return runtime._here(worker, units)
+
+
+@pytest.fixture
+def stages_here(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages work on their units in this process: for tests of what comes out, as actors take longer to start than such work.
+
+    That actors make the same of them is what `test_pipeline.py` and `test_runtime.py` show.
+    """
+    monkeypatch.setattr(runtime, "_on_ray", _units_here)
+
+
+@pytest.fixture(scope="module")
+def all_stages_here(ray_cluster: None) -> Iterator[None]:
+    """As `stages_here`, for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "_on_ray", _units_here)
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests on Ray first: they take longest, and two processes then end at about the same time."""
+    long = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -7,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys import pipeline, runtime, synthetic
+from recsys import pipeline, synthetic
 from recsys.backtest import horizon_end, measure
 from recsys.config import Settings
 from recsys.shop import open_shop
@@ -23,14 +22,6 @@ BEFORE = date(2024, 5, 18)
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Planted:
     return synthetic.shop(tmp_path_factory.mktemp("shop"), users=60, items=50, days=98, seed=8, end=DAY, events_per_user=35)
-
-
-@pytest.fixture
-def two_actors(ray_cluster: None) -> Iterator[None]:
-    """Two actors a stage, as on two CPUs: eight would spend their time importing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "cpus", lambda: 2)
-        yield
 
 
 def settings(planted: synthetic.Planted, work: Path, *, shards: int, candidates: Path | None = None) -> Settings:
@@ -60,7 +51,7 @@ def test_a_horizon_past_the_data_is_shortened_with_a_warning(
 
 
 @pytest.mark.ray
-def test_shards_change_no_figure_and_given_candidates_no_model(planted: synthetic.Planted, tmp_path: Path, two_actors: None) -> None:
+def test_shards_change_no_figure_and_given_candidates_no_model(planted: synthetic.Planted, tmp_path: Path, stages_here: None) -> None:
     def measured(shards: int, candidates: Path | None = None, bundle: Any = None) -> tuple[dict[str, Any], Any]:
         sources = open_shop(settings(planted, tmp_path / "work", shards=shards, candidates=candidates), as_of=BEFORE)
         prepared = pipeline.prepare(sources, end=DAY)

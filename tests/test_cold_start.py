@@ -1,6 +1,5 @@
 """Users and items that history says nothing of, over all the modules that serve them."""
 
-from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys import candidates, config, explain, pipeline, publish, recommend, runtime, signals
+from recsys import candidates, config, explain, pipeline, publish, recommend, signals
 from recsys.candidates import Content, Group
 from recsys.features import Describer
 from recsys.profiles import Profiles
@@ -271,14 +270,6 @@ LOVED = 4  # categories; user u buys in category u % LOVED alone
 PLANTED = [1_000_000 + category for category in range(LOVED)]  # items that nobody bought yet, one a category
 
 
-@pytest.fixture
-def two_actors(ray_cluster: None) -> Iterator[None]:
-    """Two actors a stage, as on two CPUs: eight would spend their time importing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "cpus", lambda: 2)
-        yield
-
-
 def launches(folder: Path) -> None:
     """A shop of 80 users that launches three items a category every fortnight, which all users of the category then buy.
 
@@ -330,7 +321,7 @@ def night(folder: Path, *, items: bool, **candidates_: int) -> tuple[pipeline.Pr
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-def test_a_new_item_of_a_loved_category_gets_into_lists_with_content_and_never_without(tmp_path: Path, two_actors: None) -> None:
+def test_a_new_item_of_a_loved_category_gets_into_lists_with_content_and_never_without(tmp_path: Path, stages_here: None) -> None:
     launches(tmp_path / "shop")
     prepared, table = night(tmp_path / "shop", items=True, content=20)
     mine = [row for row in table.to_pylist() if row["item_id"] in PLANTED]
@@ -348,7 +339,7 @@ def test_a_new_item_of_a_loved_category_gets_into_lists_with_content_and_never_w
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-def test_a_shop_of_events_alone_where_each_user_came_once_has_a_night_too(tmp_path: Path, two_actors: None) -> None:
+def test_a_shop_of_events_alone_where_each_user_came_once_has_a_night_too(tmp_path: Path, stages_here: None) -> None:
     random = np.random.default_rng(3)
     folder = tmp_path / "shop"
     folder.mkdir()

@@ -1,7 +1,7 @@
 import runpy
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
-from recsys import config, pipeline, publish, runtime, show, synthetic
+from recsys import config, pipeline, publish, show, synthetic
 from recsys.errors import BundleError, ConfigError, DataError, PublishError
 from recsys.pipeline import Prepared
 from recsys.score import chances
@@ -66,6 +66,8 @@ actors = 2
 path = "{folder}/table"
 [champion]
 path = "{folder}/bundles"
+[report]
+path = "{folder}/reports"
 """
 
 
@@ -109,19 +111,17 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
 
 
 @pytest.fixture(scope="module")
-def nights(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nights]:
+def nights(all_stages_here: None, tmp_path_factory: pytest.TempPathFactory) -> Nights:
     folder = tmp_path_factory.mktemp("shown")
     planted = synthetic.shop(folder, users=60, items=60, days=84, seed=6, end=DAY, events_per_user=25)
     assert planted.users is not None
     pq.write_table(pa.table({USER_ID: [NEWCOMER], "age": ["65+"], "region": ["north"]}), planted.users / "newcomer.parquet")
     (folder / "shop.toml").write_text(SETTINGS.format(folder=folder))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "cpus", lambda: 2)
-        for day in (BEFORE, DAY):
-            assert verb("score", "--config", str(folder / "shop.toml"), "--as-of", day.isoformat()) == 0
-        settings = config.load(folder / "shop.toml")
-        prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
-        yield Nights(planted, folder, prepared, {day: publish.read(settings.table.path, as_of=day) for day in (BEFORE, DAY)})
+    for day in (BEFORE, DAY):
+        assert verb("score", "--config", str(folder / "shop.toml"), "--as-of", day.isoformat()) == 0
+    settings = config.load(folder / "shop.toml")
+    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+    return Nights(planted, folder, prepared, {day: publish.read(settings.table.path, as_of=day) for day in (BEFORE, DAY)})
 
 
 def one_who(nights: Nights, holds: Callable[[Shown], bool]) -> Shown:
