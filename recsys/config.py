@@ -704,8 +704,9 @@ class Gate(Section):
     """items: distinct recommended ones, as a share of the night before's."""
     max_concentration_rise: Annotated[float, Field(ge=0, le=1)] = 0.1
     """concentration: rise of the Gini index of rows over items."""
-    max_drift: Annotated[float, Field(ge=0)] = 0.25
-    """drift: population stability index of the scores."""
+    max_drift: Annotated[float, Field(ge=0)] = 0.5
+    """drift: population stability index of the scores. Two ordinary nights, each with a model of its own, came to 0.08 to 0.28 on the
+    demo shop; a feature in another unit to 0.6 on a small one."""
     max_source_change: Annotated[float, Field(ge=0, le=1)] = 0.25
     """source_change: largest change of a source's share of the rows."""
     min_source_kept: Annotated[float, Field(ge=0, le=1)] = 0.2

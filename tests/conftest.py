@@ -9,7 +9,7 @@ from typing import Any
 import hypothesis
 import pytest
 import ray
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import sync_playwright
 
 from recsys import runtime
 from tests.pages import Opened, Opener
@@ -57,37 +57,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in long)
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Headless Chromium; without one on the machine the test is skipped, and says so."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium on this machine: the page was not opened in a browser (apt-get install chromium)")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
-
-
 @pytest.fixture
-def opened(browser: Browser) -> Opener:
-    """A page's file on a phone without a network."""
+def opened() -> Opener:
+    """A page's file on a phone without a network, in headless Chromium; without one the test is skipped, and says so."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine: the page was not opened in a browser (apt-get install chromium)")
 
     def show(path: Path) -> Opened:
-        page = browser.new_page(viewport={"width": 390, "height": 800}, offline=True)
-        said: list[str] = []
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
-        page.goto(path.as_uri())
-        broken = page.evaluate("[...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.alt)")
-        tables = page.evaluate(
-            "Object.fromEntries([...document.querySelectorAll('table')].map(table => "
-            "[table.id, [...table.tBodies[0].rows].map(row => [...row.cells].map(cell => cell.textContent))]))"
-        )
-        status = page.inner_text("#status")
-        width = page.evaluate("document.documentElement.scrollWidth")
-        page.close()
-        return Opened(said + [f"no picture: {alt}" for alt in broken], tables, " ".join(status.split()), width)
+        # Only while it shows a page: Playwright keeps an event loop, and no other can run in the thread meanwhile.
+        with (
+            sync_playwright() as playwright,
+            playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]) as browser,
+        ):
+            page = browser.new_page(viewport={"width": 390, "height": 800}, offline=True)
+            said: list[str] = []
+            page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+            page.on("pageerror", lambda error: said.append(str(error)))
+            page.on("request", lambda request: said.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
+            page.goto(path.as_uri())
+            broken = page.evaluate(
+                "[...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => `no picture: ${image.alt}`)"
+            )
+            tables = page.evaluate(
+                "Object.fromEntries([...document.querySelectorAll('table')].map(table => "
+                "[table.id, [...table.tBodies[0].rows].map(row => [...row.cells].map(cell => cell.textContent))]))"
+            )
+            status, width = page.inner_text("#status"), page.evaluate("document.documentElement.scrollWidth")
+        return Opened(said + broken, tables, " ".join(status.split()), width)
 
     return show
