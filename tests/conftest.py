@@ -11,7 +11,9 @@ import pytest
 import ray
 from playwright.sync_api import sync_playwright
 
-from recsys import runtime
+from recsys import runtime, train
+from recsys.epochs import Plan, walk
+from recsys.errors import RecsysError
 from tests.pages import Opened, Opener
 
 CPUS = 8  # logical: enough for four training workers and a pool of actors on any machine
@@ -30,24 +32,38 @@ def ray_cluster() -> Iterator[None]:
     assert not ray.is_initialized()
 
 
-def _units_here(worker: Any, units: Any, *, actors: int | None, device: str) -> Any:
-    return runtime._here(worker, units)
+def _in_this_process(patch: pytest.MonkeyPatch) -> None:
+    def units(worker: Any, units: Any, *, actors: int | None, device: str) -> Any:
+        return runtime._here(worker, units)
+
+    def fit(work: Any, plan: Plan) -> RecsysError | None:
+        from recsys.learner import Learner, Team
+
+        try:
+            walk(plan, Learner(plan, Team()))
+        except RecsysError as error:
+            return error
+        return None
+
+    patch.setattr(runtime, "_on_ray", units)
+    patch.setattr(train, "launch", fit)
 
 
 @pytest.fixture
-def stages_here(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stages work on their units in this process: for tests of what comes out, as actors take longer to start than such work.
+def in_process(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages work on their units in this process, and one worker fits here: for tests of what comes out, as actors and training
+    workers take longer to start than such work.
 
-    That actors make the same of them is what `test_pipeline.py` and `test_runtime.py` show.
+    That those make the same of it is what `test_runtime.py`, `test_train.py`, `test_pipeline.py` and `test_jobs.py` show.
     """
-    monkeypatch.setattr(runtime, "_on_ray", _units_here)
+    _in_this_process(monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def all_stages_here(ray_cluster: None) -> Iterator[None]:
-    """As `stages_here`, for all tests of a file."""
+def all_in_process(ray_cluster: None) -> Iterator[None]:
+    """As `in_process`, for all tests of a file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "_on_ray", _units_here)
+        _in_this_process(patch)
         yield
 
 

@@ -51,7 +51,7 @@ def test_a_horizon_past_the_data_is_shortened_with_a_warning(
 
 
 @pytest.mark.ray
-def test_shards_change_no_figure_and_given_candidates_no_model(planted: synthetic.Planted, tmp_path: Path, stages_here: None) -> None:
+def test_shards_change_no_figure_and_given_candidates_no_model(planted: synthetic.Planted, tmp_path: Path, in_process: None) -> None:
     def measured(shards: int, candidates: Path | None = None, bundle: Any = None) -> tuple[dict[str, Any], Any]:
         sources = open_shop(settings(planted, tmp_path / "work", shards=shards, candidates=candidates), as_of=BEFORE)
         prepared = pipeline.prepare(sources, end=DAY)

@@ -321,7 +321,7 @@ def night(folder: Path, *, items: bool, **candidates_: int) -> tuple[pipeline.Pr
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-def test_a_new_item_of_a_loved_category_gets_into_lists_with_content_and_never_without(tmp_path: Path, stages_here: None) -> None:
+def test_a_new_item_of_a_loved_category_gets_into_lists_with_content_and_never_without(tmp_path: Path, in_process: None) -> None:
     launches(tmp_path / "shop")
     prepared, table = night(tmp_path / "shop", items=True, content=20)
     mine = [row for row in table.to_pylist() if row["item_id"] in PLANTED]
@@ -339,7 +339,7 @@ def test_a_new_item_of_a_loved_category_gets_into_lists_with_content_and_never_w
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-def test_a_shop_of_events_alone_where_each_user_came_once_has_a_night_too(tmp_path: Path, stages_here: None) -> None:
+def test_a_shop_of_events_alone_where_each_user_came_once_has_a_night_too(tmp_path: Path, in_process: None) -> None:
     random = np.random.default_rng(3)
     folder = tmp_path / "shop"
     folder.mkdir()

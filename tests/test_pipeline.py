@@ -427,7 +427,7 @@ def test_other_lists_and_caps_make_another_run_and_no_other_examples(ruled: Rule
 # ---- the gate
 
 
-@pytest.mark.usefixtures("stages_here")
+@pytest.mark.usefixtures("in_process")
 def test_a_night_that_half_the_catalog_is_gone_for_is_stopped_and_may_be_let_through(night: Night, tmp_path: Path) -> None:
     def prepared(**shop: Any) -> pipeline.Prepared:
         sections = {"shop": night.settings.shop.model_copy(update=shop), "report": Report(path=str(reports))}
@@ -492,7 +492,7 @@ def every_other_under_another_id(events: pa.Table) -> pa.Table:
     return events.set_column(events.column_names.index(USER_ID), USER_ID, pc.add(events[USER_ID], other))
 
 
-@pytest.mark.usefixtures("stages_here")
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("which", "fault", "checks"),
     [
@@ -519,7 +519,7 @@ def test_a_night_made_of_a_broken_table_is_stopped(
 # ---- given candidates
 
 
-@pytest.mark.usefixtures("stages_here")
+@pytest.mark.usefixtures("in_process")
 def test_only_given_items_are_listed_and_users_without_one_get_no_list(
     night: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -564,7 +564,7 @@ def test_only_given_items_are_listed_and_users_without_one_get_no_list(
 # ---- the champion
 
 
-@pytest.mark.usefixtures("stages_here")
+@pytest.mark.usefixtures("in_process")
 def test_a_challenger_wins_where_it_is_not_worse_and_only_then_is_fitted_on_all_data(night: Night, tmp_path: Path) -> None:
     def prepared(**train: Any) -> Prepared:
         settings = night.settings.model_dump()
@@ -637,7 +637,7 @@ def popular_only(trained: Trained, folder: Path) -> Bundle:
     )
 
 
-@pytest.mark.usefixtures("stages_here")
+@pytest.mark.usefixtures("in_process")
 def test_a_popular_only_model_given_by_hand_is_stopped_for_its_lists_before_tonight(night: Night, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "bundles")
     first = champion.choose(night.prepared, registry, as_of=DAY)
@@ -653,7 +653,7 @@ def test_a_popular_only_model_given_by_hand_is_stopped_for_its_lists_before_toni
     assert pipeline.score(prepared, first.bundle, as_of=DAY, ndcg=first.ndcg).version is not None
 
 
-@pytest.mark.usefixtures("stages_here")
+@pytest.mark.usefixtures("in_process")
 def test_a_champion_of_other_features_gives_way(night: Night, tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     champion.choose(night.prepared, registry, as_of=DAY)

@@ -111,7 +111,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
 
 
 @pytest.fixture(scope="module")
-def nights(all_stages_here: None, tmp_path_factory: pytest.TempPathFactory) -> Nights:
+def nights(all_in_process: None, tmp_path_factory: pytest.TempPathFactory) -> Nights:
     folder = tmp_path_factory.mktemp("shown")
     planted = synthetic.shop(folder, users=60, items=60, days=84, seed=6, end=DAY, events_per_user=25)
     assert planted.users is not None
