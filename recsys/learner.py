@@ -86,7 +86,7 @@ class Learner:
 
         size = -(-plan.train.batch_size // team.workers)
 
-        @tf.function(input_signature=[*inputs(size), tf.TensorSpec((size,)), tf.TensorSpec((size,))])
+        @tf.function(input_signature=[*inputs(size), tf.TensorSpec((size,)), tf.TensorSpec((size,))], autograph=False)
         def step(dense: Any, codes: Any, label: Any, share: Any) -> Any:
             label, share = tf.cast(label, dtype), tf.cast(share, dtype)
             for layer in moments:

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,23 @@ def in_process(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     _in_this_process(monkeypatch)
 
 
+@pytest.fixture(scope="session")
+def while_in_process(ray_cluster: None) -> Callable[[], AbstractContextManager[None]]:
+    """As `in_process`, for a block: in a fixture that tests share."""
+
+    @contextmanager
+    def block() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            _in_this_process(patch)
+            yield
+
+    return block
+
+
 @pytest.fixture(scope="module")
-def all_in_process(ray_cluster: None) -> Iterator[None]:
+def all_in_process(while_in_process: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """As `in_process`, for all tests of a file."""
-    with pytest.MonkeyPatch.context() as patch:
-        _in_this_process(patch)
+    with while_in_process():
         yield
 
 

@@ -546,7 +546,7 @@ def test_a_user_s_list_is_shown_by_a_word_for_an_id(killed: Killed, run: Callabl
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("in_process")
 def test_a_shop_s_examples_train_a_model_of_the_pairs_door(killed: Killed, run: Callable[..., Ended]) -> None:
     out = killed.folder / "examples"
     shown = run("examples", *killed.arguments, "--out", str(out))
@@ -564,12 +564,12 @@ def test_a_shop_s_examples_train_a_model_of_the_pairs_door(killed: Killed, run: 
     assert re.search(r"^Test Accuracy: [01]\.\d{4}$", shown.out, re.MULTILINE)
     assert f"{test.num_rows:,} rows" in shown.out.splitlines()[-2]
     score = ["--config", str(out / "small.toml"), "--as-of", SHOP_DAY.isoformat(), "--bundle"]
-    shown = run("score_pairs", *score, str(killed.folder / "bundle"))
+    shown = run("score_pairs", *score, str(next(killed.folder.glob("work/train-*/bundle"))))
     assert (shown.status, "was trained by the shop door" in shown.err) == (1, True)
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("in_process")
 def test_the_original_run_is_one_command(run: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = (ROOT / "jobs" / "original.toml").read_text()
     monkeypatch.chdir(tmp_path)

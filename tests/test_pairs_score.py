@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -116,10 +118,11 @@ class Made(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def made(ray_cluster: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(while_in_process: Callable[[], AbstractContextManager[None]], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     out = tmp_path_factory.mktemp("bundles")
     told = settings(data, out, pairs={"test": str(data / "joined" / "scattered")})
-    fitted = pairs_train.train(told, open_rows(told, "path"), open_rows(told, "test"))
+    with while_in_process():
+        fitted = pairs_train.train(told, open_rows(told, "path"), open_rows(told, "test"))
     wide = settings(data, out, form="wide")
     spec = pairs_train.fit_spec(wide, open_rows(wide, "path"))
     model = build(spec, wide.model, seed=1)
