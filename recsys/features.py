@@ -86,101 +86,17 @@ def describe(candidates: Candidates, users: Users, *, features: config.Features,
 
     Shares are counts divided by the total of their window, so that they mean the same as of any date.
     """
-    signals = users.signals
-    columns: dict[str, np.ndarray] = {}
+    active = _activity(users)
+    columns = _of_items(candidates, users)
+    columns |= _of_sources(candidates, users)
+    columns |= _of_users(candidates, users, active)
+    columns |= _of_own_purchases(candidates, users, active)
+    columns |= _of_categories(candidates, users, active)
+
     row, item = candidates.user_row, candidates.item
-    cutoff = int(signals.cutoff)
-
-    # The item: how popular, how old, how often bought again, at what price.
-    names = [f"popularity_{days}d" for days in POPULARITY_DAYS] + ["popularity_all"]
-    logs = np.log(signals.popularity + 1e-7)
-    for name, values in zip(names, logs, strict=True):
-        columns[name] = values[item]
-    for name, shorter, longer in zip(names, logs, logs[1:], strict=False):
-        columns[f"{name}_trend"] = (shorter - longer)[item]
-    known = signals.buyers > 0
-    columns["item_age"] = np.where(known, np.log1p((cutoff - signals.first_ts) / DAY_US), np.nan)[item]
-    columns["item_rest"] = np.where(known, np.log1p((cutoff - signals.last_ts) / DAY_US), np.nan)[item]
-    columns["item_buyers"] = np.log1p(signals.buyers)[item]
-    columns["item_repeat_rate"] = signals.repeat_rate[item]
-    columns["item_repeat_days"] = np.log1p(signals.repeat_days)[item]
-    log_price = np.log(signals.price + 0.01)
-    columns["item_price"] = log_price[item]
-
-    # The sources: score, its place among the user's candidates, and whether the source proposed the item.
-    described = [number for number, name in enumerate(candidates.names) if name not in NOT_FEATURES]
-    for number in described:
-        source = candidates.names[number]
-        score = candidates.score[:, number]
-        if source != "popular":
-            columns[f"{source}_score"] = score
-            columns[f"{source}_z"] = _standardised(score, row, len(users))
-        columns[f"{source}_place"] = _log_place(score, row, len(users))
-        columns[f"{source}_proposed"] = candidates.rank[:, number] > 0
-    columns["sources"] = (candidates.rank[:, described] > 0).sum(axis=1)
-
-    # The user: how active, how long, how often the same again, at what prices.
-    buyer, bought, days = users.purchases
-    count = np.bincount(buyer, minlength=len(users)).astype(np.float64)
-    recent = np.bincount(buyer[days < RECENT_DAYS], minlength=len(users))
-    whole = group_days(buyer, days)
-    place, known = whole.find(np.arange(len(users)))
-    distinct = np.bincount(users.own_key // len(signals.items), minlength=len(users))
-    visits = np.bincount(np.unique(buyer * DAY_US + days) // DAY_US, minlength=len(users))  # distinct (user, day)
-    user_price = _mean(log_price[bought], buyer, len(users))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        per_user = {
-            "user_purchases": np.log1p(count),
-            "user_purchases_recent": np.log1p(recent),
-            "user_items": np.log1p(distinct),
-            "user_visits": np.log1p(visits),
-            "user_basket": np.log1p(count / visits),
-            "user_repeats": 1.0 - distinct / count,
-            "user_rest": np.where(known, np.log1p(whole.last[place]), np.nan),
-            "user_age": np.where(known, np.log1p(whole.first[place]), np.nan),
-            "user_price": user_price,
-        }
-    for name, values in per_user.items():
-        columns[name] = values[row]
-    columns["price_against_usual"] = log_price[item] - user_price[row]
-
-    # The user and the item: bought how often, when last, and when again.
-    own = users.own
-    place, known = own.find(row * len(signals.items) + item)
-    times, last, first = own.count[place], own.last[place], own.first[place]
-    interval = np.where(times > 1, (first - last) / np.maximum(times - 1, 1), np.nan)
-    usual = np.where(np.isfinite(interval), interval, signals.repeat_days[item])
-    columns["own_count"] = np.where(known, np.log1p(times), 0.0)
-    columns["own_recent"] = np.where(known, np.log1p(own.recent[place]), 0.0)
-    columns["own_share"] = np.where(known, times / np.maximum(count, 1)[row], 0.0)
-    columns["own_per_visit"] = np.where(known, times / np.maximum(visits, 1)[row], 0.0)
-    columns["own_decayed"] = np.where(known, np.log1p(own.decayed[place]), 0.0)
-    columns["own_last"] = np.where(known, np.log1p(last), np.nan)
-    columns["own_first"] = np.where(known, np.log1p(first), np.nan)
-    columns["own_interval"] = np.where(known, np.log1p(interval), np.nan)
-    columns["own_due"] = np.where(known, np.log((last + 1.0) / (usual + 1.0)), np.nan)
-    columns["own_known"] = known
-
-    # The user and the item's categories: the user's taste for them, and the item's standing in them.
-    window = signals.popularity[MONTH].astype(np.float64)
-    for name, codes in users.categories.items():
-        size = int(codes.max(initial=0)) + 1
-        grouped = group_days(buyer * size + codes[bought], days)
-        place, known = grouped.find(row * size + codes[item])
-        known &= codes[item] > 0
-        of_category = np.bincount(codes, weights=window, minlength=size)
-        columns[f"{name}_share"] = np.where(known, grouped.count[place] / np.maximum(count, 1)[row], 0.0)
-        columns[f"{name}_count"] = np.where(known, np.log1p(grouped.count[place]), 0.0)
-        columns[f"{name}_recent"] = np.where(known, np.log1p(grouped.recent[place]), 0.0)
-        columns[f"{name}_last"] = np.where(known, np.log1p(grouped.last[place]), np.nan)
-        columns[f"{name}_popularity"] = np.log(of_category + 1e-7)[codes[item]]
-        columns[f"{name}_standing"] = np.log((window + 1e-7) / (of_category[codes] + 1e-7))[item]
-        paid = _mean(log_price[bought], buyer * size + codes[bought], len(users) * size)
-        columns[f"{name}_price"] = log_price[item] - paid[row * size + codes[item]]
-
     table = users.catalog.table
     for name in features.item_numeric:
-        columns[name] = table.column(name).to_numpy()[signals.items][item]
+        columns[name] = table.column(name).to_numpy()[users.signals.items][item]
     for name in features.user_numeric:
         columns[name] = users.history.users.column(name).to_numpy()[row]
 
@@ -196,6 +112,133 @@ def describe(candidates: Candidates, users: Users, *, features: config.Features,
             codes_of.append(encode(users.history.users.column(name), vocabularies[name])[row])
     codes = np.stack(codes_of, axis=1).astype(np.int32) if codes_of else np.empty((len(row), 0), np.int32)
     return Inputs(tuple(columns), np.ascontiguousarray(dense.T), codes)
+
+
+@dataclass(frozen=True)
+class _Activity:
+    """What each user of a batch did in all: float64 (U) purchases, visits, and the mean log price."""
+
+    purchases: np.ndarray
+    visits: np.ndarray
+    """Days with a purchase."""
+    log_price: np.ndarray
+
+
+def _activity(users: Users) -> _Activity:
+    buyer, bought, days = users.purchases
+    purchases = np.bincount(buyer, minlength=len(users)).astype(np.float64)
+    visits = np.bincount(np.unique(buyer * DAY_US + days) // DAY_US, minlength=len(users))  # distinct (user, day)
+    return _Activity(purchases, visits, _mean(_log_price(users)[bought], buyer, len(users)))
+
+
+def _log_price(users: Users) -> np.ndarray:
+    return np.log(users.signals.price + 0.01)
+
+
+def _of_items(candidates: Candidates, users: Users) -> dict[str, np.ndarray]:
+    """The item: how popular, how old, how often bought again, at what price."""
+    signals, item, cutoff = users.signals, candidates.item, int(users.signals.cutoff)
+    columns: dict[str, np.ndarray] = {}
+    names = [f"popularity_{days}d" for days in POPULARITY_DAYS] + ["popularity_all"]
+    logs = np.log(signals.popularity + 1e-7)
+    for name, values in zip(names, logs, strict=True):
+        columns[name] = values[item]
+    for name, shorter, longer in zip(names, logs, logs[1:], strict=False):
+        columns[f"{name}_trend"] = (shorter - longer)[item]
+    known = signals.buyers > 0
+    columns["item_age"] = np.where(known, np.log1p((cutoff - signals.first_ts) / DAY_US), np.nan)[item]
+    columns["item_rest"] = np.where(known, np.log1p((cutoff - signals.last_ts) / DAY_US), np.nan)[item]
+    columns["item_buyers"] = np.log1p(signals.buyers)[item]
+    columns["item_repeat_rate"] = signals.repeat_rate[item]
+    columns["item_repeat_days"] = np.log1p(signals.repeat_days)[item]
+    columns["item_price"] = _log_price(users)[item]
+    return columns
+
+
+def _of_sources(candidates: Candidates, users: Users) -> dict[str, np.ndarray]:
+    """The sources: score, its place among the user's candidates, and whether the source proposed the item."""
+    row = candidates.user_row
+    columns: dict[str, np.ndarray] = {}
+    described = [number for number, name in enumerate(candidates.names) if name not in NOT_FEATURES]
+    for number in described:
+        source = candidates.names[number]
+        score = candidates.score[:, number]
+        if source != "popular":
+            columns[f"{source}_score"] = score
+            columns[f"{source}_z"] = _standardised(score, row, len(users))
+        columns[f"{source}_place"] = _log_place(score, row, len(users))
+        columns[f"{source}_proposed"] = candidates.rank[:, number] > 0
+    columns["sources"] = (candidates.rank[:, described] > 0).sum(axis=1)
+    return columns
+
+
+def _of_users(candidates: Candidates, users: Users, active: _Activity) -> dict[str, np.ndarray]:
+    """The user: how active, how long, how often the same again, at what prices."""
+    buyer, _, days = users.purchases
+    count, visits = active.purchases, active.visits
+    recent = np.bincount(buyer[days < RECENT_DAYS], minlength=len(users))
+    whole = group_days(buyer, days)
+    place, known = whole.find(np.arange(len(users)))
+    distinct = np.bincount(users.own_key // len(users.signals.items), minlength=len(users))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        per_user = {
+            "user_purchases": np.log1p(count),
+            "user_purchases_recent": np.log1p(recent),
+            "user_items": np.log1p(distinct),
+            "user_visits": np.log1p(visits),
+            "user_basket": np.log1p(count / visits),
+            "user_repeats": 1.0 - distinct / count,
+            "user_rest": np.where(known, np.log1p(whole.last[place]), np.nan),
+            "user_age": np.where(known, np.log1p(whole.first[place]), np.nan),
+            "user_price": active.log_price,
+        }
+    columns = {name: values[candidates.user_row] for name, values in per_user.items()}
+    columns["price_against_usual"] = _log_price(users)[candidates.item] - active.log_price[candidates.user_row]
+    return columns
+
+
+def _of_own_purchases(candidates: Candidates, users: Users, active: _Activity) -> dict[str, np.ndarray]:
+    """The user and the item: bought how often, when last, and when again."""
+    own, row, item = users.own, candidates.user_row, candidates.item
+    columns: dict[str, np.ndarray] = {}
+    place, known = own.find(row * len(users.signals.items) + item)
+    times, last, first = own.count[place], own.last[place], own.first[place]
+    interval = np.where(times > 1, (first - last) / np.maximum(times - 1, 1), np.nan)
+    usual = np.where(np.isfinite(interval), interval, users.signals.repeat_days[item])
+    columns["own_count"] = np.where(known, np.log1p(times), 0.0)
+    columns["own_recent"] = np.where(known, np.log1p(own.recent[place]), 0.0)
+    columns["own_share"] = np.where(known, times / np.maximum(active.purchases, 1)[row], 0.0)
+    columns["own_per_visit"] = np.where(known, times / np.maximum(active.visits, 1)[row], 0.0)
+    columns["own_decayed"] = np.where(known, np.log1p(own.decayed[place]), 0.0)
+    columns["own_last"] = np.where(known, np.log1p(last), np.nan)
+    columns["own_first"] = np.where(known, np.log1p(first), np.nan)
+    columns["own_interval"] = np.where(known, np.log1p(interval), np.nan)
+    columns["own_due"] = np.where(known, np.log((last + 1.0) / (usual + 1.0)), np.nan)
+    columns["own_known"] = known
+    return columns
+
+
+def _of_categories(candidates: Candidates, users: Users, active: _Activity) -> dict[str, np.ndarray]:
+    """The user and the item's categories: the user's taste for them, and the item's standing in them."""
+    row, item, (buyer, bought, days) = candidates.user_row, candidates.item, users.purchases
+    log_price, count = _log_price(users), np.maximum(active.purchases, 1)
+    columns: dict[str, np.ndarray] = {}
+    window = users.signals.popularity[MONTH].astype(np.float64)
+    for name, codes in users.categories.items():
+        size = int(codes.max(initial=0)) + 1
+        grouped = group_days(buyer * size + codes[bought], days)
+        place, known = grouped.find(row * size + codes[item])
+        known &= codes[item] > 0
+        of_category = np.bincount(codes, weights=window, minlength=size)
+        columns[f"{name}_share"] = np.where(known, grouped.count[place] / count[row], 0.0)
+        columns[f"{name}_count"] = np.where(known, np.log1p(grouped.count[place]), 0.0)
+        columns[f"{name}_recent"] = np.where(known, np.log1p(grouped.recent[place]), 0.0)
+        columns[f"{name}_last"] = np.where(known, np.log1p(grouped.last[place]), np.nan)
+        columns[f"{name}_popularity"] = np.log(of_category + 1e-7)[codes[item]]
+        columns[f"{name}_standing"] = np.log((window + 1e-7) / (of_category[codes] + 1e-7))[item]
+        paid = _mean(log_price[bought], buyer * size + codes[bought], len(users) * size)
+        columns[f"{name}_price"] = log_price[item] - paid[row * size + codes[item]]
+    return columns
 
 
 def _standardised(score: np.ndarray, row: np.ndarray, users: int) -> np.ndarray:

@@ -75,35 +75,14 @@ def score(
     """
     check_bundle(bundle, settings)
     device = device_of(settings.run)
-    types = rows.id_types()
-    run_id = digest(
-        {
-            "as_of": as_of.isoformat(),
-            "inputs": rows.identity(),
-            "pairs": settings.pairs,
-            "k": settings.rank.k,
-            "model": bundle.model_version,
-            "device": device,
-        }
-    )
-    night = Night(
-        settings.table,
-        settings.pairs.storage_options,
-        as_of,
-        run_id,
-        bundle.model_version,
-        settings.rank.k,
-        **types,
-        limits=settings.gate,
-        overrides=overrides,
-    )
+    night = _night(settings, rows, bundle, as_of=as_of, overrides=overrides)
     if all_scores is not None:
-        _check_folder(all_scores, run_id, settings.pairs.storage_options)
+        _check_folder(all_scores, night.run_id, settings.pairs.storage_options)
     tables = write_joined(settings, rows, bundle.spec)
     shards = pairs.cut(rows, size=settings.run.shard_bytes)
     clustered = all(shard.shared is not None for shard in shards)
     log.info("score: %s rows in %d shards, users %s", f"{rows.source.rows:,}", len(shards), "in order" if clustered else "scattered")
-    stage = Stage(settings.run.work, "score_pairs", {"run": run_id, "table": settings.table.path, "all_scores": all_scores})
+    stage = Stage(settings.run.work, "score_pairs", {"run": night.run_id, "table": settings.table.path, "all_scores": all_scores})
     buckets = 1 if clustered else max(1, math.ceil(rows.source.rows / MERGE_ROWS))
     units = {f"shard-{shard.number:05d}": shard.unit() for shard in shards}
     _forget_lost(stage, units, all_scores, settings.pairs.storage_options)
@@ -129,22 +108,9 @@ def score(
     partial = {name: receipt["starts"] for name, receipt in receipts.items() if receipt["starts"]}
     repeated = sum(receipt["repeated"] for receipt in receipts.values())
     if partial:
-        merges = Stage(settings.run.work, "merge_pairs", {"score": stage.digest})
-        files = [(str(stage.path / f"{name}.arrow"), starts) for name, starts in partial.items()]
-        merged, spent = score_units(
-            merges,
-            {f"bucket-{bucket:05d}": {"bucket": bucket, "shard": len(shards) + bucket} for bucket in range(buckets)},
-            _merge_task,
-            files,
-            night,
-            night=night,
-            actors=settings.run.actors,
-            here=clustered,  # a list or two for each border between shards: not worth an actor's start
-            unit="buckets",
-            label="merge",
-        )
-        parts += [receipt["part"] for receipt in merged.values()]
-        repeated += sum(receipt["repeated"] for receipt in merged.values())
+        merged, spent = _merge(settings, stage, partial, night, buckets=buckets, first=len(shards), here=clustered)
+        parts += [receipt["part"] for receipt in merged]
+        repeated += sum(receipt["repeated"] for receipt in merged)
         seconds += spent
     rejected: Counter[str] = Counter()
     for receipt in receipts.values():
@@ -154,6 +120,30 @@ def score(
         raise DataError(f"{rows.source.location}: no row could be scored; rejected: {dict(rejected)}. See {stage.path}.")
     published = publish_parts(night, stage, parts, scored=total - rejected.total(), seconds=seconds)
     return Scored(published, total, dict(rejected), repeated, clustered)
+
+
+def _night(settings: PairsSettings, rows: Rows, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str]) -> Night:
+    run_id = digest(
+        {
+            "as_of": as_of.isoformat(),
+            "inputs": rows.identity(),
+            "pairs": settings.pairs,
+            "k": settings.rank.k,
+            "model": bundle.model_version,
+            "device": device_of(settings.run),
+        }
+    )
+    return Night(
+        settings.table,
+        settings.pairs.storage_options,
+        as_of,
+        run_id,
+        bundle.model_version,
+        settings.rank.k,
+        **rows.id_types(),
+        limits=settings.gate,
+        overrides=overrides,
+    )
 
 
 def check_bundle(bundle: Bundle, settings: PairsSettings) -> None:
@@ -257,6 +247,25 @@ def _scorer(
         return lambda unit: ((batch, own.unfit, halves(own, places)) for batch, own, places in reader.parts(unit))
     scorer = Scorer(bundle, device)
     return lambda unit: ((batch, encoded.unfit, scorer(encoded.dense, encoded.codes)) for batch, encoded in reader(unit))
+
+
+def _merge(
+    settings: PairsSettings, scored: Stage, partial: Mapping[str, list[int]], night: Night, *, buckets: int, first: int, here: bool
+) -> tuple[list[Receipt], float]:
+    """The receipts of users whose rows lie in several shards, a bucket of users a unit; and the seconds it took.
+
+    Args:
+        scored: the stage that left the shards' lists.
+        partial: shard -> where each bucket starts in its lists.
+        first: number of the first bucket's part.
+        here: a list or two for each border between shards are not worth an actor's start.
+    """
+    stage = Stage(settings.run.work, "merge_pairs", {"score": scored.digest})
+    files = [(str(scored.path / f"{name}.arrow"), starts) for name, starts in partial.items()]
+    units = {f"bucket-{bucket:05d}": {"bucket": bucket, "shard": first + bucket} for bucket in range(buckets)}
+    options: dict[str, Any] = {"actors": settings.run.actors, "here": here, "unit": "buckets", "label": "merge"}
+    receipts, seconds = score_units(stage, units, _merge_task, files, night, night=night, **options)
+    return list(receipts.values()), seconds
 
 
 def _merge_task(files: Sequence[tuple[str, list[int]]], night: Night) -> Task:

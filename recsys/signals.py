@@ -114,6 +114,48 @@ def purchase_days(profiles: Profiles, *, cutoff: int) -> tuple[np.ndarray, np.nd
     return user[new], item[new], days[new]
 
 
+class _ItemSums:
+    """What the histories of all shards say of each item: float64 (I) sums, exact whatever the order of shards."""
+
+    def __init__(self, items: int, days: Sequence[int]) -> None:
+        self.days = days
+        self.windows = np.zeros((len(days), items))
+        """(W, I): purchases, a user's of one day as one, in the last so many days."""
+        self.buyers, self.repeaters = np.zeros(items), np.zeros(items)
+        self.gap_days, self.gaps = np.zeros(items), np.zeros(items)
+        """Days between two purchases by one user, and how many such gaps."""
+        self.price, self.priced = np.zeros(items), np.zeros(items)
+        self.first = np.full(items, np.iinfo(np.int64).max)
+        self.last = np.full(items, np.iinfo(np.int64).min)
+
+    def add(self, history: Profiles, *, cutoff: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        """Count a shard's history; float32 (U, I): on how many days each user bought each item, in all and in the last 28 days."""
+        items = len(self.buyers)
+        user, item, day = purchase_days(history, cutoff=cutoff)
+        for row, days in enumerate(self.days):
+            self.windows[row] += np.bincount(item[day < days], minlength=items)
+        new_pair = np.ones(len(item), bool)
+        new_pair[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
+        pair_item = item[new_pair]
+        times = np.diff(np.append(np.flatnonzero(new_pair), len(item)))
+        self.buyers += np.bincount(pair_item, minlength=items)
+        self.repeaters += np.bincount(pair_item[times > 1], minlength=items)
+        again = np.flatnonzero(~new_pair)
+        self.gap_days += np.bincount(item[again], weights=(day[again] - day[again - 1]).astype(float), minlength=items)
+        self.gaps += np.bincount(item[again], minlength=items)
+        wanted = history.keep(history.wanted)
+        has_price = np.isfinite(wanted.price)
+        rounded = np.rint(wanted.price[has_price].astype(float) / PRICE_UNIT) * PRICE_UNIT
+        self.price += np.bincount(wanted.item[has_price], weights=rounded, minlength=items)
+        self.priced += np.bincount(wanted.item[has_price], minlength=items)
+        np.minimum.at(self.first, wanted.item, wanted.ts)
+        np.maximum.at(self.last, wanted.item, wanted.ts)
+        lately = day < POPULARITY_DAYS[MONTH]
+        size = (len(history), items)
+        month = sp.csr_matrix((np.ones(int(lately.sum()), np.float32), (user[lately], item[lately])), shape=size)
+        return sp.csr_matrix((times.astype(np.float32), (user[new_pair], pair_item)), shape=size), month
+
+
 def fit(
     shards: Iterable[tuple[Profiles, np.ndarray]],
     *,
@@ -143,44 +185,18 @@ def fit(
         DataError: nobody wanted anything in the time.
     """
     windows = (*POPULARITY_DAYS, max(1, -(-(cutoff - start) // DAY_US)))
-    counts = np.zeros((len(windows), items))
-    buyers, repeaters, gap_days, gaps = (np.zeros(items) for _ in range(4))
-    price_sum, priced = np.zeros(items), np.zeros(items)
-    first = np.full(items, np.iinfo(np.int64).max)
-    last = np.full(items, np.iinfo(np.int64).min)
+    sums = _ItemSums(items, windows)
     rows: list[sp.csr_matrix] = []
     ids: list[pa.Array] = []
     keys: list[np.ndarray] = []
     months: list[sp.csr_matrix] = []
     for batch, chosen in shards:
-        history = batch.between(start, cutoff)
-        user, item, day = purchase_days(history, cutoff=cutoff)
-        for row, window in enumerate(windows):
-            counts[row] += np.bincount(item[day < window], minlength=items)
-        new_pair = np.ones(len(item), bool)
-        new_pair[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-        pair_item = item[new_pair]
-        times = np.diff(np.append(np.flatnonzero(new_pair), len(item)))
-        buyers += np.bincount(pair_item, minlength=items)
-        repeaters += np.bincount(pair_item[times > 1], minlength=items)
-        again = np.flatnonzero(~new_pair)
-        gap_days += np.bincount(item[again], weights=(day[again] - day[again - 1]).astype(float), minlength=items)
-        gaps += np.bincount(item[again], minlength=items)
-        wanted = history.keep(history.wanted)
-        has_price = np.isfinite(wanted.price)
-        rounded = np.rint(wanted.price[has_price].astype(float) / PRICE_UNIT) * PRICE_UNIT
-        price_sum += np.bincount(wanted.item[has_price], weights=rounded, minlength=items)
-        priced += np.bincount(wanted.item[has_price], minlength=items)
-        np.minimum.at(first, wanted.item, wanted.ts)
-        np.maximum.at(last, wanted.item, wanted.ts)
-        pairs = sp.csr_matrix((times.astype(np.float32), (user[new_pair], pair_item)), shape=(len(batch), items))
+        pairs, month = sums.add(batch.between(start, cutoff), cutoff=cutoff)
         rows.append(pairs[chosen])
         ids.append(batch.users.column(USER_ID).filter(pa.array(chosen)).combine_chunks())
         keys.append(group_keys(batch.users, groups)[:, chosen])
-        lately = day < POPULARITY_DAYS[MONTH]
-        bought_lately = (np.ones(int(lately.sum()), np.float32), (user[lately], item[lately]))
-        months.append(sp.csr_matrix(bought_lately, shape=(len(batch), items))[chosen])
-    bought = buyers > 0
+        months.append(month[chosen])
+    bought = sums.buyers > 0
     if not bought.any():
         raise DataError(
             f"signals: no wanted event in the {(cutoff - start) // DAY_US} days before {np.datetime64(cutoff, 'us')}. "
@@ -192,13 +208,13 @@ def fit(
     if unseen is not None:
         chosen_items[unseen[~bought[unseen]][:most_unseen]] = True
     active = np.flatnonzero(chosen_items)
-    first[~bought] = last[~bought] = cutoff
+    sums.first[~bought] = sums.last[~bought] = cutoff
     position = np.full(items, -1, np.int32)
     position[active] = np.arange(len(active))
     with np.errstate(invalid="ignore"):
-        price = price_sum[active] / priced[active]
-        repeat_days = np.abs(gap_days[active]) / gaps[active]
-        repeat_rate = repeaters[active] / buyers[active]
+        price = sums.price[active] / sums.priced[active]
+        repeat_days = np.abs(sums.gap_days[active]) / sums.gaps[active]
+        repeat_rate = sums.repeaters[active] / sums.buyers[active]
     # Rows in user_id order: sums of floats, and so the factors' last bits, must not depend on how users are cut into shards.
     order = pc.sort_indices(pa.chunked_array(ids)).to_numpy()
     purchases: sp.csr_matrix = sp.vstack(rows, format="csr")[order][:, np.flatnonzero(bought)]
@@ -217,10 +233,10 @@ def fit(
         cutoff=np.array(cutoff, np.int64),
         items=active.astype(np.int32),
         position=position,
-        popularity=(counts[:, active] / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype(np.float32),
-        buyers=buyers[active].astype(np.float32),
-        first_ts=first[active],
-        last_ts=last[active],
+        popularity=(sums.windows[:, active] / np.maximum(sums.windows.sum(axis=1, keepdims=True), 1)).astype(np.float32),
+        buyers=sums.buyers[active].astype(np.float32),
+        first_ts=sums.first[active],
+        last_ts=sums.last[active],
         price=price.astype(np.float32),
         repeat_rate=repeat_rate.astype(np.float32),
         repeat_days=repeat_days.astype(np.float32),

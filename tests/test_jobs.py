@@ -22,6 +22,7 @@ import typer.main
 from recsys import publish, runtime, synthetic
 from recsys.tables import ITEM_ID, RANK, TIMESTAMP, TS, USER_ID
 from tests.pages import Opener
+from tests.processes import alive, descendants
 
 # Ray Data makes a DataContext, which warns of its own defaults
 pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
@@ -330,21 +331,6 @@ path = "{folder}/bundles"
 [report]
 path = "{folder}/reports"
 """
-
-
-def descendants(of: int) -> set[int]:
-    """Ids of a process and of all that it started."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    pairs = [(int(line.split()[0]), int(line.split()[1])) for line in listed.splitlines()]
-    found = {of}
-    while more := {pid for pid, parent in pairs if parent in found} - found:
-        found |= more
-    return found
-
-
-def alive(pids: set[int]) -> set[int]:
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,stat="], capture_output=True, text=True, check=True).stdout
-    return pids & {int(line.split()[0]) for line in listed.splitlines() if not line.split()[1].startswith("Z")}
 
 
 def receipts(folder: Path) -> dict[Path, int]:

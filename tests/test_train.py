@@ -26,6 +26,7 @@ from recsys.metrics import classification
 from recsys.spec import FeatureSpec
 from tests import fits
 from tests.fits import HELD_OUT, SPEC, Files, plan, write, write_all
+from tests.processes import alive, descendants
 
 # a Train run makes a DataContext, which warns of its own defaults
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
@@ -274,21 +275,6 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def descendants(pid: int) -> list[int]:
-    """A process's children, and theirs."""
-    lists = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    children = [int(child) for found in lists for child in found]
-    return children + [below for child in children for below in descendants(child)]
-
-
-def alive(pid: int) -> bool:
-    """Whether it runs; one that nobody waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def newest(folder: Path) -> State | None:
     """The newest checkpoint of the one run in a folder."""
     runs = list(folder.glob("fit-*"))
@@ -308,15 +294,14 @@ def test_a_driver_killed_and_run_again_goes_on_from_within_the_epoch_to_the_same
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    children = descendants(first.pid)
-    assert len(children) > 4  # Ray's own processes, a controller and two workers
-    first.kill()
-    first.wait()
-    for child in children:  # Ray ends what a killed driver leaves behind, a minute or two later; as when the machine goes down
+    first.send_signal(signal.SIGSTOP)  # what it started is known before it ends
+    started = descendants(first.pid)
+    assert len(started) > 5  # itself, Ray's own processes, a controller and two workers
+    for pid in alive(started):  # Ray ends what a killed driver leaves behind, a minute or two later; as when the machine goes down
         with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
     first.communicate()  # ends once none of them holds its output
-    while any(alive(child) for child in children):
+    while alive(started):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     left = newest(tmp_path)
