@@ -19,10 +19,10 @@ LEFT_RUNNING = 130  # as of a command that Ctrl-C ended
 
 
 def submit(
-    verb: Annotated[str, typer.Argument(help="What to run: nightly, train, score, backtest, ingest, show.")],
+    verb: Annotated[str, typer.Argument(help="What to run: nightly, train, score, score_pairs, backtest, …; not publish or bundles.")],
     address: Annotated[str, typer.Option(help="URL of the cluster's dashboard, such as http://127.0.0.1:8265.")],
     arguments: Annotated[list[str] | None, typer.Argument(help="After `--`: more arguments of the verb.")] = None,
-    config: Annotated[Path | None, typer.Option(help="The shop's settings, a TOML file; a copy travels with the job.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The settings of either door, a TOML file; a copy travels with the job.")] = None,
     as_of: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="As of the verb.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the log; exit 0 on SUCCEEDED, 3 on FAILED, 4 on STOPPED.")] = False,
     python: Annotated[
