@@ -739,7 +739,7 @@ class Report(Section):
 
 
 class Run(Section):
-    """How the work is cut up; none of it changes a list but seed."""
+    """How the work is cut up; none of it changes a list but seed, and device in the last bits of a score."""
 
     work: str = "var/work"
     """Folder for what stages hand each other; on a cluster a path that every node shares."""
@@ -750,7 +750,7 @@ class Run(Section):
     shard_bytes: Positive = 128 * 2**20
     """Of feature rows, decoded, that the pairs door takes as one unit of work; a second or two of scoring."""
     actors: Positive | None = None
-    """Scoring actors. Absent: as many as the cluster has CPUs for."""
+    """Scoring actors. Absent: one for each CPU of the cluster, or for each GPU where those score."""
     device: Literal["cpu", "gpu"] | None = None
     """What scores: ONNX Runtime on CPU, or Keras on GPU. Absent: the GPU where the cluster has one."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -50,7 +50,7 @@ class Ingest:
     user_vocabularies: dict[str, tuple[str, ...]]
     """Values of each categorical user column, most frequent first."""
     rows: Mapping[str, int]
-    """Rows read of events, items and users; users and events kept."""
+    """Rows read of events, items and users; items of the catalog, users and events kept."""
     rejected: Mapping[str, Mapping[str, int]]
     """Per input: reason -> rows."""
 

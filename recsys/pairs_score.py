@@ -1,7 +1,7 @@
 """The pairs door's night on one page: shards of feature rows -> scores -> the best k of each user -> one commit.
 
 A shard keeps the best k rows of each of its users. Users that no other shard can have are final and staged at once; the others are
-left for a merge, bucket by bucket of users, on Ray Data too.
+left for a merge, bucket by bucket of users: on Ray Data too, or in the driver where only users on borders are left.
 """
 
 import math

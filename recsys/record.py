@@ -3,8 +3,9 @@
     <report.path>/<as_of>.json, .html                    of a published night
     <report.path>/<as_of>-stopped.json, -stopped.html    of a night that the gate stopped; what stood before it stands
 
-A record holds what `RECORD` of the scoring stage holds, and beside that `status`, `inputs`, `rejected`,
-`funnel`, `metrics` as `backtest.measure`, `decision`, `training`, `lists`, `popularity`, `sample`, `stages`, `shards` and `nights`.
+A record holds what `RECORD` of the scoring stage holds, and beside that `status`, `table`, `finished_utc`, `inputs`,
+`rejected`, `funnel`, `metrics` as `backtest.measure`, `decision`, `training`, `lists`, `popularity`, `sample`, `stages`, `shards` and
+`nights`.
 """
 
 import json

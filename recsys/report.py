@@ -153,7 +153,7 @@ def _rows(record: Record) -> Section:
     ]
     if rejected:
         parts.append(Table("rejected", "Rows rejected", ("table", "reason", "rows"), rejected, words=2))
-    return Section("Rows and candidates", "Rejected rows are stored beside the profiles.", parts)
+    return Section("Rows and candidates", "Rejected rows are dropped and counted by reason; the counts are kept.", parts)
 
 
 def _ranking(record: Record) -> Section | None:

@@ -1,8 +1,8 @@
 """Ray: connect to it, size a plan to its resources, run the units of a stage on it, show how far they are.
 
-Every request for CPUs is made here. A stage runs as one Ray Data job: its unfinished units are the rows, an actor pool maps them to
-receipts. The units are made in the driver and the receipts come back to it, so no read or write task competes with the
-actors for CPUs, which on a small cluster would hang without an error.
+Every stage's request for CPUs is made here; a fit and a search make their own (`train.py`, `tune.py`). A stage runs as one Ray Data
+job: its unfinished units are the rows, an actor pool maps them to receipts. The units are made in the driver and the receipts come
+back to it, so no read or write task competes with the actors for CPUs, which on a small cluster would hang without an error.
 """
 
 import json
