@@ -20,8 +20,11 @@ backtest: .venv/ready
 test: .venv/ready
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
+# The tests of the files that differ from the last commit; where none does, all that need no Ray.
 test-fast: .venv/ready
-	.venv/bin/python -m pytest -m "not ray"
+	@changed=$$( (git diff --name-only HEAD; git ls-files --others --exclude-standard) \
+		| sed -nE 's:^(recsys/|tests/test_)([a-z_]+)\.py$$:tests/test_\2.py:p' | sort -u | while read -r file; do [ ! -f $$file ] || echo $$file; done); \
+	set -x; .venv/bin/python -m pytest -q -m "not ray" $$changed
 
 drill: .venv/ready
 	.venv/bin/python -m pytest -m drill -v --durations=0

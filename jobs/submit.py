@@ -15,6 +15,11 @@ from recsys.runtime import log
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL_TOKEN = Path("var/cluster/token")  # of `make cluster-up`
+NOT_JOBS = {
+    "submit",
+    "publish",
+    "bundles",
+}  # the last two read and write a table's or a registry's few small files: no work for a cluster
 LEFT_RUNNING = 130  # as of a command that Ctrl-C ended
 
 
@@ -37,9 +42,9 @@ def submit(
 ) -> None:
     """Hand a verb to a Ray cluster as a job; without --wait, return when the cluster has it."""
     with job():
-        verbs = sorted(file.stem for file in (ROOT / "jobs").glob("[a-z]*.py") if file.stem != "submit")
+        verbs = sorted({file.stem for file in (ROOT / "jobs").glob("[a-z]*.py")} - NOT_JOBS)
         if verb not in verbs:
-            raise ConfigError(f"'{verb}' is no verb. There are {', '.join(verbs)}.")
+            raise ConfigError(f"'{verb}' is no verb that a cluster runs. There are {', '.join(verbs)}.")
         jobs_on.check_address(address, insecure_http=insecure_http)
         remote = not jobs_on.loopback(address)
         work = jobs_on.Job(

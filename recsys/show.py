@@ -179,8 +179,9 @@ def _history(prepared: Prepared, profile: Profiles, catalog: Catalog) -> tuple[l
 
 
 def find_bundle(settings: Settings, night: Night) -> Bundle | None:
-    """The bundle that scored a night, by its model_version, where it is still among those in run.work."""
-    for about in sorted(Path(settings.run.work).glob(f"train-*/bundle/{ABOUT}")):
+    """The bundle that scored a night, by its model_version, where it is still among those in run.work or of the champions."""
+    made = (*Path(settings.run.work).glob(f"train-*/bundle/{ABOUT}"), *Path(settings.champion.path).glob(f"bundles/*/*/{ABOUT}"))
+    for about in sorted(made):
         if json.loads(about.read_text(encoding="utf-8")).get("model_version") == night.model_version:
             return bundles.load(about.parent)
     return None

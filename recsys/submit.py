@@ -42,7 +42,7 @@ PATHS = (  # settings that say where something lies
     *("rank.candidates", "table.path", "run.work", "champion.path", "report.path"),
 )
 FOLDERS = ("run.work", "champion.path", "report.path")  # that all nodes mount
-PATH_OPTIONS = ("--bundle", "--out", "--all-scores")  # further arguments of verbs that do
+PATH_OPTIONS = ("--bundle", "--out", "--plot", "--all-scores")  # further arguments of verbs that do
 LEFT_OUT = {"var", ".venv", "venv", ".git", "data", "node_modules"}  # at the root
 NEVER = shutil.ignore_patterns(
     "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "*.parquet", "*.csv", "*.arrow", "*.npz", ".env*", "*.pem", "*.key"

@@ -9,13 +9,10 @@ from typing import Any
 
 import hypothesis
 import pytest
-import ray
-from playwright.sync_api import sync_playwright
 
-from recsys import runtime, train
-from recsys.epochs import Plan, walk
-from recsys.errors import RecsysError
 from tests.pages import Opened, Opener
+
+# What takes long to import is imported where it is used: `make test-fast` is to take about a second.
 
 CPUS = 8  # logical: enough for four training workers and a pool of actors on any machine
 
@@ -27,6 +24,10 @@ hypothesis.settings.load_profile("recsys")
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """The session's Ray, embedded, with 8 logical CPUs; `runtime.connect` inside a test uses it."""
+    import ray
+
+    from recsys import runtime
+
     os.environ["RAY_AUTH_MODE"] = "disabled"  # read once per process; the default differs by how Ray is started
     with runtime.connect(cpus=CPUS):
         yield
@@ -34,10 +35,14 @@ def ray_cluster() -> Iterator[None]:
 
 
 def _in_this_process(patch: pytest.MonkeyPatch) -> None:
+    from recsys import runtime, train
+    from recsys.epochs import walk
+    from recsys.errors import RecsysError
+
     def units(worker: Any, units: Any, *, actors: int | None, device: str) -> Any:
         return runtime._here(worker, units)
 
-    def fit(work: Any, plan: Plan) -> RecsysError | None:
+    def fit(work: Any, plan: Any) -> RecsysError | None:
         from recsys.learner import Learner, Team
 
         try:
@@ -92,6 +97,8 @@ def opened() -> Opener:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium on this machine: the page was not opened in a browser (apt-get install chromium)")
+
+    from playwright.sync_api import sync_playwright
 
     def show(path: Path) -> Opened:
         # Only while it shows a page: Playwright keeps an event loop, and no other can run in the thread meanwhile.

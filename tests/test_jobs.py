@@ -247,6 +247,13 @@ def test_a_plot_of_no_known_format_is_refused_before_any_work(run: Callable[...,
     assert "plot.jpg: must end in .png or .svg, got '.jpg'." in refused(run("backtest", *arguments, "--plot", "plot.jpg"), tmp_path)
 
 
+@pytest.mark.parametrize("verb", ["publish", "bundles", "submit", "nothing"])
+def test_what_no_cluster_runs_is_not_submitted(verb: str, run: Callable[..., Ended], tmp_path: Path):
+    shown = run("submit", verb, "--address", "http://127.0.0.1:1")
+    assert shown.status == 1
+    assert f"'{verb}' is no verb that a cluster runs. There are backtest, bench, demo_shop, examples, ingest, nightly" in shown.err
+
+
 # ---- a second shop, other columns, string ids, no items, no users: a night on two CPUs, killed, and run again
 
 SHOP_DAY, LABEL_DAYS, SHARDS = date(2024, 6, 1), 14, 6

@@ -1,4 +1,5 @@
 import runpy
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -233,7 +234,13 @@ def test_another_model_or_other_inputs_cannot_explain_a_night(nights: Nights, tm
     assert other is not None
     with pytest.raises(BundleError, match=rf"must be the model that scored the night of {DAY}, {made.model_version}, got"):
         show.contributed(nights.prepared, other, shown, largest=2)
-    assert show.find_bundle(config.Settings.model_validate({**settings.model_dump(), "run": {"work": str(tmp_path)}}), older) is None
+    elsewhere = {"run": {"work": str(tmp_path)}, "champion": {"path": str(tmp_path / "champions")}}
+    without = config.Settings.model_validate(settings.model_dump() | elsewhere)
+    assert show.find_bundle(without, older) is None
+    shutil.copytree(other.folder, tmp_path / "champions" / "bundles" / "version" / "published")
+    found = show.find_bundle(without, older)
+    assert found is not None
+    assert found.model_version == older.model_version
 
     def changed(column: str, values: pa.Array) -> Shown:
         place = shown.rows.schema.get_field_index(column)
