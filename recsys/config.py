@@ -715,8 +715,9 @@ class Gate(Section):
     """repeated_users: lists beyond a user's first."""
     max_unknown_items: Annotated[int, Field(ge=0)] = 0
     """unknown_items: rows with an item that is not available in the catalog."""
-    max_ndcg_loss: Annotated[float, Field(ge=0)] = 0.0
-    """ndcg: the upper 95% bound of the model's NDCG@10 less the champion's, on the last full label window, is at least minus this."""
+    max_ndcg_loss: Annotated[float, Field(ge=0)] = 0.01
+    """ndcg: the upper 95% bound of the model's NDCG@10 less the champion's, on the last full label window, is at least minus this; not
+    below champion.margin, else a challenger could win and be stopped."""
     max_users: Positive = 1_000_000
     """overlap and repeated_users look at all users, or at about that many chosen by hash; it bounds the driver's memory."""
 
