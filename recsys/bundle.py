@@ -15,7 +15,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
 import uuid
 import warnings
@@ -31,7 +30,7 @@ from recsys import __version__
 from recsys.calibrate import Calibration
 from recsys.errors import BundleError
 from recsys.spec import FeatureSpec
-from recsys.work import code_digest, digest
+from recsys.work import code_digest, digest, load_arrays, write_json
 
 if TYPE_CHECKING:
     import keras
@@ -76,9 +75,7 @@ class Bundle:
 
     def split(self) -> tuple[dict[str, np.ndarray], onnxruntime.InferenceSession]:
         """What `model.split` returns, the rest in ONNX Runtime as `session`; of a bundle whose rows are joined to tables."""
-        with np.load(self.folder / FIRST, allow_pickle=False) as file:
-            arrays = dict(file)
-        return arrays, _session(self.folder / REST)
+        return load_arrays(self.folder / FIRST), _session(self.folder / REST)
 
     def keras_model(self) -> "keras.Model":
         """The Keras model, which imports Keras and TensorFlow; code inside the file is refused (safe mode)."""
@@ -115,9 +112,9 @@ def save(
 
     def fill(temporary: Path) -> None:
         difference = _write_models(temporary, model, spec)
-        _write_json(temporary / SPEC, spec.to_json())
+        write_json(temporary / SPEC, spec.to_json())
         if calibration is not None:
-            _write_json(temporary / CALIBRATION, calibration.to_json())
+            write_json(temporary / CALIBRATION, calibration.to_json())
         about = {
             "model_version": _model_version(model, spec, calibration),
             "settings": settings,
@@ -129,7 +126,7 @@ def save(
             "files": {path.name: _checksum(path) for path in sorted(temporary.iterdir())},
         }
         about = json.loads(json.dumps(about))  # as it will be read back, so that the digest below is the same then
-        _write_json(temporary / ABOUT, {**about, "digest": digest(about)})
+        write_json(temporary / ABOUT, {**about, "digest": digest(about)})
 
     _place(folder, fill)
     return load(folder)
@@ -256,10 +253,3 @@ def _model_version(model: "keras.Model", spec: FeatureSpec, calibration: Calibra
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())

@@ -12,7 +12,7 @@ from recsys.errors import DataError
 from recsys.inputs import Input, batches, row_groups
 from recsys.profiles import stable_hash
 from recsys.tables import id_type
-from recsys.work import write_atomically
+from recsys.work import save_array, write_atomically
 
 ARRAYS = ("keys", "order", "dense", "codes")
 
@@ -89,10 +89,5 @@ def write(source: Input, key: str, encode: Encoder, folder: Path, name: str) -> 
             f"{source.location}: column '{key}' must have each id once, got {column[int(order[twice[0]])].as_py()} twice. Drop one row."
         )
     for array, values in (("keys", keys[order]), ("order", order)):
-        write_atomically(folder / f"{name}-{array}.npy", lambda file, values=values: _save(file, values))
+        save_array(folder / f"{name}-{array}.npy", values)
     return {"rows": rows}
-
-
-def _save(file: Path, values: np.ndarray) -> None:
-    with file.open("wb") as opened:
-        np.save(opened, values)

@@ -28,7 +28,7 @@ from recsys.score import Scorer
 from recsys.spec import FeatureSpec, Moments
 from recsys.tables import CODES, DENSE, LABEL, WEIGHT
 from recsys.training import Labelled, Trained, fit_bundle, fit_inputs
-from recsys.work import Receipt, Stage, digest, write_atomically
+from recsys.work import Receipt, Stage, digest, save_array, write_atomically
 
 
 @dataclass(frozen=True)
@@ -247,12 +247,7 @@ def _test_task(rows: Rows, folder: str, tables: Path, out: Path) -> Task:
             infinite = {"the score is not finite": ~np.isfinite(raw)}
             fine = rejected.add(batch, {**no_ids(rows, batch), **reasons, **encoded.unfit, **infinite})
             found.append(np.stack([label, raw, weight])[:, fine])
-
-        def save(file: Path) -> None:
-            with file.open("wb") as opened:
-                np.save(opened, np.hstack(found))
-
-        write_atomically(out / f"{name}.npy", save)
+        save_array(out / f"{name}.npy", np.hstack(found))
         return {"rejected": rejected.write(out, name)}
 
     return task

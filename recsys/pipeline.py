@@ -39,7 +39,7 @@ from recsys.shop import Sources, midnight
 from recsys.signals import Signals
 from recsys.tables import DAY_US, DENSE, ITEM_ID, USER_ID
 from recsys.training import Labelled, Trained, fit_bundle, fit_inputs
-from recsys.work import Receipt, Stage, digest, save_arrays, write_atomically
+from recsys.work import Receipt, Stage, digest, load_arrays, save_arrays, write_atomically
 
 SMALL_LISTS_ROWS = 1_000_000  # of ids that rules list: read in less time than an actor starts
 
@@ -469,8 +469,8 @@ def fit_calibration(prepared: Prepared, bundle: Bundle, *, cutoff: date) -> Cali
     )
     parts = []
     for name in receipts:
-        with np.load(stage.path / f"{name}.npz") as file:
-            parts.append((file["raw"], file["label"], file["group"]))
+        file = load_arrays(stage.path / f"{name}.npz")
+        parts.append((file["raw"], file["label"], file["group"]))
     raw, label, group = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if not len(raw):
         raise DataError(

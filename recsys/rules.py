@@ -27,7 +27,7 @@ from recsys.inputs import Input, read
 from recsys.profiles import stable_hash
 from recsys.shop import list_name
 from recsys.tables import USER_ID
-from recsys.work import write_atomically
+from recsys.work import save_array
 
 if TYPE_CHECKING:
     from recsys.candidates import Users
@@ -217,13 +217,8 @@ def write_list(
         found.append(np.stack([hashes[known], items[known]]))
     pairs = np.concatenate(found, axis=1)
     made = {"items": lambda: listed, "users": lambda: np.unique(pairs[0]), "pairs": lambda: pairs[:, np.lexsort((pairs[1], pairs[0]))]}
-    write_atomically(path, lambda file: _save(file, made[what]()))
+    save_array(path, made[what]())
     return {"rows": rows, "unknown": unknown}
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:  # given a path, np.save would add a suffix
-        np.save(file, array, allow_pickle=False)
 
 
 def _read(lists: Path | None, place: int, what: str) -> np.ndarray:

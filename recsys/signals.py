@@ -19,6 +19,7 @@ from recsys import config
 from recsys.errors import DataError
 from recsys.profiles import Profiles, mix, stable_hash
 from recsys.tables import DAY_US, USER_ID
+from recsys.work import load_arrays
 
 POPULARITY_DAYS = (7, 28, 91)  # windows beside the whole history
 PRICE_UNIT = 2.0**-20  # what prices are rounded to before they are summed: such sums are exact, whatever their order
@@ -95,8 +96,7 @@ class Signals:
 
 def load(path: Path) -> Signals:
     """The signals that `Signals.save` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return Signals(**arrays)
+    return Signals(**load_arrays(path))
 
 
 def purchase_days(profiles: Profiles, *, cutoff: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

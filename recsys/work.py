@@ -64,8 +64,18 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     write_atomically(path, save)
 
 
+def save_array(path: Path, array: np.ndarray) -> None:
+    """A .npy file of the array, written whole or not there."""
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a path, save would add a suffix
+            np.save(file, array, allow_pickle=False)
+
+    write_atomically(path, save)
+
+
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays that `save_arrays` wrote."""
+    """The arrays of a .npz file by name."""
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
 
@@ -88,7 +98,7 @@ class Stage:
         if about.exists():
             about.touch()  # used now: `prune` goes by it
         else:
-            write_atomically(about, lambda file: _write_json(file, {"stage": name, **inputs}))
+            write_atomically(about, lambda file: write_json(file, {"stage": name, **inputs}))
 
     def receipt(self, unit: str) -> Receipt | None:
         """What the finished unit left; None where it is not finished."""
@@ -99,7 +109,7 @@ class Stage:
 
     def finish(self, unit: str, receipt: Receipt) -> Receipt:
         """The receipt, stored: from here on the unit is finished. Its outputs must be in place."""
-        write_atomically(self.path / "receipts" / f"{unit}.json", lambda file: _write_json(file, receipt))
+        write_atomically(self.path / "receipts" / f"{unit}.json", lambda file: write_json(file, receipt))
         return receipt
 
     def forget(self, unit: str) -> None:
@@ -124,7 +134,8 @@ def prune(root: str | Path, *, before: float) -> list[str]:
     return [folder.name for folder in stale]
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, on disk when this returns."""
     with path.open("w") as file:
         json.dump(value, file, default=_plain, indent=1)
         file.flush()
