@@ -56,15 +56,11 @@ class Catalog:
         names = self.table.column(NAME).take(pa.array(items)).to_pylist()
         return [name or item_id for name, item_id in zip(names, ids, strict=True)]
 
-    def encoded(self, vocabularies: Mapping[str, tuple[str, ...]], column: str) -> np.ndarray:
-        """int32 (I): codes of a categorical column under a vocabulary; 0 for unseen values and nulls."""
-        return encode(self.table.column(column), vocabularies[column])
-
 
 def encode(column: pa.Array | pa.ChunkedArray, vocabulary: tuple[str, ...]) -> np.ndarray:
     """int32 codes of a string column: 1 + the value's place in the vocabulary; 0 for unseen values and nulls."""
     found = pc.index_in(column, value_set=pa.array(vocabulary, pa.string()))
-    return (pc.fill_null(found, -1).to_numpy().astype(np.int32) + 1).astype(np.int32)
+    return pc.fill_null(found, -1).to_numpy().astype(np.int32) + 1
 
 
 def value_counts(column: pa.Array | pa.ChunkedArray) -> list[tuple[str, int]]:
@@ -73,14 +69,14 @@ def value_counts(column: pa.Array | pa.ChunkedArray) -> list[tuple[str, int]]:
     return sorted(((word, count) for word, count in counts if word is not None), key=lambda pair: (-pair[1], pair[0]))
 
 
-def most_frequent(counts: list[tuple[str, int]], *, limit: int) -> tuple[str, ...]:
+def most_frequent(counts: Mapping[str, int], *, limit: int) -> tuple[str, ...]:
     """The values with the highest counts, ties in order of the value; at most `limit`."""
-    return tuple(word for word, _ in sorted(counts, key=lambda pair: (-pair[1], pair[0]))[:limit])
+    return tuple(word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:limit])
 
 
 def item_vocabularies(catalog: Catalog, features: "Features") -> dict[str, tuple[str, ...]]:
     """The vocabulary of every categorical item column that the settings name."""
     return {
-        name: most_frequent(value_counts(catalog.table.column(name)), limit=features.max_vocabulary)
+        name: most_frequent(dict(value_counts(catalog.table.column(name))), limit=features.max_vocabulary)
         for name in features.item_categorical
     }

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.catalog import most_frequent
 from recsys.config import Pairs
+from recsys.inputs import family, is_list
 from recsys.spec import CLIP, TINY, ColumnSpec, FeatureSpec, Moments, Place
 
 UNLIMITED = float(np.finfo(np.float32).max)
@@ -144,11 +146,6 @@ def count_words(columns: Sequence[ColumnSpec], batch: pa.RecordBatch, counts: Ma
         counts[column.name].update(dict(zip(words, seen.field("counts").to_pylist(), strict=True)))
 
 
-def most_frequent(counts: Counter[str], limit: int) -> tuple[str, ...]:
-    """The most frequent words first, ties in the order of the words."""
-    return tuple(word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:limit])
-
-
 def fitted(pairs: Pairs, columns: Sequence[ColumnSpec], moments: Moments, counts: Mapping[str, Counter[str]]) -> FeatureSpec:
     """The spec of columns whose training rows have these sums and counts.
 
@@ -186,7 +183,9 @@ def fitted(pairs: Pairs, columns: Sequence[ColumnSpec], moments: Moments, counts
         mean=shifts,
         scale=scales,
         codes=tuple(name for column in words for name in column.codes()),
-        vocabularies={column.name: most_frequent(counts[column.name], pairs.words_of(column.name).max_vocabulary) for column in words},
+        vocabularies={
+            column.name: most_frequent(counts[column.name], limit=pairs.words_of(column.name).max_vocabulary) for column in words
+        },
         fill=fills,
         limit=limits,
         columns=tuple(columns),
@@ -212,11 +211,6 @@ def column_spec(pairs: Pairs, name: str, dtype: pa.DataType, *, table: Place, wi
 # Types --------------------------------------------------------------------------------------------------------------------------
 
 
-def is_list(dtype: pa.DataType) -> bool:
-    """A list, large list or fixed-size list."""
-    return pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype)
-
-
 def is_number(dtype: pa.DataType) -> bool:
     """What a numeric column may be, dictionary-encoded or not; a column of nulls only too."""
     if pa.types.is_dictionary(dtype):
@@ -228,8 +222,7 @@ def is_word(dtype: pa.DataType) -> bool:
     """What a categorical column may be, dictionary-encoded or not; a column of nulls only too."""
     if pa.types.is_dictionary(dtype):
         dtype = dtype.value_type
-    text = pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype)
-    return text or pa.types.is_integer(dtype) or pa.types.is_boolean(dtype) or pa.types.is_null(dtype)
+    return family(dtype) == "string" or pa.types.is_integer(dtype) or pa.types.is_boolean(dtype) or pa.types.is_null(dtype)
 
 
 def words_as(words: Sequence[str], dtype: pa.DataType) -> pa.Array:

@@ -60,17 +60,13 @@ class Ingest:
 
     def profiles(self, shard: str) -> Profiles:
         """The users of one shard with all their events before the end."""
-        return read_profiles(self.folder, shard)
+        file = pq.ParquetFile(self.folder / f"profiles-{shard}.parquet")
+        return profiles_module.from_table(file.read(use_threads=False))
 
 
 def read_catalog(folder: Path) -> Catalog:
     """The catalog that an ingest wrote into the folder."""
     return Catalog(pq.read_table(folder / "catalog.parquet", use_threads=False).combine_chunks())
-
-
-def read_profiles(folder: Path, shard: str) -> Profiles:
-    """The profiles of one shard that an ingest wrote into the folder."""
-    return profiles_module.from_table(pq.ParquetFile(folder / f"profiles-{shard}.parquet").read(use_threads=False))
 
 
 def ingest(sources: Sources, *, end: date) -> Ingest:
@@ -149,7 +145,7 @@ def _user_vocabularies(grouped: Iterable[Receipt], features: Features) -> dict[s
     for receipt in grouped:
         for name, values in receipt["user_values"].items():
             counts[name].update(dict(values))
-    return {name: most_frequent(list(found.items()), limit=features.max_vocabulary) for name, found in counts.items()}
+    return {name: most_frequent(found, limit=features.max_vocabulary) for name, found in counts.items()}
 
 
 def parts_of(source: Input, table: str) -> Iterator[dict[str, Any]]:

@@ -346,7 +346,7 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return one
     if pa.types.is_null(one):
         return other
-    if _is_list(one) and _is_list(other):
+    if is_list(one) and is_list(other):
         values = _common(one.value_type, other.value_type)
         return one if values == one.value_type else None if values is None else pa.list_(values)
     families = {family(one), family(other)}
@@ -370,5 +370,6 @@ def family(dtype: pa.DataType) -> str:
     return str(dtype)
 
 
-def _is_list(dtype: pa.DataType) -> bool:
+def is_list(dtype: pa.DataType) -> bool:
+    """A list, large list or fixed-size list."""
     return pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import tables
+from recsys.given import GIVEN
 from recsys.profiles import stable_hash
 from recsys.rank import Ranked, top
 from recsys.score import probabilities
@@ -26,8 +27,6 @@ from recsys.tables import (
     SOURCES,
     USER_ID,
 )
-
-GIVEN = "given"  # source and kind of reason: the row was there to be scored
 
 
 def best(rows: pa.Table, *, k: int) -> tuple[pa.Table, int]:

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from recsys import encode, tables
 from recsys.config import Pairs, PairsSettings
-from recsys.encode import column_spec, is_list, is_number, is_word
+from recsys.encode import column_spec, is_number, is_word
 from recsys.errors import BundleError, DataError
-from recsys.inputs import Input, RowGroup, batches, family, open_input, row_groups
+from recsys.inputs import Input, RowGroup, batches, family, is_list, open_input, row_groups
 from recsys.profiles import stable_hash
 from recsys.spec import ColumnSpec, FeatureSpec, Place
 

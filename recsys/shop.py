@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from recsys import tables
 from recsys.config import Settings
 from recsys.errors import DataError
-from recsys.inputs import Input, bounds, open_input
+from recsys.inputs import Input, bounds, family, open_input
 from recsys.tables import TIMESTAMP
 
 SHARD_EVENTS = 200_000  # of one shard, where the settings do not say: some 10 MB in memory
@@ -168,13 +168,7 @@ def _number(source: Input, column: str, *, setting: str, required: bool) -> None
 def _text(source: Input, column: str, *, setting: str) -> None:
     dtype = source.require(column, setting=setting)
     value = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
-    if not (
-        pa.types.is_string(value)
-        or pa.types.is_large_string(value)
-        or pa.types.is_string_view(value)
-        or pa.types.is_integer(value)
-        or pa.types.is_boolean(value)
-    ):
+    if not (family(value) == "string" or pa.types.is_integer(value) or pa.types.is_boolean(value)):
         raise DataError(
             f"{source.location}: column '{column}' must be a string, integer or bool to be a category, got {dtype}. "
             f"Convert it, or change {setting}."

@@ -1,6 +1,10 @@
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recsys import catalog, config
 from recsys.catalog import Catalog
@@ -43,7 +47,15 @@ def test_a_value_is_coded_by_its_place_in_the_vocabulary_and_an_unseen_one_by_0(
 
 
 def test_a_column_of_the_catalog_is_coded_item_by_item() -> None:
-    assert shops.catalog().encoded(shops.VOCABULARIES, "department").tolist() == [2, 2, 1, 1, 1, 0, 0]
+    assert catalog.encode(shops.catalog().table.column("department"), shops.VOCABULARIES["department"]).tolist() == [
+        2,
+        2,
+        1,
+        1,
+        1,
+        0,
+        0,
+    ]
 
 
 def test_values_are_counted_most_frequent_first_ties_by_value_and_nulls_not_at_all() -> None:
@@ -52,7 +64,16 @@ def test_values_are_counted_most_frequent_first_ties_by_value_and_nulls_not_at_a
 
 
 def test_the_most_frequent_values_are_kept_ties_by_value() -> None:
-    assert catalog.most_frequent([("x", 1), ("b", 3), ("a", 3), ("y", 1)], limit=3) == ("a", "b", "x")
+    assert catalog.most_frequent({"x": 1, "b": 3, "a": 3, "y": 1}, limit=3) == ("a", "b", "x")
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "ä", "10", "9"]), max_size=30), st.integers(1, 6))
+def test_the_most_frequent_words_come_first_and_ties_go_by_the_word(words: list[str], limit: int) -> None:
+    kept = catalog.most_frequent(Counter(words), limit=limit)
+    assert len(kept) == min(limit, len(set(words)))
+    keys = [(-words.count(word), word) for word in kept]
+    assert keys == sorted(keys)
+    assert all((-words.count(word), word) > keys[-1] for word in set(words) - set(kept))
 
 
 def test_every_categorical_column_of_items_has_a_vocabulary_of_limited_length() -> None:

@@ -13,8 +13,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from recsys import bundle, config, encode, model, score
+from recsys.catalog import most_frequent
 from recsys.config import Pairs
-from recsys.encode import Encoded, Encoder, column_spec, count_words, encoder, fitted, most_frequent
+from recsys.encode import Encoded, Encoder, column_spec, count_words, encoder, fitted
 from recsys.spec import CLIP, ColumnSpec, FeatureSpec, Moments
 
 NAN, INF = float("nan"), float("inf")
@@ -544,7 +545,7 @@ def test_integers_and_truth_values_are_counted_as_they_are_written(values: pa.Ar
     counts = {"x": Counter[str]()}
     count_words([WORD], batch(x=values), counts)
     assert counts["x"] == expected
-    kept = most_frequent(counts["x"], 10)
+    kept = most_frequent(counts["x"], limit=10)
     assert [kept[code - 1] if code else None for code in codes(WORD, values, kept)] == [
         None if value is None else str(value).lower() for value in values.to_pylist()
     ]
@@ -580,15 +581,6 @@ def test_a_list_column_of_empty_lists_only_has_no_words() -> None:
     counts = {"x": Counter[str]()}
     count_words([ColumnSpec("x", "words")], batch(x=pa.array([[], None], pa.list_(pa.null()))), counts)
     assert counts["x"] == {}
-
-
-@given(st.lists(st.sampled_from(["a", "b", "c", "ä", "10", "9"]), max_size=30), st.integers(1, 6))
-def test_the_most_frequent_words_come_first_and_ties_go_by_the_word(words: list[str], limit: int) -> None:
-    kept = most_frequent(Counter(words), limit)
-    assert len(kept) == min(limit, len(set(words)))
-    keys = [(-words.count(word), word) for word in kept]
-    assert keys == sorted(keys)
-    assert all((-words.count(word), word) > keys[-1] for word in set(words) - set(kept))
 
 
 # ---- the model's side
