@@ -50,14 +50,10 @@ def measure(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> di
         bundle: trained as of the same date, else it would know its test.
     """
     stage, receipts = _measured(prepared, bundle, as_of=as_of, end=end)
-    result = evaluate.summary(_sums(stage, receipts))
+    result = evaluate.summary(_sums(stage, receipts, "lists"))
     calibration = None
     if _label_end(prepared.settings, as_of) <= end:
-        total = reliability.zero()
-        for name in receipts:
-            more = load_arrays(stage.path / f"{name}-scores.npz")
-            total = {key: values + more[key] for key, values in total.items()}
-        calibration = reliability.summary(total)
+        calibration = reliability.summary(_sums(stage, receipts, "scores"))
     return {"as_of": as_of.isoformat(), "horizon_days": (end - as_of).days, **result, "calibration": calibration}
 
 
@@ -68,11 +64,11 @@ def paired(prepared: Prepared, bundle: Bundle, other: Bundle, *, as_of: date, en
         `mean`; `interval`, its 95% bounds by the bootstrap over users, whose resamples both bundles share; `users`. None, None and 0
         where no user counts.
     """
-    return evaluate.paired(*(_sums(*_measured(prepared, one, as_of=as_of, end=end)) for one in (bundle, other)))
+    return evaluate.paired(*(_sums(*_measured(prepared, one, as_of=as_of, end=end), "lists") for one in (bundle, other)))
 
 
-def _sums(stage: Stage, receipts: Mapping[str, Receipt]) -> dict[str, np.ndarray]:
-    return evaluate.add(load_arrays(stage.path / f"{name}-lists.npz") for name in receipts)
+def _sums(stage: Stage, receipts: Mapping[str, Receipt], what: str) -> dict[str, np.ndarray]:
+    return evaluate.add(load_arrays(stage.path / f"{name}-{what}.npz") for name in receipts)
 
 
 def _measured(prepared: Prepared, bundle: Bundle, *, as_of: date, end: date) -> tuple[Stage, dict[str, Receipt]]:
@@ -123,8 +119,7 @@ def _measure_task(
             found = evaluate.evaluate(batch, start=start, end=stop, factors=factors, **told)
             sums = evaluate.add([sums, found])
             if label_end <= end:
-                more = reliability.count(batch, chance=chance, end=midnight(label_end))
-                total = {key: values + more[key] for key, values in total.items()}
+                total = evaluate.add([total, reliability.count(batch, chance=chance, end=midnight(label_end))])
         save_arrays(folder / f"{name}-lists.npz", **sums)
         save_arrays(folder / f"{name}-scores.npz", **total)
         return {"users": {key: int(sums[f"{key} users"][0]) if sums else 0 for key in evaluate.SLICES}}

@@ -10,10 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys import config
+from recsys import config, metrics
 from recsys.errors import ConfigError
-from recsys.examples import mix
-from recsys.profiles import stable_hash
+from recsys.profiles import mix, stable_hash
 from recsys.tables import ITEM_ID, RANK, SCORE, SOURCE, USER_ID
 
 NAMES = (
@@ -166,9 +165,7 @@ def drift(before: np.ndarray, now: np.ndarray) -> float:
     Args:
         before, now: int (B + 1): rows by score, ascending; the last counts rows without one and is a bin of its own.
     """
-    middle = np.cumsum(before[:-1]) - before[:-1] / 2
-    group = np.minimum(middle * DRIFT_BINS / max(before[:-1].sum(), 1), DRIFT_BINS - 1).astype(np.int64)
-    group = np.append(group, DRIFT_BINS)
+    group = np.append(metrics.equal_mass(before[:-1], DRIFT_BINS), DRIFT_BINS)
     p, q = (
         np.maximum(np.bincount(group, weights=counts, minlength=DRIFT_BINS + 1) / max(counts.sum(), 1), SMALLEST_SHARE)
         for counts in (before, now)

@@ -18,10 +18,11 @@ from recsys.bundle import Bundle
 from recsys.config import PairsSettings
 from recsys.encode import KEPT_WORDS, Encoder, count_words, fitted
 from recsys.errors import DataError
-from recsys.examples import as_lists, mix
+from recsys.examples import as_lists
 from recsys.joined import read_batches
 from recsys.pairs import Batch, Rows
 from recsys.pairs_score import write_joined
+from recsys.profiles import mix
 from recsys.rows import Reader, Rejected, no_ids
 from recsys.runtime import Task
 from recsys.score import Scorer

@@ -166,12 +166,8 @@ def given_of(prepared: Prepared, shard: str) -> Given | None:
 # Signals ------------------------------------------------------------------------------------------------------------------------
 
 
-def make_signals(prepared: Prepared, cutoffs: Sequence[date]) -> None:
-    """The signals as of each cutoff; a cutoff is a unit."""
-    _fit_signals(prepared, {day.isoformat(): {"cutoff": day.isoformat(), "given": False} for day in cutoffs})
-
-
 def _fit_signals(prepared: Prepared, units: Mapping[str, Mapping[str, Any]]) -> None:
+    """The signals as of each unit's cutoff."""
     runtime.run(prepared.signals, units, _signals_task, prepared, prepared.signals.path, unit="cut-offs")
 
 
@@ -282,7 +278,7 @@ def cutoffs(settings: Settings, *, as_of: date, first: date) -> list[date]:
 
 def make_examples(prepared: Prepared, days: Sequence[date]) -> dict[date, list[Receipt]]:
     """The labelled rows as of each cutoff; a unit is a cutoff and a shard of users."""
-    make_signals(prepared, days)
+    _fit_signals(prepared, {day.isoformat(): {"cutoff": day.isoformat(), "given": False} for day in days})
     units = {
         f"{day.isoformat()}-{shard}": {"cutoff": day.isoformat(), "shard": shard} for day in days for shard in prepared.ingest.shards
     }
@@ -428,9 +424,9 @@ def _feature_spec(files: Sequence[Path], names: Sequence[str], prepared: Prepare
                     if batch.num_rows:
                         yield batch.column(DENSE).flatten().to_numpy().reshape(batch.num_rows, -1)
 
-    mean, scale = spec.fit_normalisation(blocks(), len(names))
+    mean, deviation = (tuple(values.tolist()) for values in spec.Moments.of(blocks(), len(names)).standard())
     codes = embedded(prepared.settings.features, prepared.vocabularies)
-    return spec.FeatureSpec(tuple(names), mean, scale, codes, prepared.vocabularies)
+    return spec.FeatureSpec(tuple(names), mean, deviation, codes, prepared.vocabularies)
 
 
 # Calibrate ----------------------------------------------------------------------------------------------------------------------
@@ -573,21 +569,15 @@ def score(
     )
     parts = [receipt["part"] for receipt in receipts.values()]
     scored = sum(receipt["candidates"] for receipt in receipts.values())
-    dropped, short = (_added([receipt[name] for receipt in receipts.values()]) for name in ("dropped", "short"))
+    dropped, short = Counter[str](), Counter[str]()
+    for receipt in receipts.values():
+        dropped.update(receipt["dropped"])
+        short.update(receipt["short"])
     catalog = prepared.ingest.catalog()
     available = catalog.item_id.filter(pa.array(catalog.available))
     return publish_parts(
-        night, stage, parts, scored=scored, seconds=seconds, dropped=dropped, short=short, available=available, ndcg=ndcg
+        night, stage, parts, scored=scored, seconds=seconds, dropped=dict(dropped), short=dict(short), available=available, ndcg=ndcg
     )
-
-
-def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """The sum of counts by name, names in the order in which they come."""
-    total: dict[str, int] = {}
-    for one in counts:
-        for name, count in one.items():
-            total[name] = total.get(name, 0) + count
-    return total
 
 
 def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str, np.ndarray], lists: Path, night: Night) -> Task:
@@ -598,14 +588,13 @@ def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str,
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         candidates = 0
         tables: list[pa.Table] = []
-        dropped: list[dict[str, int]] = []
-        short: list[dict[str, int]] = []
+        dropped, short = Counter[str](), Counter[str]()
         profiles, only = prepared.ingest.profiles(unit["shard"]), given_of(prepared, unit["shard"])
         for batch in scored(profiles, describer, scorer, only):
             candidates += len(batch.candidates)
             made = listed(batch, settings.rank)
-            dropped.append(made.dropped)
-            short.append(made.short)
+            dropped.update(made.dropped)
+            short.update(made.short)
             tables.append(
                 recommendations(
                     batch,
@@ -617,7 +606,7 @@ def _score_task(prepared: Prepared, model: tuple[str, Device], arrays: dict[str,
                 )
             )
         part = night.stage(pa.concat_tables(tables), shard=int(unit["shard"]))
-        return {"part": part, "candidates": candidates, "dropped": _added(dropped), "short": _added(short)}
+        return {"part": part, "candidates": candidates, "dropped": dropped, "short": short}
 
     return task
 

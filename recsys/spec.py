@@ -168,16 +168,3 @@ class Moments:
         deviation = np.sqrt(np.maximum(self.squares / count - mean**2, 0.0))
         constant = ~(self.high > self.low) | (deviation <= 1e-6 * np.abs(mean)) | (deviation < TINY)
         return mean, np.where(constant, 1.0, deviation)
-
-
-def fit_normalisation(blocks: Iterable[np.ndarray], width: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every dense column over all blocks, missing values left out.
-
-    Args:
-        blocks: float32 (B, width) arrays; NaN is missing.
-
-    Returns:
-        `mean` and `scale`, one float a column; 0 and 1 for a column without values, scale 1 for a constant one.
-    """
-    mean, deviation = Moments.of(blocks, width).standard()
-    return tuple(mean.tolist()), tuple(deviation.tolist())

@@ -47,15 +47,8 @@ def test_a_value_is_coded_by_its_place_in_the_vocabulary_and_an_unseen_one_by_0(
 
 
 def test_a_column_of_the_catalog_is_coded_item_by_item() -> None:
-    assert catalog.encode(shops.catalog().table.column("department"), shops.VOCABULARIES["department"]).tolist() == [
-        2,
-        2,
-        1,
-        1,
-        1,
-        0,
-        0,
-    ]
+    department = shops.catalog().table.column("department")
+    assert catalog.encode(department, shops.VOCABULARIES["department"]).tolist() == [2, 2, 1, 1, 1, 0, 0]
 
 
 def test_values_are_counted_most_frequent_first_ties_by_value_and_nulls_not_at_all() -> None:
