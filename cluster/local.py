@@ -47,7 +47,7 @@ START_SECONDS = 120.0
 START_ATTEMPTS = 3
 STOP_SECONDS = 15.0  # for Ray to end its own processes, before they are killed
 SESSIONS = Path("/tmp")  # Ray's Unix sockets lie in its session, and their paths may have 107 bytes: var/ can be too deep
-GIB = 2**30
+OBJECT_STORE_BYTES = 2**28  # of each node
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,6 @@ def up(
     *,
     workers: int = 2,
     cpus: int = 2,
-    object_store_bytes: int = GIB // 4,
     gcs_port: int = GCS_PORT,
     dashboard_port: int = DASHBOARD_PORT,
     client_port: int = CLIENT_PORT,
@@ -103,7 +102,6 @@ def up(
 
     Args:
         cpus: of each worker node; logical, they may be more than the machine has.
-        object_store_bytes: of each node.
 
     Raises:
         ClusterError: one runs already, a port is taken, or the nodes did not join in time; what was started is ended again.
@@ -122,7 +120,7 @@ def up(
     (folder / "ray").unlink(missing_ok=True)
     (folder / "ray").symlink_to(session)
     cluster = Cluster(uuid.uuid4().hex, f"http://{HOST}:{dashboard_port}", f"{_ip('head')}:{gcs_port}", session)
-    common = ["--block", f"--object-store-memory={object_store_bytes}", "--disable-usage-stats"]
+    common = ["--block", f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
     common += ["--dashboard-agent-listen-port=0"]  # agents of one machine cannot share Ray's default port
     head = ["--head", "--num-cpus=0", f"--port={gcs_port}", f"--ray-client-server-port={client_port}"]
     head += [f"--dashboard-host={HOST}", f"--dashboard-port={dashboard_port}"]

@@ -367,12 +367,10 @@ ITEMS = 50_000  # of generated feature rows
 # Load for the pairs door ----------------------------------------------------------------------------------------------------------
 
 
-def feature_rows(
-    folder: Path, *, rows: int, files: int, numeric: int, categorical: int = 0, per_user: int = 100, items: int = ITEMS, seed: int = 0
-) -> Iterator[Path]:
+def feature_rows(folder: Path, *, rows: int, files: int, numeric: int, categorical: int = 0) -> Iterator[Path]:
     """Parquet files of feature rows with ids, numbers f00, f01, … and words c00, c01, …; yields each file when it is written.
 
-    Users come in order and have `per_user` rows each; a border between files may lie within a user.
+    Users come in order and have 100 rows each; a border between files may lie within a user.
 
     Args:
         rows: of all files together.
@@ -383,10 +381,10 @@ def feature_rows(
     words = pa.array([f"word {number}" for number in range(1_000)])
     for number in range(files):
         start, end = rows * number // files, rows * (number + 1) // files
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng([0, number])
         columns = {
-            USER_ID: pa.array(np.arange(start, end) // per_user),
-            ITEM_ID: pa.array(rng.integers(0, items, end - start)),
+            USER_ID: pa.array(np.arange(start, end) // 100),
+            ITEM_ID: pa.array(rng.integers(0, ITEMS, end - start)),
         }
         for column in range(numeric):
             columns[f"f{column:02d}"] = pa.array(rng.standard_normal(end - start, np.float32))
