@@ -86,7 +86,7 @@ def _spec() -> FeatureSpec:
 def _fit(folder: Path, fitting: Path, held_out: Path, *, workers: int) -> float:
     folder.mkdir()
     settings = config.Train(epochs=EPOCHS, patience=None, refit=False, batch_size=BATCH, workers=workers, max_failures=0)
-    plan = Plan((fitting,), (held_out,), spec=_spec(), model=config.Model(), train=settings, seed=0, cpus=1, run=folder)
+    plan = Plan((fitting,), (held_out,), spec=_spec(), model=config.Model(), train=settings, seed=0, run=folder)
     history = train.launch(_tied, plan)[1:]
     return ROWS * len(history) / sum(epoch["seconds"] for epoch in history)
 

@@ -39,8 +39,6 @@ class Plan:
     model: config.Model
     train: config.Train
     seed: int
-    cpus: int
-    """Of one worker."""
     run: Path
     """Folder of the checkpoints, shared by every node."""
     policy: str | None = None

@@ -73,7 +73,6 @@ def fit(
     seed: int,
     folder: Path,
     name: str,
-    cpus_per_worker: int = 1,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Fit:
     """The fitted weights: early stopping on the validation rows, then, with train.refit, a fit from the start on all rows.
@@ -93,7 +92,7 @@ def fit(
             not be written.
         ConfigError: the loss stopped being finite, or the GPU has no bfloat16.
     """
-    check(train_files, validation_files, spec=spec, train=train, cpus_per_worker=cpus_per_worker)
+    check(train_files, validation_files, spec=spec, train=train)
     # absolute: Train changes the workers' directory
     files = [tuple(Path(file).absolute() for file in part) for part in (train_files, validation_files)]
     identity = {
@@ -106,7 +105,7 @@ def fit(
     }
     run = Path(folder).absolute() / f"{name}-{digest(identity)}"
     run.mkdir(parents=True, exist_ok=True)
-    plan = Plan(files[0], files[1], spec=spec, model=model, train=train, seed=seed, cpus=cpus_per_worker, run=run)
+    plan = Plan(files[0], files[1], spec=spec, model=model, train=train, seed=seed, run=run)
     with _watch(run / HISTORY, on_epoch):
         error = launch(_work, plan)
     if error is not None:
@@ -117,9 +116,7 @@ def fit(
     return Fit(state.history, best(state.history), weights, state.best_weights, plan)
 
 
-def check(
-    train_files: Sequence[Path], validation_files: Sequence[Path], *, spec: FeatureSpec, train: config.Train, cpus_per_worker: int
-) -> None:
+def check(train_files: Sequence[Path], validation_files: Sequence[Path], *, spec: FeatureSpec, train: config.Train) -> None:
     """Refuse a fit that cannot run.
 
     Raises:
@@ -128,7 +125,7 @@ def check(
     """
     _check_rows(train_files, spec, "training")
     _check_rows(validation_files, spec, "validation")
-    _check_cluster(train, cpus_per_worker)
+    _check_cluster(train)
 
 
 def launch(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
@@ -148,7 +145,7 @@ def launch(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
         scaling_config=api.ScalingConfig(
             num_workers=train.workers,
             use_gpu=gpu,
-            resources_per_worker={"CPU": plan.cpus} | ({"GPU": 1} if gpu else {}),
+            resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpu else {}),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=api.RunConfig(
@@ -182,7 +179,7 @@ def _work(job: dict[str, Plan]) -> RecsysError | None:
 
 
 def settle(plan: Plan) -> None:
-    """Keep this process to the CPUs and the GPU that the plan gives a worker; before any other TensorFlow operation.
+    """Keep this process to the one CPU, and the GPU, that a worker has; before any other TensorFlow operation.
 
     Raises:
         ClusterError: a GPU was asked for and TensorFlow sees none.
@@ -191,7 +188,7 @@ def settle(plan: Plan) -> None:
     import tensorflow as tf
 
     # first thing: TensorFlow reads neither Ray's CPU share nor OMP_NUM_THREADS, and would take every core in every worker
-    tf.config.threading.set_intra_op_parallelism_threads(plan.cpus)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(2)  # one computes while another waits for the other workers
     if plan.train.device == "gpu":  # not run on one yet: the machines this was written on have none
         gpus = tf.config.list_physical_devices("GPU")
@@ -310,11 +307,11 @@ def _check_rows(files: Sequence[Path], spec: FeatureSpec, role: str) -> None:
         )
 
 
-def _check_cluster(train: config.Train, cpus_per_worker: int) -> None:
+def _check_cluster(train: config.Train) -> None:
     """Refuse what Ray would wait for without end. The controller of Train asks for no CPU."""
     there = ray.cluster_resources()
     workers = train.fewest_workers
-    needs = [("CPU", workers * cpus_per_worker)] + ([("GPU", workers)] if train.device == "gpu" else [])
+    needs = [("CPU", workers)] + ([("GPU", workers)] if train.device == "gpu" else [])
     for resource, needed in needs:
         if there.get(resource, 0) < needed:
             raise ClusterError(

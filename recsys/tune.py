@@ -98,10 +98,10 @@ def search(
             folder.mkdir(exist_ok=True)
             fitted = fitted.model_copy(update={"workers": 1, "refit": False})
             plans[number] = Plan(
-                tuple(labelled.fitting), tuple(labelled.validating), spec, model, fitted, settings.run.seed, cpus=1, run=folder
+                tuple(labelled.fitting), tuple(labelled.validating), spec, model, fitted, settings.run.seed, run=folder
             )
         one = plans[pending[0]]
-        train.check(one.train_files, one.validation_files, spec=spec, train=one.train, cpus_per_worker=1)
+        train.check(one.train_files, one.validation_files, spec=spec, train=one.train)
         ended = [receipt for name in names.values() if (receipt := stage.receipt(name)) is not None]
         with runtime.progress("tune", len(pending), unit="trials") as advance:
 

@@ -77,4 +77,4 @@ def plan(
     mlp = model or config.Model(hidden=(16, 8), dropout=0.0)
     run.mkdir(parents=True, exist_ok=True)
     train = config.Train.model_validate(settings)
-    return Plan(files.train, files.validation, spec=spec, model=mlp, train=train, seed=seed, cpus=1, run=run, policy=policy)
+    return Plan(files.train, files.validation, spec=spec, model=mlp, train=train, seed=seed, run=run, policy=policy)

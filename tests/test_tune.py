@@ -156,7 +156,7 @@ def test_a_trial_is_the_real_fit_by_one_worker(searched: tuple[PairsSettings, li
     settings, (first, *_) = searched
     fitted = settings.train.model_copy(update={"workers": 1, "refit": False})
     seed = settings.run.seed
-    plan = Plan(tuple(labelled.fitting), tuple(labelled.validating), SPEC, settings.model, fitted, seed=seed, cpus=1, run=tmp_path)
+    plan = Plan(tuple(labelled.fitting), tuple(labelled.validating), SPEC, settings.model, fitted, seed=seed, run=tmp_path)
     history = walk(plan, Learner(plan, Team())).history
     for name in ("loss", "val_loss", "val_auc"):
         assert [epoch[name] for epoch in first.history] == pytest.approx([epoch[name] for epoch in history], rel=1e-4)
