@@ -5,12 +5,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 
 from tests.pages import Opened, Opener
+
+if TYPE_CHECKING:
+    from tests.fits import Files
 
 # What takes long to import is imported where it is used: `make test-fast` is to take about a second.
 
@@ -53,6 +56,22 @@ def _in_this_process(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(runtime, "_on_ray", units)
     patch.setattr(train, "launch", fit)
+
+
+@pytest.fixture(scope="module")
+def two_actors(ray_cluster: None) -> Iterator[None]:
+    """Two actors a stage, as on two CPUs: eight would spend their time importing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recsys.runtime.cpus", lambda: 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> "Files":
+    """Examples of a planted rule."""
+    from tests.fits import write_all
+
+    return write_all(tmp_path_factory.mktemp("examples"))
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from recsys.profiles import stable_hash
 USERS = stable_hash(np.arange(300))
 
 
-def values(users: int = 300) -> np.ndarray:
+def values() -> np.ndarray:
     """Two metrics of each user that are neither alike nor symmetric."""
     rng = np.random.default_rng(4)
-    return np.stack([rng.beta(2, 5, users), rng.random(users) < 0.2], axis=1).astype(np.float64)
+    return np.stack([rng.beta(2, 5, 300), rng.random(300) < 0.2], axis=1).astype(np.float64)
 
 
 def test_the_first_row_is_the_users_as_they_are_and_the_others_are_poisson() -> None:

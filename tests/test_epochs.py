@@ -14,7 +14,7 @@ from recsys.epochs import REFIT, VALIDATE, Plan, next_epoch, walk
 from recsys.errors import ClusterError, ConfigError
 from recsys.feed import Rows
 from recsys.learner import Learner, Team
-from tests.fits import SPEC, Files, plan, write_all
+from tests.fits import SPEC, Files, plan
 
 
 class StoppedError(Exception):
@@ -42,11 +42,6 @@ class Full(Checkpoints):
         if self.newest():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         super().write(state)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return write_all(tmp_path_factory.mktemp("examples"))
 
 
 def alone(told: Plan) -> State:

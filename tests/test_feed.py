@@ -7,12 +7,7 @@ import pytest
 
 from recsys import feed
 from recsys.spec import FeatureSpec
-from tests.fits import ROWS, SPEC, Files, write, write_all
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return write_all(tmp_path_factory.mktemp("examples"))
+from tests.fits import ROWS, SPEC, Files, write
 
 
 def rows(files: Sequence[Path], spec: FeatureSpec = SPEC) -> feed.Rows:

@@ -53,11 +53,9 @@ def look(table: pa.Table, *, k: int = K, share: float = 1.0, rows: int = 64) -> 
     return gate.look(table.to_batches(max_chunksize=rows), k=k, share=share)
 
 
-def judged(
-    table: pa.Table, *, before: pa.Table | None = None, limits: Gate | None = None, unknown: int = 0, ndcg: float | None = None
-) -> Verdict:
+def judged(table: pa.Table, *, before: pa.Table | None = None, limits: Gate | None = None, ndcg: float | None = None) -> Verdict:
     then = look(lists() if before is None else before)
-    return gate.judge(look(table), then, limits=limits or Gate(), night_before=BEFORE, unknown_items=unknown, ndcg=ndcg)
+    return gate.judge(look(table), then, limits=limits or Gate(), night_before=BEFORE, unknown_items=0, ndcg=ndcg)
 
 
 def names(verdict: Verdict) -> list[str]:

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys import ingest, runtime, synthetic
+from recsys import ingest, synthetic
 from recsys.clean import build_catalog, clean
 from recsys.config import Settings
 from recsys.errors import DataError
@@ -298,14 +297,6 @@ class Shop(NamedTuple):
     def sources(self, **changed: str) -> Sources:
         shop = self.settings.shop.model_copy(update=changed)
         return open_shop(self.settings.model_copy(update={"shop": shop}), as_of=SHOP_END)
-
-
-@pytest.fixture(scope="module")
-def two_actors(ray_cluster: None) -> Iterator[None]:
-    """Two actors a stage: eight would spend their time importing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "cpus", lambda: 2)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,7 @@ import tensorflow as tf
 
 from recsys import config, feed
 from recsys.learner import Learner, Team, TeamBatchNormalization, learning_rate
-from tests.fits import BATCH, SPEC, Files, plan, write_all
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return write_all(tmp_path_factory.mktemp("examples"))
+from tests.fits import BATCH, SPEC, Files, plan
 
 
 def one_step(files: Files, run: Path, **changes: Any) -> tuple[list[np.ndarray], list[np.ndarray], feed.Batch, float, Learner]:

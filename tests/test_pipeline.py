@@ -20,7 +20,7 @@ import pytest
 import ray.cloudpickle
 from deltalake import DeltaTable
 
-from recsys import bundle, champion, gate, pipeline, publish, record, runtime, synthetic
+from recsys import bundle, champion, gate, pipeline, publish, record, synthetic
 from recsys.bundle import Bundle
 from recsys.config import Columns, Report, Settings
 from recsys.errors import GateError
@@ -57,12 +57,10 @@ class Night(NamedTuple):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two_actors(ray_cluster: None) -> Iterator[None]:
-    """Two actors a stage, as on two CPUs: eight would spend their time importing. Workers cannot import this file."""
+def by_value(two_actors: None) -> Iterator[None]:
+    """Workers cannot import this file."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "cpus", lambda: 2)
-        yield
+    yield
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 

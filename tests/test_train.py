@@ -25,7 +25,7 @@ from recsys.feed import Rows
 from recsys.metrics import classification
 from recsys.spec import FeatureSpec
 from tests import fits
-from tests.fits import HELD_OUT, SPEC, Files, plan, write, write_all
+from tests.fits import HELD_OUT, SPEC, Files, plan, write
 from tests.processes import alive, descendants
 
 # a Train run makes a DataContext, which warns of its own defaults
@@ -60,11 +60,6 @@ def by_value() -> Iterator[None]:
     finally:
         for module in modules:
             ray.cloudpickle.unregister_pickle_by_value(module)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return write_all(tmp_path_factory.mktemp("examples"))
 
 
 # N workers are one ---------------------------------------------------------------------------------------------------------------

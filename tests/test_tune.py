@@ -111,8 +111,7 @@ def test_the_best_values_take_their_place_in_the_file_and_all_else_stays():
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
-    files: Files = fits.write_all(tmp_path_factory.mktemp("examples"))
+def labelled(files: Files) -> Labelled:
     return Labelled(files.train, files.validation, {"examples": "planted"}, lambda: SPEC, {}, {"rows": 850})
 
 
