@@ -17,6 +17,12 @@ AsOf = Annotated[
     datetime,
     typer.Option("--as-of", formats=["%Y-%m-%d"], help="What was known before this day, 00:00 UTC; no event from then on is used."),
 ]
+ShopAsOf = Annotated[
+    datetime | None,
+    typer.Option(
+        "--as-of", formats=["%Y-%m-%d"], help="Of a shop: what was known before this day, 00:00 UTC; no event from then on is used."
+    ),
+]
 
 Override = Annotated[
     list[str] | None, typer.Option(help="A check of the gate that may fail tonight; may be given several times, with --why.")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs import Config, _print, job, main
+from jobs import Config, ShopAsOf, _print, job, main
 from recsys import bundle, config, runtime
 from recsys.config import PairsSettings, Settings
 from recsys.errors import ConfigError
@@ -14,10 +14,7 @@ from recsys.errors import ConfigError
 
 def train(
     config_path: Config,
-    as_of: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="Of a shop: what was known before this day, 00:00 UTC; no event from then on is used."),
-    ] = None,
+    as_of: ShopAsOf = None,
     out: Annotated[Path | None, typer.Option(help="A further folder to copy the bundle to.")] = None,
 ) -> None:
     """Train a model and write its bundle: of a shop on what was known before a day, or of labelled feature rows."""

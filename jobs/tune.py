@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from jobs import Config, job, main
+from jobs import Config, ShopAsOf, job, main
 from recsys import config, pairs_train, pipeline, runtime
 from recsys import tune as search
 from recsys.config import PairsSettings
@@ -24,10 +23,7 @@ from recsys.work import write_atomically
 def tune(
     config_path: Config,
     trials: Annotated[int, typer.Option(min=1, help="Fits to try; the first has the settings as they stand.")],
-    as_of: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="Of a shop: what was known before this day, 00:00 UTC; no event from then on is used."),
-    ] = None,
+    as_of: ShopAsOf = None,
     out: Annotated[Path | None, typer.Option(help="A settings file to write: the given one with the best trial's values.")] = None,
     plot: Annotated[Path | None, typer.Option(help="A .png or .svg file for a picture of the trials.")] = None,
 ) -> None:
