@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+from scipy.special import expit
 
 from recsys.bundle import Bundle
 from recsys.errors import ClusterError
@@ -66,9 +67,8 @@ def chances(bundle: Bundle) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def probabilities(raw: np.ndarray) -> np.ndarray:
-    """The model's own probabilities, 1 / (1 + exp(-raw)); float32 as `raw`, without overflow at either end."""
-    small = np.exp(-np.abs(raw))  # in (0, 1]
-    return np.where(raw >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
+    """The model's own probabilities, 1 / (1 + exp(-raw)); float32 as `raw`."""
+    return expit(raw.astype(np.float64)).astype(np.float32)
 
 
 def _onnx(bundle: Bundle) -> Raw:
