@@ -9,7 +9,6 @@ A record holds what `RECORD` of the scoring stage holds, and beside that `status
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.special import expit
 
 from recsys import gate, publish, report
 from recsys.bundle import Bundle
@@ -34,7 +34,7 @@ from recsys.publish import Part
 from recsys.runtime import log
 from recsys.signals import MONTH, Signals
 from recsys.tables import ITEM_ID, RANK, REASON, SCORE, SOURCE, USER_ID
-from recsys.work import Receipt, write_atomically
+from recsys.work import Receipt, Stage, write_atomically
 
 USERS = 10  # whose lists the page shows: those of one shard with the lowest hashes, the same every night
 NIGHTS = 7  # before tonight
@@ -64,10 +64,10 @@ def _write(prepared: Prepared, bundle: Bundle, *, as_of: date, chosen: Chosen | 
     folder = Path(prepared.settings.report.path)
     name = f"{as_of}-stopped" if stopped else str(as_of)
     place, kept = folder / f"{name}.html", read(folder / f"{name}.json")
-    _, stage = night_of(prepared, bundle, as_of=as_of)
+    night, stage = night_of(prepared, bundle, as_of=as_of)
     run = json.loads((stage.path / RECORD).read_text(encoding="utf-8"))
     if not place.exists() or kept is None or {**kept, **run} != kept:
-        record = collect(prepared, bundle, as_of=as_of, chosen=chosen, stopped=stopped)
+        record = {**run, **_collect(prepared, night, stage, run, chosen=chosen, stopped=stopped)}
         html, text = report.render(record), json.dumps(record, indent=1) + "\n"
         write_atomically(place, lambda file: file.write_text(html, encoding="utf-8"))
         write_atomically(folder / f"{name}.json", lambda file: file.write_text(text, encoding="utf-8"))
@@ -79,19 +79,21 @@ def read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def collect(prepared: Prepared, bundle: Bundle, *, as_of: date, chosen: Chosen | None, stopped: bool) -> dict[str, Any]:
-    """The record of a night that `pipeline.score` published, or that the gate stopped."""
-    settings, shop = prepared.settings, prepared.ingest
-    night, stage = night_of(prepared, bundle, as_of=as_of)
-    run = json.loads((stage.path / RECORD).read_text(encoding="utf-8"))
+def _collect(
+    prepared: Prepared, night: Night, stage: Stage, run: Mapping[str, Any], *, chosen: Chosen | None, stopped: bool
+) -> dict[str, Any]:
+    """The record of a night beside what the stage that scored it keeps."""
+    settings, shop, as_of = prepared.settings, prepared.ingest, night.as_of
     receipts = {shard: stage.receipt(f"part-{shard}") for shard in shop.shards}
     scored = {shard: receipt for shard, receipt in receipts.items() if receipt is not None}
     assert len(scored) == len(shop.shards), f"{stage.path}: a shard was not scored"
     parts: list[Part] = [receipt["part"] for receipt in scored.values()]
     catalog, signals = shop.catalog(), read_signals(prepared, as_of, lists=True)
-    items = _rows_by_item(night, parts)
+    columns, options = gate.COLUMNS, night.storage_options
+    seen = gate.look(
+        publish.batches(settings.table.path, as_of=as_of, columns=columns, parts=parts, storage_options=options), k=night.k, share=0.0
+    )
     return {
-        **run,
         "status": "stopped" if stopped else "published",
         "table": settings.table.path,
         "finished_utc": _finished(scored),
@@ -109,8 +111,8 @@ def collect(prepared: Prepared, bundle: Bundle, *, as_of: date, chosen: Chosen |
         "metrics": chosen.metrics if chosen else None,
         "decision": asdict(chosen.decision) if chosen and chosen.decision else None,
         "training": _training(chosen),
-        "lists": _lists(night, parts, items, catalog),
-        "popularity": _popularity(items, signals, catalog),
+        "lists": _lists(seen, catalog),
+        "popularity": _popularity(seen.items, signals, catalog),
         "sample": _sample(night, parts, catalog),
         "stages": _stages(
             {"ingest": shop.folder, "signals": prepared.signals.path, "examples": prepared.examples.path, "score": stage.path}
@@ -123,17 +125,6 @@ def collect(prepared: Prepared, bundle: Bundle, *, as_of: date, chosen: Chosen |
 def _finished(receipts: Mapping[str, Receipt]) -> str:
     """When the last shard was scored, ISO 8601."""
     return datetime.fromtimestamp(max(one["begun"] + one["seconds"] for one in receipts.values()), UTC).isoformat(timespec="seconds")
-
-
-def _rows_by_item(night: Night, parts: list[Part]) -> Counter[int | str]:
-    """Rows of each recommended item."""
-    found: Counter[int | str] = Counter()
-    for batch in publish.batches(
-        night.table.path, as_of=night.as_of, columns=[ITEM_ID], parts=parts, storage_options=night.storage_options
-    ):
-        counts = pc.value_counts(batch.column(ITEM_ID))
-        found.update({row["values"]: row["counts"] for row in counts.to_pylist()})
-    return found
 
 
 def _training(chosen: Chosen | None) -> list[dict[str, Any]]:
@@ -152,23 +143,19 @@ def _training(chosen: Chosen | None) -> list[dict[str, Any]]:
     ]
 
 
-def _lists(night: Night, parts: list[Part], items: Mapping[int | str, int], catalog: Catalog) -> dict[str, Any]:
+def _lists(seen: gate.Lists, catalog: Catalog) -> dict[str, Any]:
     """What the lists look like: distinct items and their share of those available, concentration, sources, scores.
 
     `scores` is a histogram by log-odds: `edges` of the chance, one more than `rows`, and `without` a score.
     """
-    batches = publish.batches(
-        night.table.path, as_of=night.as_of, columns=gate.COLUMNS, parts=parts, storage_options=night.storage_options
-    )
-    seen = gate.look(batches, k=night.k, share=0.0)
     edges = np.arange(0, gate.SCORE_BINS + 1, SCORE_WIDTH) / gate.SCORE_BINS * 24 - 12
     return {
-        "items": len(items),
-        "available_share": len(items) / max(int(catalog.available.sum()), 1),
+        "items": len(seen.items),
+        "available_share": len(seen.items) / max(int(catalog.available.sum()), 1),
         "gini": seen.gini,
         "sources": dict(sorted(seen.sources.items(), key=lambda pair: (-pair[1], pair[0]))),
         "scores": {
-            "edges": (1 / (1 + np.exp(-edges))).tolist(),
+            "edges": expit(edges).tolist(),
             "rows": seen.scores[:-1].reshape(-1, SCORE_WIDTH).sum(axis=1).tolist(),
             "without": int(seen.scores[-1]),
         },

@@ -63,7 +63,7 @@ class Section:
 
 
 def render(record: Record) -> str:
-    """The page of a record, as `record.collect` makes it; the same record gives the same page."""
+    """The page of a record, as `record.page` keeps it; the same record gives the same page."""
     made = (_gate, _rows, _ranking, _model, _scores, _lists, _rules, _users, _work, _nights)
     sections = [section for one in made if (section := one(record)) is not None]
     environment = jinja2.Environment(
