@@ -698,8 +698,9 @@ class Gate(Section):
     """rows and users: the most that they may be, as a share of the night before's; twice the users may be the same under two ids."""
     max_short_rise: Annotated[float, Field(ge=0, le=1)] = 0.05
     """short_users: rise in the share of users with fewer than k items."""
-    min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.4
-    """overlap: share of the night before's rows that are there again, over users of both nights."""
+    min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """overlap: share of the night before's rows that are there again, over users of both nights. Where half the catalog is gone, at
+    most about half can be; an ordinary night of the demo shop keeps 0.9."""
     min_items: Annotated[float, Field(ge=0)] = 0.6
     """items: distinct recommended ones, as a share of the night before's."""
     max_concentration_rise: Annotated[float, Field(ge=0, le=1)] = 0.1

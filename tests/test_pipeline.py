@@ -448,7 +448,8 @@ def test_a_night_that_half_the_catalog_is_gone_for_is_stopped_and_may_be_let_thr
     half = prepared(items=str(tmp_path / "items"), columns=Columns(available="here"))
     with (
         pytest.raises(
-            GateError, match=rf"gate: items .* must be at least 0\.6, got 0\.\d+ against night {eve}.*--override items"
+            GateError,
+            match=rf"gate: overlap .* must be at least 0\.6, got 0\.\d+ against night {eve}.*\(items.* too\.\).*--override overlap",
         ) as stopped,
         record.page(half, model, as_of=DAY),
     ):
