@@ -53,9 +53,11 @@ def look(table: pa.Table, *, k: int = K, share: float = 1.0, rows: int = 64) -> 
     return gate.look(table.to_batches(max_chunksize=rows), k=k, share=share)
 
 
-def judged(table: pa.Table, *, before: pa.Table | None = None, limits: Gate | None = None, ndcg: float | None = None) -> Verdict:
+def judged(
+    table: pa.Table, *, before: pa.Table | None = None, limits: Gate | None = None, unknown: int = 0, ndcg: float | None = None
+) -> Verdict:
     then = look(lists() if before is None else before)
-    return gate.judge(look(table), then, limits=limits or Gate(), night_before=BEFORE, unknown_items=0, ndcg=ndcg)
+    return gate.judge(look(table), then, limits=limits or Gate(), night_before=BEFORE, unknown_items=unknown, ndcg=ndcg)
 
 
 def names(verdict: Verdict) -> list[str]:
@@ -87,6 +89,28 @@ def test_the_same_lists_pass_every_check_with_the_figures_of_no_change():
 )
 def test_each_fault_fails_its_checks_alone(bad: dict[str, Any], failing: set[str]):
     assert set(names(judged(lists(**bad)))) == failing
+
+
+def test_a_row_of_an_item_that_the_catalog_does_not_have_fails():
+    assert names(judged(lists(), unknown=1)) == ["unknown_items"]
+    assert names(judged(lists(), unknown=1, limits=Gate(max_unknown_items=1))) == []
+
+
+@pytest.mark.parametrize(("score", "failing"), [(-0.01, "lowest_score"), (1.01, "highest_score"), (0.0, None), (1.0, None)])
+def test_a_score_that_is_no_chance_fails(score: float, failing: str | None):
+    table = lists()
+    scores = table[SCORE].to_numpy().copy()
+    scores[7] = score
+    changed = table.set_column(table.column_names.index(SCORE), SCORE, pa.array(scores, pa.float32()))
+    assert names(judged(changed)) == ([failing] if failing else [])
+
+
+def test_a_few_more_short_lists_pass():
+    short = [(user, rank) in {(3, K), (5, K)} for user in range(USERS) for rank in range(1, K + 1)]
+    verdict = judged(lists().filter(pa.array([not left for left in short])))
+    (rise,) = [check.value for check in verdict.checks if check.name == "short_users"]
+    assert rise == pytest.approx(2 / USERS)
+    assert names(verdict) == []
 
 
 def test_a_list_of_few_items_for_most_is_concentration():
