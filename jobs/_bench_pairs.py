@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ IDS = ["user_id", "item_id"]
 K = 10
 COMMON_BATCH = 1024  # of the common pattern: Ray Data's own size
 COMMON_FILES = 2  # of it: it would take an hour for all
+LOOK_SECONDS = 1.0  # between two looks at memory; five a second took a twentieth of the cores
 AUTHENTICATED = {"RAY_AUTH_MODE": "token"}  # who starts a Ray has it by default, who joins one says so
 AS_OF = "2026-01-01"
 
@@ -207,7 +208,8 @@ def _score(settings: Path, made: Bundle, *, address: str | None = None) -> dict[
     while process.poll() is None:
         for name, pids in (("driver_mib", [process.pid]), ("actor_mib", _actors(process.pid))):
             peaks[name] = max([peaks[name], *(_peak_mib(pid) for pid in pids)])
-        time.sleep(0.2)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_SECONDS)
     seconds = time.time() - started
     assert process.stderr is not None
     assert process.returncode == 0, process.stderr.read()

@@ -1,22 +1,26 @@
 """What verbs print: the tables that several of them share."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from recsys import evaluate, publish
-from recsys.champion import Chosen
-from recsys.gate import Verdict
-from recsys.ingest import Ingest
-from recsys.night import Published
-from recsys.pairs_train import Fitted
-from recsys.pipeline import Prepared
+from recsys import publish
 from recsys.runtime import console, log
-from recsys.show import Contributed, Purchased, Shown
 from recsys.tables import ITEM_ID, RANK, REASON, SCORE, SOURCE, SOURCES, USER_ID
-from recsys.training import Trained
+
+if TYPE_CHECKING:  # a verb imports no more than it needs: the first row waits for it
+    from recsys.champion import Chosen
+    from recsys.gate import Verdict
+    from recsys.ingest import Ingest
+    from recsys.night import Published
+    from recsys.pairs_train import Fitted
+    from recsys.pipeline import Prepared
+    from recsys.show import Contributed, Purchased, Shown
+    from recsys.training import Trained
 
 
 def epoch_line(epoch: Mapping[str, Any]) -> None:
@@ -93,6 +97,8 @@ def pairs_test(fitted: Fitted) -> None:
 
 def metrics(result: Mapping[str, Any]) -> None:
     """The backtest's metrics beside the baselines with their intervals, and each source's part in the candidates' recall."""
+    from recsys import evaluate
+
     users = result["users"]
     table = Table(
         title=f"Backtest as of {result['as_of']}, {result['horizon_days']} days: "

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy import optimize
+import scipy  # its optimize is loaded on first use: scoring never needs it
 from scipy.special import expit, logit
 
 from recsys.metrics import EPSILON, log_loss
@@ -112,7 +112,7 @@ def _platt(raw: np.ndarray, label: np.ndarray) -> Calibration:
         return float(np.mean(np.logaddexp(0.0, score) - target * score)), np.array([np.mean(off * scaled), np.mean(off)])
 
     start = np.array([1.0, logit(target.mean())])
-    found = optimize.minimize(
+    found = scipy.optimize.minimize(
         loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)], options={"ftol": 1e-14, "gtol": 1e-9}
     )
     slope = float(found.x[0] / spread)
@@ -127,7 +127,7 @@ def _isotonic(raw: np.ndarray, label: np.ndarray) -> Calibration:
     """
     value, first, count = np.unique(raw, return_index=True, return_counts=True)  # equal outputs are one point
     mean = np.add.reduceat(_targets(label), first) / count
-    fitted = optimize.isotonic_regression(mean, weights=count)
+    fitted = scipy.optimize.isotonic_regression(mean, weights=count)
     start = fitted.blocks[:-1]
     centre = np.add.reduceat(count * value, start) / np.add.reduceat(count, start)
     return Calibration("isotonic", knots=tuple(centre.tolist()), chances=tuple(fitted.x[start].tolist()))

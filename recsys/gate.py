@@ -1,10 +1,10 @@
 """May tonight's staged table replace what stands there? What its lists look like, against the night before and the settings' limits."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,7 @@ COLUMNS = (USER_ID, RANK, ITEM_ID, SCORE, SOURCE)
 SCORE_BINS = 480  # of the log-odds from -12 to 12, 0.05 wide; what lies outside counts in the first and last
 DRIFT_BINS = 10  # that population stability is taken over, of nearly equal mass the night before
 SMALLEST_SHARE = 1e-4  # what an empty bin counts as, so that its logarithm is finite
+HELD = 32  # batches whose counts wait to be added up: memory goes by distinct items, not by rows
 PRESENT = 0.01  # a source with less than this share of the rows may vanish without notice
 
 
@@ -104,8 +105,7 @@ def look(batches: Iterable[pa.RecordBatch], *, k: int, share: float) -> Lists:
     """
     limit = np.uint64(min(share * 2.0**64, 2.0**64 - 2048))  # the largest float64 below 2^64
     rows = users = full = 0
-    sources: Counter[str] = Counter()
-    items: Counter[int | str] = Counter()
+    counts: dict[str, list[pa.Table]] = {SOURCE: [], ITEM_ID: []}
     scores = np.zeros(SCORE_BINS + 1, np.int64)
     low, high = np.inf, -np.inf
     nothing = np.empty(0, np.uint64)
@@ -115,8 +115,10 @@ def look(batches: Iterable[pa.RecordBatch], *, k: int, share: float) -> Lists:
         rank = batch.column(RANK).to_numpy()
         users += int((rank == 1).sum())
         full += int((rank == k).sum())
-        for counts, column in ((sources, SOURCE), (items, ITEM_ID)):
-            counts.update({row["values"]: row["counts"] for row in pc.value_counts(batch.column(column)).to_pylist()})
+        for name, held in counts.items():
+            held.append(pa.Table.from_struct_array(pc.value_counts(batch.column(name))))
+            if len(held) == HELD:
+                counts[name] = [_added(held)]
         known = batch.column(SCORE).drop_null().to_numpy().astype(np.float64)
         scores += np.bincount(_bins(known), minlength=SCORE_BINS + 1)
         scores[-1] += batch.num_rows - len(known)
@@ -134,14 +136,28 @@ def look(batches: Iterable[pa.RecordBatch], *, k: int, share: float) -> Lists:
         rows,
         users,
         users - full,
-        sources,
-        items,
+        _by_value(counts[SOURCE]),
+        _by_value(counts[ITEM_ID]),
         scores,
         *ends,
         np.sort(np.concatenate(sampled)),
         np.concatenate(user)[order],
         pairs[order],
     )
+
+
+def _added(counts: Sequence[pa.Table]) -> pa.Table:
+    """Columns `values`, distinct, and `counts`: the sum over the tables."""
+    summed = pa.concat_tables(counts).group_by("values").aggregate([("counts", "sum")])
+    return summed.rename_columns(["values", "counts"])
+
+
+def _by_value(counts: Sequence[pa.Table]) -> dict[Any, int]:
+    """Value -> its count in all the tables."""
+    if not counts:
+        return {}
+    added = _added(counts)
+    return dict(zip(added["values"].to_pylist(), added["counts"].to_pylist(), strict=True))
 
 
 def _bins(scores: np.ndarray) -> np.ndarray:

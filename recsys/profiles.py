@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -163,9 +162,11 @@ def shard_of(user_id: pa.Array | pa.ChunkedArray, shards: int) -> np.ndarray:
 
 def stable_hash(ids: np.ndarray) -> np.ndarray:
     """uint64 (N): pandas' keyless hash of int64 or string ids."""
+    from pandas.util import hash_array  # takes a quarter of a second to import, which Ray's start has time for
+
     if ids.dtype.kind in "iu":
-        return pd.util.hash_array(ids.astype(np.int64))
-    return pd.util.hash_array(ids.astype(object), categorize=True)
+        return hash_array(ids.astype(np.int64))
+    return hash_array(ids.astype(object), categorize=True)
 
 
 def mix(values: np.ndarray) -> np.ndarray:

@@ -5,10 +5,12 @@ job: its unfinished units are the rows, an actor pool maps them to receipts. The
 back to it, so no read or write task competes with the actors for CPUs, which on a small cluster would hang without an error.
 """
 
+import importlib
 import json
 import logging
 import os
 import pickle
+import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -16,8 +18,6 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import ray
-import ray.data
-from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -62,6 +62,8 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
+    importing = threading.Thread(target=importlib.import_module, args=("ray.data",))  # a second, while Ray's processes start
+    importing.start()
     try:
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -70,7 +72,14 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
             f"{where}: must {what}, got {type(error).__name__}: {error}. "
             "Check the address, and RAY_AUTH_MODE where it asks for a token; or unset RAY_ADDRESS to use this machine alone."
         ) from error
-    data = ray.data.DataContext.get_current()
+    finally:
+        importing.join()
+    node = ray._private.worker._global_node
+    if not address and node is not None:
+        node.kill_monitor()  # an embedded Ray adds no nodes; its autoscaler answers no SIGTERM, and `ray.shutdown` would wait a second
+    from ray.data import DataContext
+
+    data = DataContext.get_current()
     data.enable_progress_bars = False  # one bar a stage, drawn by `progress`, counts the units that people know
     data.print_on_execution_start = False
     data.raise_original_map_exception = True  # so that an error of ours comes back as itself
@@ -171,7 +180,9 @@ def _on_ray(
     if wanted > have:
         raise ClusterError(f"{wanted} actors need {wanted} {what}, Ray has {have}. Lower run.actors, or add nodes.")
     rows = [{"name": name, "unit": json.dumps(dict(values))} for name, values in units.items()]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(units)).map_batches(
+    from ray.data import ActorPoolStrategy, from_items
+
+    dataset = from_items(rows, override_num_blocks=len(units)).map_batches(
         _Worker,
         fn_constructor_args=(worker.stage, worker.make, worker.arguments),
         batch_size=1,

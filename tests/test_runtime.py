@@ -1,6 +1,7 @@
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from recsys import runtime
 from recsys.errors import ClusterError, DataError
 from recsys.runtime import Task
 from recsys.work import Receipt, Stage
+from tests.processes import alive, descendants
 
 # a Ray Data job makes a DataContext, which warns of its own defaults
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
@@ -215,6 +217,15 @@ def test_without_an_address_a_ray_of_this_machine_s_cpus_is_embedded_and_ended(s
     with runtime.connect(cpus=3):
         assert (started[2]["address"], started[2]["num_cpus"]) == ("local", 3)
     assert started[1] == started[3] == {}
+
+
+@pytest.mark.ray
+def test_an_embedded_ray_has_no_autoscaler_to_wait_for(ray_cluster: None):
+    ours = descendants(os.getpid())
+    listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    mine = [line for line in listed.splitlines() if int(line.split()[0]) in alive(ours)]
+    assert any("raylet" in line for line in mine)
+    assert not any("autoscaler/_private/monitor.py" in line for line in mine)
 
 
 def test_ray_address_names_the_cluster_to_use(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
