@@ -720,7 +720,8 @@ class Gate(Section):
     """ndcg: the upper 95% bound of the model's NDCG@10 less the champion's, on the last full label window, is at least minus this; not
     below champion.margin, else a challenger could win and be stopped."""
     max_users: Positive = 1_000_000
-    """overlap and repeated_users look at all users, or at about that many chosen by hash; it bounds the driver's memory."""
+    """repeated_users looks at all users, or at about that many chosen by hash, overlap at 200,000 of them; it bounds the driver's
+    memory."""
 
 
 class Champion(Section):

@@ -35,6 +35,7 @@ COLUMNS = (USER_ID, RANK, ITEM_ID, SCORE, SOURCE)
 SCORE_BINS = 480  # of the log-odds from -12 to 12, 0.05 wide; what lies outside counts in the first and last
 DRIFT_BINS = 10  # that population stability is taken over, of nearly equal mass the night before
 SMALLEST_SHARE = 1e-4  # what an empty bin counts as, so that its logarithm is finite
+PAIRED_USERS = 200_000  # whose pairs are kept: overlap is known to .001 from them, and all pairs would grow the driver
 HELD = 32  # batches whose counts wait to be added up: memory goes by distinct items, not by rows
 PRESENT = 0.01  # a source with less than this share of the rows may vanish without notice
 
@@ -76,7 +77,7 @@ class Lists:
     sampled: np.ndarray
     """uint64: hashes of the sampled users, one for each of their lists, ascending."""
     user: np.ndarray
-    """uint64 (M): the sampled users' rows: hash of the user …"""
+    """uint64 (M): rows of users whose pairs are kept: hash of the user …"""
     pair: np.ndarray
     """uint64 (M): … and of user and item; ascending."""
 
@@ -96,14 +97,17 @@ class Lists:
         return float(((2 * place - len(counts) - 1) @ counts) / (len(counts) * counts.sum()))
 
 
-def look(batches: Iterable[pa.RecordBatch], *, k: int, share: float) -> Lists:
+def look(batches: Iterable[pa.RecordBatch], *, k: int, share: float, pair_share: float) -> Lists:
     """What the lists of a table look like, batch by batch.
 
     Args:
         batches: with COLUMNS; every user's ranks are 1, 2, … as the audit demands.
-        share: of the users, chosen by hash, whose pairs are kept: 16 bytes a row.
+        share: of the users, chosen by hash, who are sampled: 8 bytes a user.
+        pair_share: of the users whose pairs are kept too, at most `share`: 16 bytes a row.
     """
-    limit = np.uint64(min(share * 2.0**64, 2.0**64 - 2048))  # the largest float64 below 2^64
+    limit, pair_limit = (
+        np.uint64(min(part * 2.0**64, 2.0**64 - 2048)) for part in (share, pair_share)
+    )  # the largest float64 below 2^64
     rows = users = full = 0
     counts: dict[str, list[pa.Table]] = {SOURCE: [], ITEM_ID: []}
     scores = np.zeros(SCORE_BINS + 1, np.int64)
@@ -125,8 +129,8 @@ def look(batches: Iterable[pa.RecordBatch], *, k: int, share: float) -> Lists:
         if len(known):
             low, high = min(low, known.min()), max(high, known.max())
         of_user, of_item = (_hashes(batch.column(name)) for name in (USER_ID, ITEM_ID))
-        kept = of_user <= limit
-        sampled.append(of_user[kept & (rank == 1)])
+        sampled.append(of_user[(of_user <= limit) & (rank == 1)])
+        kept = of_user <= pair_limit
         user.append(of_user[kept])
         pair.append(mix(of_user[kept] ^ mix(of_item[kept])))
     pairs = np.concatenate(pair)
@@ -190,7 +194,7 @@ def drift(before: np.ndarray, now: np.ndarray) -> float:
 
 
 def overlap(before: Lists, now: Lists) -> float | None:
-    """Share of the rows before that are in the lists now too, over sampled users who have both; None where nobody has."""
+    """Share of the rows before that are in the lists now too, over users with pairs who have both; None where nobody has."""
     both = np.intersect1d(before.sampled, now.sampled)
     rows = np.isin(before.user, both)
     return float(np.isin(before.pair[rows], now.pair).mean()) if rows.any() else None

@@ -1,5 +1,6 @@
 """The end of both doors' roads: a night's units scored and staged, then audited, held against the gate, and visible by one commit."""
 
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -160,14 +161,15 @@ def _write_record(path: Path, night: Night, counts: Mapping[str, Any], verdict: 
 def _judge(night: Night, parts: Sequence[Part], *, users: int, available: pa.Array | None, ndcg: float | None) -> gate.Verdict:
     where, storage = night.table.path, night.storage_options
     share = min(1.0, night.limits.max_users / users)
+    look = functools.partial(gate.look, k=night.k, share=share, pair_share=min(share, gate.PAIRED_USERS / users))
     staged = publish.batches(where, as_of=night.as_of, columns=gate.COLUMNS, parts=parts, storage_options=storage)
-    now = gate.look(staged, k=night.k, share=share)
+    now = look(staged)
     unknown = 0 if available is None else now.rows - sum(now.items.get(item, 0) for item in available.to_pylist())
     earlier = [one.as_of for one in publish.nights(where, storage) if one.as_of < night.as_of]
     before = None
     if earlier:
         standing = publish.batches(where, as_of=earlier[0], columns=gate.COLUMNS, storage_options=storage)
-        before = gate.look(standing, k=night.k, share=share)
+        before = look(standing)
     night_before = earlier[0] if earlier else None
     return gate.judge(now, before, limits=night.limits, night_before=night_before, unknown_items=unknown, ndcg=ndcg)
 

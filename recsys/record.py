@@ -90,9 +90,8 @@ def _collect(
     parts: list[Part] = [receipt["part"] for receipt in scored.values()]
     catalog, signals = shop.catalog(), read_signals(prepared, as_of, lists=True)
     columns, options = gate.COLUMNS, night.storage_options
-    seen = gate.look(
-        publish.batches(settings.table.path, as_of=as_of, columns=columns, parts=parts, storage_options=options), k=night.k, share=0.0
-    )
+    rows = publish.batches(settings.table.path, as_of=as_of, columns=columns, parts=parts, storage_options=options)
+    seen = gate.look(rows, k=night.k, share=0.0, pair_share=0.0)
     return {
         "status": "stopped" if stopped else "published",
         "table": settings.table.path,

@@ -49,8 +49,8 @@ def lists(
     return pa.Table.from_pylist(rows, pa.schema(types))
 
 
-def look(table: pa.Table, *, k: int = K, share: float = 1.0, rows: int = 64) -> Lists:
-    return gate.look(table.to_batches(max_chunksize=rows), k=k, share=share)
+def look(table: pa.Table, *, k: int = K, share: float = 1.0, pair_share: float = 1.0, rows: int = 64) -> Lists:
+    return gate.look(table.to_batches(max_chunksize=rows), k=k, share=share, pair_share=pair_share)
 
 
 def judged(
@@ -168,9 +168,12 @@ def test_rows_without_a_score_are_a_bin_of_their_own():
 
 def test_a_sample_of_users_measures_the_same_overlap_near_enough_and_keeps_fewer():
     before, now = lists(users=2000), lists(users=2000, items=50)
-    whole, part = (gate.overlap(look(before, share=share), look(now, share=share)) for share in (1.0, 0.3))
+    whole, part = (gate.overlap(look(before, pair_share=share), look(now, pair_share=share)) for share in (1.0, 0.3))
     assert whole == pytest.approx(part, abs=0.05)
     assert 450 < len(look(before, share=0.3).sampled) < 750
+    few = look(before, pair_share=0.3)
+    assert len(few.sampled) == 2000  # a user that comes twice is found all the same
+    assert 450 * K < len(few.pair) < 750 * K
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
