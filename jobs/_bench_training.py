@@ -91,13 +91,13 @@ def _fit(folder: Path, fitting: Path, held_out: Path, *, workers: int) -> float:
     return ROWS * len(history) / sum(epoch["seconds"] for epoch in history)
 
 
-def _tied(job: dict[str, Plan]) -> list[dict[str, Any]]:
+def _tied(job: dict[str, Any]) -> list[dict[str, Any]]:
     """A worker's part of the fit on one core: TensorFlow's threads and ours are made later and stay on it."""
     import ray.train
 
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[ray.train.get_context().get_world_rank() % len(cores)]})
-    team = train.join(job["plan"])
+    team = train.join(job)
     from recsys.learner import Learner
 
     return walk(job["plan"], Learner(job["plan"], team)).history

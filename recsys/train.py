@@ -1,7 +1,7 @@
 """The fit: examples in, weights out, by several workers that end with the weights one worker would have.
 
 Every worker holds the whole model and takes its part of each global batch; gradients are summed over the workers before the
-optimizer sees them (TensorFlow's MultiWorkerMirroredStrategy carries the sum: ring on CPU, NCCL on GPU). The step is our own
+optimizer sees them (`ring.py` carries the sum on CPUs, TensorFlow's MultiWorkerMirroredStrategy on GPUs, by NCCL). The step is our own
 (`learner.py`) as Keras's `fit` fails with two or more workers (keras#20585, ray#47464). Step s of epoch e is a slice of an order
 seeded by (seed, epoch) that knows nothing of workers; no row is lost or taken twice.
 
@@ -10,6 +10,7 @@ Ray Train starts the workers, and starts all of them again when one fails or the
 """
 
 import json
+import secrets
 import shutil
 import threading
 import uuid
@@ -28,6 +29,7 @@ from recsys import config, tables
 from recsys.checkpoint import HISTORY, Checkpoints, Epoch, Weights
 from recsys.epochs import Plan, best, walk
 from recsys.errors import ClusterError, ConfigError, DataError, RecsysError
+from recsys.ring import Ring
 from recsys.spec import FeatureSpec
 from recsys.work import code_digest, digest
 
@@ -129,7 +131,7 @@ def check(train_files: Sequence[Path], validation_files: Sequence[Path], *, spec
 
 
 def launch(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
-    """What `work` returned in the first of the plan's workers; it is called in each with {"plan": plan}.
+    """What `work` returned in the first of the plan's workers; it is called in each with what `join` takes, the plan under "plan".
 
     Raises:
         ClusterError: the workers failed more than train.max_failures times.
@@ -141,7 +143,7 @@ def launch(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
     attempt = f"ray-{uuid.uuid4().hex}"  # a name of its own: Ray would take up what it finds under an old one
     trainer = TensorflowTrainer(
         work,
-        train_loop_config={"plan": plan},
+        train_loop_config={"plan": plan, "secret": secrets.token_bytes(32)},
         scaling_config=api.ScalingConfig(
             num_workers=train.workers,
             use_gpu=gpu,
@@ -165,11 +167,11 @@ def launch(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
     return result.return_value
 
 
-def _work(job: dict[str, Plan]) -> RecsysError | None:
+def _work(job: dict[str, Any]) -> RecsysError | None:
     """One worker's part of a fit, which leaves a checkpoint; or why the fit cannot go on, a value as Ray would retry an error."""
     plan = job["plan"]
     try:
-        team = join(plan)
+        team = join(job)
         from recsys.learner import Learner
 
         walk(plan, Learner(plan, team))
@@ -198,19 +200,51 @@ def settle(plan: Plan) -> None:
         tf.config.experimental.enable_op_determinism()  # the same seed gives the same model
 
 
-def join(plan: Plan) -> "Team":
+def join(job: dict[str, Any]) -> "Team":
     """The calling worker among those of its run; once in a process, before any other TensorFlow operation.
+
+    Args:
+        job: the `plan`, and the `secret` that only its workers know.
 
     Raises:
         ClusterError, ConfigError: as `settle`.
+        OSError: as `Ring`.
     """
+    plan: Plan = job["plan"]
+    settle(plan)
+    from recsys.learner import Team
+
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    if plan.train.device == "gpu":
+        return Team(rank, workers, _by_nccl())
+    return Team(rank, workers, _by_ring(rank, job["secret"])) if workers > 1 else Team()
+
+
+def _by_ring(rank: int, secret: bytes) -> Callable[[Any], Any]:
+    """The sum over workers on CPUs. Each has an address in TF_CONFIG, by Ray Train, that TensorFlow does not listen on then."""
     import tensorflow as tf
 
-    settle(plan)
-    carriers = tf.distribute.experimental.CommunicationImplementation
-    carrier = carriers.NCCL if plan.train.device == "gpu" else carriers.AUTO
+    addresses = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec().job_tasks("worker")
+    ring = Ring(rank, addresses, secret=secret)
+
+    def total(values: Any) -> Any:
+        values = tf.convert_to_tensor(values)
+        summed = tf.numpy_function(ring.total, [values], values.dtype)  # stateful: in a tf.function sums keep their order
+        summed.set_shape(values.shape)
+        return summed
+
+    return total
+
+
+def _by_nccl() -> Callable[[Any], Any]:
+    """The sum over workers on GPUs; not run on one yet."""
+    import tensorflow as tf
+
     strategy = tf.distribute.MultiWorkerMirroredStrategy(  # must come before any other TensorFlow operation
-        communication_options=tf.distribute.experimental.CommunicationOptions(implementation=carrier)
+        communication_options=tf.distribute.experimental.CommunicationOptions(
+            implementation=tf.distribute.experimental.CommunicationImplementation.NCCL
+        )
     )
 
     def total(values: Any) -> Any:
@@ -220,10 +254,7 @@ def join(plan: Plan) -> "Team":
 
         return strategy.run(mine)
 
-    from recsys.learner import Team
-
-    context = ray.train.get_context()
-    return Team(context.get_world_rank(), context.get_world_size(), total)
+    return total
 
 
 def check_gpus(details: Sequence[dict[str, Any]], precision: str) -> None:

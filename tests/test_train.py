@@ -85,10 +85,10 @@ STEPS = 50  # 5 epochs of 9 batches of 64 rows and one of 3: of four workers one
 PROVED_ROWS = 9 * 64 + 3
 
 
-def prove(job: dict[str, Plan]) -> dict[str, dict[str, Any]]:
+def prove(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Every case, one after the other, in one worker of a real Ray Train run; what the first of them holds at the end."""
     told = job["plan"]
-    team = train.join(told)
+    team = train.join(job)
     from recsys import learner as learners
 
     vars(learners)["BLOCK"] = 32  # so that 150 validation rows are five blocks, and every worker has one
@@ -322,12 +322,12 @@ class Full(Checkpoints):
         super().write(state)
 
 
-def disasters(job: dict[str, Plan]) -> dict[str, Any]:
+def disasters(job: dict[str, Any]) -> dict[str, Any]:
     """In one worker of a real run: a loss that is no number, then a full disk, then the same fit with room again."""
     from recsys import epochs
 
     told = job["plan"]
-    team = train.join(told)
+    team = train.join(job)
     from recsys.learner import Learner
 
     said: dict[str, Any] = {}

@@ -1,0 +1,118 @@
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.ring import Ring
+
+SECRET = b"known to the workers"
+
+
+def free(count: int) -> list[str]:
+    """Addresses on this machine that nobody listens on."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in held]
+    for one in held:
+        one.close()
+    return addresses
+
+
+def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result(timeout=30) for future in [pool.submit(call) for call in calls]]
+
+
+@contextmanager
+def ring_of(workers: int) -> Iterator[list[Ring]]:
+    addresses = free(workers)
+    rings = side_by_side([lambda rank=rank: Ring(rank, addresses, secret=SECRET, seconds=10) for rank in range(workers)])
+    try:
+        yield rings
+    finally:
+        for one in rings:
+            one.close()
+
+
+def totals(rings: Sequence[Ring], values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return side_by_side([lambda ring=ring, mine=mine: ring.total(mine) for ring, mine in zip(rings, values, strict=True)])
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 5), st.integers(0, 40), st.sampled_from([np.float32, np.float64]), st.integers(0, 2**32 - 1))
+def test_every_worker_has_the_sum_with_the_same_bits(workers: int, size: int, dtype: Any, seed: int):
+    values = list(np.random.default_rng(seed).standard_normal((workers, size)).astype(dtype))
+    with ring_of(workers) as rings:
+        found = totals(rings, values)
+    assert {one.tobytes() for one in found} == {found[0].tobytes()}
+    assert found[0].dtype == dtype
+    np.testing.assert_allclose(found[0], np.sum(values, axis=0), rtol=1e-5, atol=1e-5)
+
+
+def test_arrays_larger_than_the_buffers_between_workers_arrive_whole():
+    values = [np.arange(3_000_000, dtype=np.float64) * (rank + 1) for rank in range(3)]
+    with ring_of(3) as rings:
+        found = totals(rings, values)
+    for one in found:
+        np.testing.assert_array_equal(one, np.arange(3_000_000) * (1.0 + 2.0 + 3.0))
+
+
+def test_sums_follow_one_another_keep_their_shapes_and_leave_what_was_given_as_it_was():
+    mine, theirs = np.ones((2, 3), np.float32), np.full((2, 3), 2.0, np.float32)
+    mine.flags.writeable = False  # as TensorFlow hands its tensors over
+    with ring_of(2) as rings:
+        for _ in range(3):
+            assert [one.tolist() for one in totals(rings, [mine, theirs])] == [[[3.0] * 3] * 2] * 2
+        assert [float(one) for one in totals(rings, [np.float64(1.5), np.float64(2.0)])] == [3.5, 3.5]
+    assert mine.tolist() == [[1.0] * 3] * 2
+    assert theirs.tolist() == [[2.0] * 3] * 2
+
+
+def test_who_does_not_know_the_secret_is_sent_away_and_the_ring_still_closes():
+    addresses = free(2)
+    host, _, port = addresses[0].partition(":")
+    sent_away: list[bytes] = []
+    said = threading.Event()
+
+    def intrude() -> None:
+        while True:
+            try:
+                connection = socket.create_connection((host, int(port)), timeout=10)
+                break
+            except OSError:
+                continue
+        with connection:
+            connection.sendall(b"not known to the workers")
+            said.set()
+            sent_away.append(connection.recv(1))
+
+    with ThreadPoolExecutor(3) as pool:
+        stranger = pool.submit(intrude)
+        first = pool.submit(Ring, 0, addresses, secret=SECRET, seconds=10)
+        assert said.wait(10)  # it is the first in the queue
+        second = pool.submit(Ring, 1, addresses, secret=SECRET, seconds=10)
+        made = [first.result(), second.result()]
+        stranger.result()
+    assert sent_away == [b""]
+    assert [one.tolist() for one in totals(made, [np.ones(2), np.ones(2)])] == [[2.0, 2.0]] * 2
+    for one in made:
+        one.close()
+
+
+def test_a_worker_that_does_not_come_is_named():
+    addresses = free(2)
+    with pytest.raises(ConnectionError, match=rf"worker at {addresses[1]} must answer.*Let the nodes reach one another"):
+        Ring(0, addresses, secret=SECRET, seconds=0.3)
+
+
+def test_a_worker_that_leaves_ends_the_others_sum():
+    with ring_of(3) as rings:
+        rings[2].close()
+        with pytest.raises((ConnectionError, BrokenPipeError), match=r"left worker 0 waiting|reset|[Bb]roken"):
+            rings[0].total(np.ones(9))
