@@ -74,7 +74,7 @@ class Ring:
 
     def _pass(self, leaving: np.ndarray, coming: np.ndarray) -> None:
         """Send to the next worker while the one before fills `coming`: who only sent would wait until somebody reads."""
-        unsent, unfilled = memoryview(leaving).cast("B"), memoryview(coming).cast("B")
+        unsent, unfilled = leaving.data.cast("B"), coming.data.cast("B")
         waiting = select.poll()
         waiting.register(self._to, select.POLLOUT if unsent else 0)
         waiting.register(self._from, select.POLLIN if unfilled else 0)

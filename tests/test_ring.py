@@ -69,7 +69,7 @@ def test_sums_follow_one_another_keep_their_shapes_and_leave_what_was_given_as_i
     with ring_of(2) as rings:
         for _ in range(3):
             assert [one.tolist() for one in totals(rings, [mine, theirs])] == [[[3.0] * 3] * 2] * 2
-        assert [float(one) for one in totals(rings, [np.float64(1.5), np.float64(2.0)])] == [3.5, 3.5]
+        assert [float(one) for one in totals(rings, [np.array(1.5), np.array(2.0)])] == [3.5, 3.5]
     assert mine.tolist() == [[1.0] * 3] * 2
     assert theirs.tolist() == [[2.0] * 3] * 2
 
