@@ -23,7 +23,7 @@ test: .venv/ready
 # The tests of the files that differ from the last commit; where none does, all that need no Ray.
 test-fast: .venv/ready
 	@changed=$$( (git diff --name-only HEAD; git ls-files --others --exclude-standard) \
-		| sed -nE 's:^(recsys/|tests/test_)([a-z_]+)\.py$$:tests/test_\2.py:p' | sort -u | while read -r file; do [ ! -f $$file ] || echo $$file; done); \
+		| sed -nE 's:^(recsys/|tests/test_)([a-z_]+)(/[a-z_]+)?\.py$$:tests/test_\2.py:p' | sort -u | while read -r file; do [ ! -f $$file ] || echo $$file; done); \
 	set -x; .venv/bin/python -m pytest -q -m "not ray" $$changed
 
 drill: .venv/ready

@@ -4,7 +4,7 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
 
     -- words --
     tables.py        every column name, dtype, unit and Arrow schema, spelled once
-    config.py        settings: frozen models read from one TOML file; unknown keys refused
+    config/          settings: frozen models read from one TOML file; unknown keys refused
     errors.py        one small tree of errors, drawn in its docstring
     work.py          one stage's folder: named by the digest of what goes in, one receipt per finished unit
     -- the flow --

@@ -9,9 +9,11 @@ import pytest
 import recsys
 
 PACKAGE = Path(recsys.__file__).parent
-FILES = {path.name: path for path in PACKAGE.glob("*.py") if path.name != "__init__.py"}
+# a file, or a folder of files that hold one idea
+FILES = {path.name: [path] for path in PACKAGE.glob("*.py") if path.name != "__init__.py"}
+FILES |= {f"{path.parent.name}/": sorted(path.parent.glob("*.py")) for path in PACKAGE.glob("*/__init__.py")}
 # A line of a map: a file's name, R where it imports Ray, and what it is.
-LINE = re.compile(r"^ +(?P<file>\w+\.py) +(?P<ray>R )?(?P<words>\S.*)$", re.MULTILINE)
+LINE = re.compile(r"^ +(?P<file>\w+(?:\.py|/)) +(?P<ray>R )?(?P<words>\S.*)$", re.MULTILINE)
 
 
 def lines(text: str) -> dict[str, re.Match[str]]:
@@ -62,17 +64,27 @@ def test_both_maps_have_one_order_and_mark_the_same_files():
     assert marks(readme()) == marks(docstring())
 
 
+def test_a_folder_s_map_names_its_files():
+    folders = {name: paths for name, paths in FILES.items() if name.endswith("/")}
+    assert folders
+    for paths in folders.values():
+        (start,) = (path for path in paths if path.name == "__init__.py")
+        assert lines(ast.get_docstring(ast.parse(start.read_text(encoding="utf-8"))) or "").keys() == {path.name for path in paths} - {
+            "__init__.py"
+        }
+
+
 def test_only_files_marked_r_import_ray_or_one_that_does():
     marked = {name for name, line in docstring().items() if line["ray"]}
     reaches = {f"recsys.{name.removesuffix('.py')}" for name in marked}
-    for name, path in FILES.items():
-        seen = imports(path)
+    for name, paths in FILES.items():
+        seen = set().union(*map(imports, paths))
         touches = {module for module in seen if module.split(".")[0] == "ray" or module in reaches}
         assert bool(touches) == (name in marked), f"{name} imports {touches or 'no Ray'}"
 
 
 def test_no_file_reads_the_environment_but_runtime():
-    for name, path in FILES.items():
+    for name, path in ((name, path) for name, paths in FILES.items() for path in paths):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute | ast.Name) and name != "runtime.py":
                 word = node.attr if isinstance(node, ast.Attribute) else node.id

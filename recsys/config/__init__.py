@@ -1,0 +1,82 @@
+"""Settings: frozen pydantic models read from one TOML file; unknown keys are refused and every value is checked when read.
+
+Each model is one section of the file. Paths are taken as they stand: a URI, an absolute path, or relative to the folder the command
+runs in. Here, in the order of the file:
+
+    section.py    what all sections are
+    shop.py       [shop], [features], [window], [signals], [candidates], [examples]
+    pairs.py      [pairs], of the pairs door
+    fit.py        [model], [train], [calibration]
+    search.py     [tune]
+    rules.py      [[rules]]
+    night.py      [rank], [table], [gate], [champion], [report], [run]
+    settings.py   the whole files, and what must agree in them
+    read.py       a file -> settings, or the first mistake in one sentence
+"""
+
+from recsys.config.fit import Calibration, Model, PairsTrain, Train
+from recsys.config.night import Champion, Gate, Rank, Report, Run, Table
+from recsys.config.pairs import Column, Pairs, Scaling, Words
+from recsys.config.read import load, load_either, load_pairs
+from recsys.config.rules import (
+    AVAILABLE,
+    REPEATS,
+    AnyRule,
+    Audience,
+    BoughtRule,
+    CapRule,
+    ColumnRule,
+    ItemsRule,
+    PairsRule,
+    RangeRule,
+    Rule,
+)
+from recsys.config.search import ABSENT, SPACE, WHOLE, Range
+from recsys.config.section import Section
+from recsys.config.settings import PairsSettings, Settings
+from recsys.config.shop import Candidates, Columns, Examples, Features, Shop, Signals, Window
+
+__all__ = [
+    "ABSENT",
+    "AVAILABLE",
+    "REPEATS",
+    "SPACE",
+    "WHOLE",
+    "AnyRule",
+    "Audience",
+    "BoughtRule",
+    "Calibration",
+    "Candidates",
+    "CapRule",
+    "Champion",
+    "Column",
+    "ColumnRule",
+    "Columns",
+    "Examples",
+    "Features",
+    "Gate",
+    "ItemsRule",
+    "Model",
+    "Pairs",
+    "PairsRule",
+    "PairsSettings",
+    "PairsTrain",
+    "Range",
+    "RangeRule",
+    "Rank",
+    "Report",
+    "Rule",
+    "Run",
+    "Scaling",
+    "Section",
+    "Settings",
+    "Shop",
+    "Signals",
+    "Table",
+    "Train",
+    "Window",
+    "Words",
+    "load",
+    "load_either",
+    "load_pairs",
+]

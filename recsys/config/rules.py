@@ -1,0 +1,160 @@
+"""[[rules]]: what no list may hold."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, Strict, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import override
+
+from recsys.config.section import Positive, Section
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str | int):
+        raise PydanticCustomError("word", "input should be a string, a whole number or a truth value")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# As `clean.text` writes columns of integers and truth values.
+Values = Annotated[tuple[Annotated[str, BeforeValidator(_word)], ...], Strict(False), Field(min_length=1)]
+
+
+def _one_of(section: Section, *names: str) -> None:
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"set one of {', '.join(names)}, got {' and '.join(given) or 'none'}; mend it")
+
+
+class Audience(Section):
+    """The users that a rule is for: by a column of USERS, or by a list of their ids."""
+
+    column: str | None = None
+    """Of USERS, taken as words; with `values` or `other_than`."""
+    values: Values | None = None
+    """Users whose column is one of these."""
+    other_than: Values | None = None
+    """Users whose column is none of these; those without a value, and those who are not in USERS, are among them."""
+    ids: str | None = None
+    """Parquet, path or URI, with a column user_id (by the shop's name for it): the users on the list."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Audience":
+        _one_of(self, "column", "ids")
+        if self.column is not None:
+            _one_of(self, "values", "other_than")
+        elif self.values is not None or self.other_than is not None:
+            raise ValueError("an audience by ids has no values; remove them, or set column")
+        return self
+
+
+class Rule(Section):
+    """What all rules have."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """Of the rule, by which its drops are counted; every rule has its own."""
+    audience: Audience | None = None
+    """Whom it is for; absent, all users."""
+
+    def lists(self) -> dict[str, str]:
+        """Where the rule's lists of ids lie: `items`, `pairs` or `users` (the audience's) -> path or URI."""
+        return {"users": self.audience.ids} if self.audience is not None and self.audience.ids is not None else {}
+
+
+class BoughtRule(Rule):
+    """Not what the user bought lately. For "never what was bought before" there is rank.allow_repeats."""
+
+    kind: Literal["bought"]
+    days: Positive
+    """Within so many days before the night: 1 is the last 24 hours. At most window.history_days."""
+
+
+class ColumnRule(Rule):
+    """Only, or never, items where a column has one of the values."""
+
+    kind: Literal["column"]
+    column: str
+    """Of ITEMS, taken as words: strings, integers or truth values."""
+    only: Values | None = None
+    """Items with one of these values, and no others; an item without a value does not pass."""
+    never: Values | None = None
+    """Items with none of these values; an item without a value passes."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ColumnRule":
+        _one_of(self, "only", "never")
+        return self
+
+
+class RangeRule(Rule):
+    """Only items whose number lies within bounds; an item without a number does not pass."""
+
+    kind: Literal["range"]
+    column: str
+    """Of ITEMS, a number such as the price; compared as float32."""
+    min: float | None = None
+    """The least that passes; absent, no bound."""
+    max: float | None = None
+    """The greatest that passes; absent, no bound."""
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> "RangeRule":
+        if self.min is None and self.max is None:
+            raise ValueError("set min, max or both, got none; mend it")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min must be at most max, got {self.min:g} and {self.max:g}; mend it")
+        return self
+
+
+class ItemsRule(Rule):
+    """Only, or never, the items on a list."""
+
+    kind: Literal["items"]
+    only: str | None = None
+    """Parquet, path or URI, with a column item_id (by the shop's name for it): these items, and no others."""
+    never: str | None = None
+    """The same: none of these items."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ItemsRule":
+        _one_of(self, "only", "never")
+        return self
+
+    @override
+    def lists(self) -> dict[str, str]:
+        """As of every rule."""
+        return {"items": self.only or self.never or "", **super().lists()}
+
+
+class PairsRule(Section):
+    """Never what stands on a list of users and items: each row is an item that this user must not see."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """As of every rule."""
+    kind: Literal["pairs"]
+    never: str
+    """Parquet, path or URI, with columns user_id and item_id (by the shop's names for them)."""
+
+    def lists(self) -> dict[str, str]:
+        """As of every rule."""
+        return {"pairs": self.never}
+
+
+class CapRule(Section):
+    """At most n items of one value in a list, counted in list order; items without a value are not counted."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """As of every rule."""
+    kind: Literal["cap"]
+    column: str
+    """Of ITEMS, taken as words, such as category, brand or seller."""
+    at_most: Positive
+    """Items of each value in one list."""
+
+    def lists(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+
+AnyRule = BoughtRule | ColumnRule | RangeRule | ItemsRule | PairsRule | CapRule
+AVAILABLE, REPEATS = RULES_BUILT_IN = ("available", "repeats")  # names of rules that are no [[rules]]
+PROFILE_COLUMNS = ("user_id", "item", "ts", "quantity", "price", "wanted")  # of the profiles beside what users tell

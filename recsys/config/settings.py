@@ -1,0 +1,120 @@
+"""The whole files of the two doors: sections that must agree."""
+
+from typing import Annotated
+
+from pydantic import Field, Strict, model_validator
+
+from recsys.config.fit import Calibration, Model, PairsTrain, Train
+from recsys.config.night import Champion, Gate, Rank, Report, Run, Table
+from recsys.config.pairs import Pairs
+from recsys.config.rules import PROFILE_COLUMNS, RULES_BUILT_IN, AnyRule, BoughtRule, CapRule, ColumnRule, RangeRule, Rule
+from recsys.config.search import SPACE, Space
+from recsys.config.section import Section
+from recsys.config.shop import Candidates, Examples, Features, Shop, Signals, Window
+
+
+class PairsSettings(Section):
+    """The whole file of the pairs door: feature rows in, a model or a table out."""
+
+    pairs: Pairs
+    model: Model = Model()
+    train: PairsTrain = PairsTrain()
+    tune: Space = SPACE
+    """What `jobs.tune` searches: keys of [model] and [train] -> [choices], or {low, high, [log]}."""
+    rank: Rank = Rank()
+    table: Table = Table(path="var/pairs_recommendations")
+    gate: Gate = Gate()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _lists_are_plain(self) -> "PairsSettings":
+        if self.rank.diversity:
+            raise ValueError(
+                f"rank.diversity needs the shop door, whose signals say which items are alike, got {self.rank.diversity:g}; remove it"
+            )
+        return self
+
+
+class Settings(Section):
+    """The whole file of the shop door: events, items and users in, a model or a table out."""
+
+    shop: Shop
+    features: Features = Features()
+    window: Window = Window()
+    signals: Signals = Signals()
+    candidates: Candidates = Candidates()
+    examples: Examples = Examples()
+    model: Model = Model()
+    train: Train = Train()
+    tune: Space = SPACE
+    """What `jobs.tune` searches: keys of [model] and [train] -> [choices], or {low, high, [log]}."""
+    calibration: Calibration = Calibration()
+    rank: Rank = Rank()
+    rules: Annotated[tuple[Annotated[AnyRule, Field(discriminator="kind")], ...], Strict(False)] = ()
+    """[[rules]]: what no list may hold, whatever the model says; each drop is counted under the first rule here that asks for it."""
+    table: Table = Table()
+    gate: Gate = Gate()
+    champion: Champion = Champion()
+    report: Report = Report()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _rules_fit_the_shop(self) -> "Settings":
+        features, columns = self.features, self.shop.columns
+        names = [rule.name for rule in self.rules]
+        for rule in self.rules:
+            where = f"rules '{rule.name}'"
+            if rule.name in RULES_BUILT_IN:
+                raise ValueError(f"{where}: a built-in rule has this name; choose another")
+            if names.count(rule.name) > 1:
+                raise ValueError(f"{where}: two rules have this name; give each its own")
+            if isinstance(rule, BoughtRule) and rule.days > self.window.history_days:
+                raise ValueError(
+                    f"{where}: days must be at most window.history_days ({self.window.history_days}), got {rule.days}; "
+                    "lower it, or set rank.allow_repeats = false"
+                )
+        for rule, of_items, column, number in self.rule_columns():
+            where, table = f"rules '{rule.name}'", "items" if of_items else "users"
+            if getattr(self.shop, table) is None:
+                raise ValueError(f"{where} names column '{column}' but shop.{table} is absent; set shop.{table} or remove the rule")
+            taken = (columns.item_id, columns.available, "item_id", "available") if of_items else (columns.user_id, *PROFILE_COLUMNS)
+            words = features.item_categorical if of_items else features.user_categorical
+            numbers = features.item_numeric if of_items else features.user_numeric
+            words += tuple(c for _, items, c, is_number in self.rule_columns() if items == of_items and not is_number)
+            if of_items and column == columns.name:
+                words += (column,)
+            elif of_items:
+                taken += ("name",)  # what [shop.columns] names so is kept under this name
+            if column in taken:
+                todo = "that one is always obeyed, remove the rule" if column == columns.available else "rename it in the table"
+                raise ValueError(f"{where}: column '{column}' cannot be a rule's; {todo}")
+            if column in (words if number else numbers):
+                one, other = ("a number", "words") if number else ("words", "numbers")
+                raise ValueError(f"{where}: column '{column}' is {one} here and among the {other} elsewhere; write it as two columns")
+        return self
+
+    def rule_columns(self) -> list[tuple[AnyRule, bool, str, bool]]:
+        """Every column that a rule reads: the rule, whether it is of ITEMS (else of USERS), its name, whether it is a number."""
+        found: list[tuple[AnyRule, bool, str, bool]] = []
+        for rule in self.rules:
+            if isinstance(rule, ColumnRule | RangeRule | CapRule):
+                found.append((rule, True, rule.column, isinstance(rule, RangeRule)))
+            if isinstance(rule, Rule) and rule.audience is not None and rule.audience.column is not None:
+                found.append((rule, False, rule.audience.column, False))
+        return found
+
+    @model_validator(mode="after")
+    def _columns_are_named_once(self) -> "Settings":
+        features = self.features
+        for label, names in (
+            ("item", features.item_categorical + features.item_numeric),
+            ("user", features.user_categorical + features.user_numeric),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"features: {label} column '{twice[0]}' is named twice; name it once")
+        if (features.user_categorical or features.user_numeric) and self.shop.users is None:
+            raise ValueError("features names user columns but shop.users is absent; set shop.users or remove them")
+        if (features.item_categorical or features.item_numeric) and self.shop.items is None:
+            raise ValueError("features names item columns but shop.items is absent; set shop.items or remove them")
+        return self
