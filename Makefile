@@ -24,7 +24,7 @@ test: .venv/ready
 test-fast: .venv/ready
 	@changed=$$( (git diff --name-only HEAD; git ls-files --others --exclude-standard) \
 		| sed -nE 's:^(recsys/|tests/test_)([a-z_]+)(/[a-z_]+)?\.py$$:tests/test_\2.py:p' | sort -u | while read -r file; do [ ! -f $$file ] || echo $$file; done); \
-	set -x; .venv/bin/python -m pytest -q -m "not ray" $$changed
+	(set -x; .venv/bin/python -m pytest -q -m "not ray" $$changed) || { [ $$? = 5 ] && echo "all tests of $$changed need Ray: make test"; }
 
 drill: .venv/ready
 	.venv/bin/python -m pytest -m drill -v --durations=0

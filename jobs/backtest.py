@@ -1,12 +1,13 @@
 """Train as of a day, recommend, and compare with what was bought in the days after it."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from jobs import AsOf, Config, _print, job, main
+from jobs import Config, _print, job, main
 from recsys import config, pipeline, reliability, runtime
 from recsys.backtest import horizon_end, measure
 from recsys.errors import ConfigError
@@ -17,7 +18,10 @@ from recsys.work import write_atomically
 
 def backtest(
     config_path: Config,
-    as_of: AsOf,
+    as_of: Annotated[
+        datetime,
+        typer.Option("--as-of", formats=["%Y-%m-%d"], help="What was known before this day, 00:00 UTC; later events are the truth."),
+    ],
     horizon_days: Annotated[int | None, typer.Option(min=1, help="Days to compare with; absent, window.label_days.")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the metrics.")] = None,
     plot: Annotated[Path | None, typer.Option(help="A .png or .svg file for the reliability plot.")] = None,

@@ -28,7 +28,7 @@ DENSE, CODES, VOCABULARY, SCORED, ENCODED = 80, 6, 1000, 100_000, 500_000
 def bench(
     rows: Annotated[int, typer.Option(min=100_000, help="Feature rows of the pairs door's runs.")] = 2_000_000,
     files: Annotated[int, typer.Option(min=2, help="Parquet files that they lie in.")] = 32,
-    runs: Annotated[int, typer.Option(min=1, help="Counted runs of each, after one that is not.")] = 5,
+    runs: Annotated[int, typer.Option(min=1, help="Counted runs of the scoring and choosing figures, after one that is not.")] = 5,
     folder: Annotated[Path | None, typer.Option(help="Where the rows are generated; absent, the system's temporary folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.")] = None,
 ) -> None:

@@ -18,7 +18,9 @@ def show(
     as_of: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The night; absent, the newest published.")] = None,
     bundle_path: Annotated[
         Path | None,
-        typer.Option("--bundle", help="With --contributions, the model's folder; absent, the one of run.work that scored the night."),
+        typer.Option(
+            "--bundle", help="With --contributions, the model's folder; absent, that which scored the night, trained again if gone."
+        ),
     ] = None,
     contributions: Annotated[
         int, typer.Option(min=0, help="For each row this many inputs with the largest contributions to its raw output.")
