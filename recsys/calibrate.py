@@ -17,8 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import scipy  # its optimize is loaded on first use: scoring never needs it
-from scipy.special import expit, logit
+import scipy  # loads optimize and special on first use: a scoring actor starts without them
 
 from recsys.metrics import EPSILON, log_loss
 
@@ -42,7 +41,7 @@ class Calibration:
     def __call__(self, raw: np.ndarray) -> np.ndarray:
         """The chance of each row: float32 (B,) within (0, 1), never smaller for a larger raw output."""
         if self.kind == "platt":
-            chance = expit(self.slope * raw.astype(np.float64) + self.intercept)
+            chance = scipy.special.expit(self.slope * raw.astype(np.float64) + self.intercept)
         else:
             above = np.searchsorted(self.knots, raw, side="right")
             chance = np.interp(raw, self.knots, self.chances)
@@ -88,7 +87,7 @@ def fit(raw: np.ndarray, label: np.ndarray, group: np.ndarray) -> Calibrated:
     if held.all() or not held.any():
         return Calibrated(_platt(raw, label), {})
     kinds = {"platt": _platt, "isotonic": _isotonic}
-    losses = {"sigmoid": log_loss(label[held], expit(raw[held]))}
+    losses = {"sigmoid": log_loss(label[held], scipy.special.expit(raw[held]))}
     losses |= {kind: log_loss(label[held], fitted(raw[~held], label[~held])(raw[held])) for kind, fitted in kinds.items()}
     best = min(get_args(Kind), key=losses.__getitem__)
     return Calibrated(kinds[best](raw, label), losses)
@@ -108,10 +107,10 @@ def _platt(raw: np.ndarray, label: np.ndarray) -> Calibration:
     def loss(unknown: np.ndarray) -> tuple[float, np.ndarray]:
         slope, intercept = unknown
         score = slope * scaled + intercept
-        off = expit(score) - target
+        off = scipy.special.expit(score) - target
         return float(np.mean(np.logaddexp(0.0, score) - target * score)), np.array([np.mean(off * scaled), np.mean(off)])
 
-    start = np.array([1.0, logit(target.mean())])
+    start = np.array([1.0, scipy.special.logit(target.mean())])
     found = scipy.optimize.minimize(
         loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)], options={"ftol": 1e-14, "gtol": 1e-9}
     )

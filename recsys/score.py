@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from scipy.special import expit
+import scipy  # loads special on first use: a scoring actor starts without it
 
 from recsys.bundle import Bundle
 from recsys.errors import ClusterError
@@ -68,7 +68,7 @@ def chances(bundle: Bundle) -> Callable[[np.ndarray], np.ndarray]:
 
 def probabilities(raw: np.ndarray) -> np.ndarray:
     """The model's own probabilities, 1 / (1 + exp(-raw)); float32 as `raw`."""
-    return expit(raw.astype(np.float64)).astype(np.float32)
+    return scipy.special.expit(raw.astype(np.float64)).astype(np.float32)
 
 
 def _onnx(bundle: Bundle) -> Raw:
