@@ -20,6 +20,7 @@ import numpy as np
 
 JOIN_SECONDS = 60.0  # until all workers must have come to listen; Ray Train starts them together
 GREETING_SECONDS = 5.0  # that one who connects has to say who it is
+RETRY_SECONDS = 0.05  # between two tries to reach a worker that does not listen yet
 RANK_BYTES = 4
 
 
@@ -105,13 +106,17 @@ def _connected(address: str, deadline: float) -> socket.socket:
     """A connection to the worker at the address, which may not listen yet."""
     while True:
         try:
-            return socket.create_connection(_parsed(address), timeout=max(deadline - time.monotonic(), 0.1))
+            connection = socket.create_connection(_parsed(address), timeout=max(deadline - time.monotonic(), 0.1))
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise ConnectionError(
                     f"training: the worker at {address} must answer, got {error}. Let the nodes reach one another on every port."
                 ) from error
-            time.sleep(0.02)
+        else:
+            if connection.getsockname() != connection.getpeername():
+                return connection
+            connection.close()  # to itself, as TCP allows where nobody listens yet and the port it comes from is by chance the same
+        time.sleep(RETRY_SECONDS)
 
 
 def _accepted(listener: socket.socket, greeting: bytes, deadline: float, whom: str) -> socket.socket:

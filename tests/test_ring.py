@@ -116,3 +116,25 @@ def test_a_worker_that_leaves_ends_the_others_sum():
         rings[2].close()
         with pytest.raises((ConnectionError, BrokenPipeError), match=r"left worker 0 waiting|reset|[Bb]roken"):
             rings[0].total(np.ones(9))
+
+
+def test_a_connection_that_came_back_to_itself_is_none(monkeypatch: pytest.MonkeyPatch):
+    addresses = free(2)
+    connect = socket.create_connection
+    tries: list[socket.socket] = []
+
+    def to_itself_first(address: tuple[str, int], timeout: float) -> socket.socket:
+        if not tries:
+            mine = socket.socket()
+            mine.bind(("127.0.0.1", 0))
+            mine.connect(mine.getsockname())  # what TCP does by chance where nobody listens
+            tries.append(mine)
+            return mine
+        return connect(address, timeout=timeout)
+
+    monkeypatch.setattr("recsys.ring.socket.create_connection", to_itself_first)
+    rings = side_by_side([lambda rank=rank: Ring(rank, addresses, secret=SECRET, seconds=5) for rank in range(2)])
+    assert tries[0].fileno() == -1  # closed
+    assert [one.tolist() for one in totals(rings, [np.ones(2), np.ones(2)])] == [[2.0, 2.0]] * 2
+    for one in rings:
+        one.close()
