@@ -64,9 +64,10 @@ def _settings(planted: synthetic.Planted, out: Path, *, kinds: bool) -> str:
         "champion": {"path": folders["bundles"]},
         "report": {"path": folders["reports"]},
     }
-    lines = [
-        line for section, keys in sections.items() for line in (f"[{section}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items()))
-    ]
+    lines: list[str] = []
+    for section, keys in sections.items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -18,10 +18,16 @@ from itertools import pairwise
 
 import numpy as np
 
-JOIN_SECONDS = 60.0  # until all workers must have come to listen; Ray Train starts them together
+JOIN_SECONDS = 300.0  # until all workers must have come to listen; each imports TensorFlow first, on a cold disk slowly
 GREETING_SECONDS = 5.0  # that one who connects has to say who it is
 RETRY_SECONDS = 0.05  # between two tries to reach a worker that does not listen yet
-RANK_BYTES = 4
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # seconds, seconds, tries; as far as the system has them
+BROKEN = select.POLLERR | select.POLLHUP | select.POLLNVAL
+OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),  # a link that a firewall dropped without a word fails after two minutes
+    *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in KEEPALIVE.items() if hasattr(socket, name)),
+)
 
 
 class Ring:
@@ -29,30 +35,29 @@ class Ring:
 
     Args:
         rank: of this worker.
-        addresses: host:port of every worker, by rank, two at least; this worker listens on its own.
-        secret: known to the workers alone: who connects without it is sent away.
+        addresses: host:port of every worker, by rank, two at least; this worker listens on its port.
+        secret: known to the workers alone: who connects without it is sent away. What is summed is not encrypted.
         seconds: to wait for the others.
 
     Raises:
-        OSError: the port is taken, or a neighbour did not come; a fit that Ray starts again gets other ports.
+        ConnectionError: the port is taken, or a neighbour did not come; a fit that Ray starts again gets other ports.
     """
 
     def __init__(self, rank: int, addresses: Sequence[str], *, secret: bytes, seconds: float = JOIN_SECONDS) -> None:
-        self.rank, self.workers = rank, len(addresses)
+        self.rank, self.workers, self.addresses = rank, len(addresses), tuple(addresses)
         self._next, self._before = (rank + 1) % self.workers, (rank - 1) % self.workers
         deadline = time.monotonic() + seconds
-        host, port = _parsed(addresses[rank])
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-            self._to = _connected(addresses[self._next], deadline)
-            self._to.sendall(secret + rank.to_bytes(RANK_BYTES))
-            greeting = secret + self._before.to_bytes(RANK_BYTES)
+        with _listener(rank, addresses[rank]) as listener:
+            self._to = _connected(addresses[self._next], greeting(secret, rank, addresses), deadline)
             try:
-                self._from = _accepted(listener, greeting, deadline, f"worker {self._before} at {addresses[self._before]}")
+                whom = f"worker {self._before} at {addresses[self._before]}"
+                self._from = _accepted(listener, greeting(secret, self._before, addresses), deadline, whom)
             except BaseException:
                 self._to.close()
                 raise
         for connection in (self._to, self._from):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for level, option, value in OPTIONS:
+                connection.setsockopt(level, option, value)
             connection.setblocking(False)
 
     def total(self, values: np.ndarray) -> np.ndarray:
@@ -76,25 +81,53 @@ class Ring:
     def _pass(self, leaving: np.ndarray, coming: np.ndarray) -> None:
         """Send to the next worker while the one before fills `coming`: who only sent would wait until somebody reads."""
         unsent, unfilled = leaving.data.cast("B"), coming.data.cast("B")
+        to, before = self._to.fileno(), self._from.fileno()
         waiting = select.poll()
-        waiting.register(self._to, select.POLLOUT if unsent else 0)
-        waiting.register(self._from, select.POLLIN if unfilled else 0)
+        waiting.register(to, select.POLLOUT if unsent else 0)
+        waiting.register(before, select.POLLIN if unfilled else 0)
         while unsent or unfilled:
-            for descriptor, _ in waiting.poll():
-                if descriptor == self._from.fileno() and unfilled:
-                    count = self._from.recv_into(unfilled)
+            for descriptor, event in waiting.poll():
+                if descriptor == before and unfilled:
+                    try:
+                        count = self._from.recv_into(unfilled)
+                    except BlockingIOError:
+                        continue
+                    except OSError as error:
+                        raise self._gone(self._before, str(error)) from error
                     if not count:
-                        raise ConnectionError(f"training: worker {self._before} left worker {self.rank} waiting for a gradient")
+                        raise self._gone(self._before, "the end of the connection")
                     unfilled = unfilled[count:]
-                elif descriptor == self._to.fileno() and unsent:
-                    unsent = unsent[self._to.send(unsent) :]
-            waiting.modify(self._to, select.POLLOUT if unsent else 0)
-            waiting.modify(self._from, select.POLLIN if unfilled else 0)
+                    if not unfilled:
+                        waiting.unregister(before)
+                elif descriptor == to:
+                    # reported whatever was asked for: passed over, the loop would turn at full speed
+                    if event & BROKEN:
+                        raise self._gone(self._next, "a broken connection")
+                    if unsent:
+                        try:
+                            unsent = unsent[self._to.send(unsent) :]
+                        except BlockingIOError:
+                            continue
+                        except OSError as error:
+                            raise self._gone(self._next, str(error)) from error
+                        if not unsent:
+                            waiting.modify(to, 0)
+
+    def _gone(self, neighbour: int, seen: str) -> ConnectionError:
+        return ConnectionError(
+            f"training: worker {self.rank} must sum gradients with worker {neighbour} at {self.addresses[neighbour]}, got {seen}. "
+            "Ray Train starts the workers again from the last checkpoint; see that worker's log for why it ended."
+        )
 
     def close(self) -> None:
-        """Leave the ring."""
+        """Leave the ring; the neighbours hear of it at once."""
         self._to.close()
         self._from.close()
+
+
+def greeting(secret: bytes, rank: int, addresses: Sequence[str]) -> bytes:
+    """What a worker says first to the next: it knows the secret, without telling it."""
+    return hmac.digest(secret, f"{rank} of {' '.join(addresses)}".encode(), "sha256")
 
 
 def _parsed(address: str) -> tuple[str, int]:
@@ -102,20 +135,37 @@ def _parsed(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _connected(address: str, deadline: float) -> socket.socket:
-    """A connection to the worker at the address, which may not listen yet."""
+def _listener(rank: int, address: str) -> socket.socket:
+    """On the port of every interface: the address that others know a node by need not be one of its own."""
+    host, port = _parsed(address)
+    try:
+        return socket.create_server(("", port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConnectionError(
+            f"training: worker {rank} must listen on {address}, got {error}. Ray Train starts the workers again, on other ports."
+        ) from error
+
+
+def _connected(address: str, greeting: bytes, deadline: float) -> socket.socket:
+    """A connection to the worker at the address, which may not listen yet; it has been greeted."""
     while True:
+        seen = "a connection of this worker to itself"  # TCP allows it where nobody listens yet and both ports are by chance the same
         try:
             connection = socket.create_connection(_parsed(address), timeout=max(deadline - time.monotonic(), 0.1))
+            try:
+                if connection.getsockname() != connection.getpeername():
+                    connection.sendall(greeting)
+                    return connection
+            except BaseException:
+                connection.close()
+                raise
+            connection.close()
         except OSError as error:
-            if time.monotonic() >= deadline:
-                raise ConnectionError(
-                    f"training: the worker at {address} must answer, got {error}. Let the nodes reach one another on every port."
-                ) from error
-        else:
-            if connection.getsockname() != connection.getpeername():
-                return connection
-            connection.close()  # to itself, as TCP allows where nobody listens yet and the port it comes from is by chance the same
+            seen = str(error)
+        if time.monotonic() >= deadline:
+            raise ConnectionError(
+                f"training: the worker at {address} must answer, got {seen}. Let the nodes reach one another on every port."
+            )
         time.sleep(RETRY_SECONDS)
 
 
@@ -126,8 +176,7 @@ def _accepted(listener: socket.socket, greeting: bytes, deadline: float, whom: s
         with suppress(TimeoutError, ConnectionError):  # of strangers too
             connection, _ = listener.accept()
             try:
-                connection.settimeout(min(left, GREETING_SECONDS))
-                if hmac.compare_digest(connection.recv(len(greeting), socket.MSG_WAITALL), greeting):
+                if hmac.compare_digest(_said(connection, len(greeting), min(left, GREETING_SECONDS)), greeting):
                     return connection
             except BaseException:
                 connection.close()
@@ -136,3 +185,15 @@ def _accepted(listener: socket.socket, greeting: bytes, deadline: float, whom: s
     raise ConnectionError(
         f"training: {whom} must connect, nobody with the fit's secret did. Let the nodes reach one another on every port."
     )
+
+
+def _said(connection: socket.socket, length: int, seconds: float) -> bytes:
+    """The first bytes that the other side sends, fewer if it ends before."""
+    said, deadline = b"", time.monotonic() + seconds
+    while len(said) < length:
+        connection.settimeout(max(deadline - time.monotonic(), 0.01))
+        more = connection.recv(length - len(said))
+        if not more:
+            break
+        said += more
+    return said

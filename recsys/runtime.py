@@ -74,17 +74,18 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
         ) from error
     finally:
         importing.join()
-    node = ray._private.worker._global_node
-    if not address and node is not None:
-        node.kill_monitor()  # an embedded Ray adds no nodes; its autoscaler answers no SIGTERM, and `ray.shutdown` would wait a second
-    from ray.data import DataContext
-
-    data = DataContext.get_current()
-    data.enable_progress_bars = False  # one bar a stage, drawn by `progress`, counts the units that people know
-    data.print_on_execution_start = False
-    data.raise_original_map_exception = True  # so that an error of ours comes back as itself
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
+        node = ray._private.worker._global_node
+        if not address and node is not None:
+            # an embedded Ray adds no nodes; its autoscaler answers no SIGTERM, and `ray.shutdown` would wait a second for it
+            node.kill_monitor(check_alive=False)
+        from ray.data import DataContext
+
+        data = DataContext.get_current()
+        data.enable_progress_bars = False  # one bar a stage, drawn by `progress`, counts the units that people know
+        data.print_on_execution_start = False
+        data.raise_original_map_exception = True  # so that an error of ours comes back as itself
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         yield
     finally:
         ray.shutdown()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 RESIZE_SECONDS = 60.0  # between two looks whether an elastic fit may grow; growing costs a restart from the last checkpoint
 BFLOAT16_CAPABILITY = (8, 0)  # of the first NVIDIA GPUs with bfloat16 units (Ampere)
+RING_SAYS = "training: "  # how sentences of `ring.py` begin
 FREE = {"max_failures", "checkpoint_seconds"}  # settings of [train] that no weight depends on
 
 
@@ -157,7 +158,7 @@ def launch(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
     try:
         result: Any = trainer.fit()  # of Train V2, which the type checker does not see
     except ray.train.TrainingFailedError as error:
-        cause = str(error).strip().splitlines()[-1]
+        cause = _cause(str(error))
         raise ClusterError(
             f"{plan.run}: training failed and was retried {train.max_failures} times: {cause} The last checkpoint stands; "
             "mend the cause and run the same command again, or raise train.max_failures."
@@ -167,6 +168,13 @@ def launch(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
     return result.return_value
 
 
+def _cause(text: str) -> str:
+    """The line of a failed run's text that says why: ours, around which TensorFlow puts words of its own, else the last."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    ours = [line[line.index(RING_SAYS) :] for line in lines if RING_SAYS in line]
+    return ours[-1] if ours else lines[-1]
+
+
 def _work(job: dict[str, Any]) -> RecsysError | None:
     """One worker's part of a fit, which leaves a checkpoint; or why the fit cannot go on, a value as Ray would retry an error."""
     plan = job["plan"]
@@ -174,7 +182,10 @@ def _work(job: dict[str, Any]) -> RecsysError | None:
         team = join(job)
         from recsys.learner import Learner
 
-        walk(plan, Learner(plan, team))
+        try:
+            walk(plan, Learner(plan, team))
+        finally:
+            team.leave()
     except RecsysError as error:  # all workers raise it, as all hold the same numbers
         return error
     return None
@@ -208,7 +219,7 @@ def join(job: dict[str, Any]) -> "Team":
 
     Raises:
         ClusterError, ConfigError: as `settle`.
-        OSError: as `Ring`.
+        ConnectionError: as `Ring`.
     """
     plan: Plan = job["plan"]
     settle(plan)
@@ -218,15 +229,19 @@ def join(job: dict[str, Any]) -> "Team":
     rank, workers = context.get_world_rank(), context.get_world_size()
     if plan.train.device == "gpu":
         return Team(rank, workers, _by_nccl())
-    return Team(rank, workers, _by_ring(rank, job["secret"])) if workers > 1 else Team()
-
-
-def _by_ring(rank: int, secret: bytes) -> Callable[[Any], Any]:
-    """The sum over workers on CPUs. Each has an address in TF_CONFIG, by Ray Train, that TensorFlow does not listen on then."""
+    if workers == 1:
+        return Team()
     import tensorflow as tf
 
+    # each worker has an address in TF_CONFIG, by Ray Train, that TensorFlow does not listen on here
     addresses = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec().job_tasks("worker")
-    ring = Ring(rank, addresses, secret=secret)
+    ring = Ring(rank, addresses, secret=job["secret"])
+    return Team(rank, workers, _by_ring(ring), ring.close)
+
+
+def _by_ring(ring: Ring) -> Callable[[Any], Any]:
+    """The sum over workers on CPUs."""
+    import tensorflow as tf
 
     def total(values: Any) -> Any:
         values = tf.convert_to_tensor(values)

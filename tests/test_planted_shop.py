@@ -33,6 +33,12 @@ def test_a_shop_and_settings_that_open_it(tmp_path: Path, options: tuple[str, ..
         assert Path(place).parent == tmp_path / "shop"
 
 
+def test_a_folder_of_any_name(tmp_path: Path):
+    assert planted(tmp_path / 'a "shop" \N{SHOPPING TROLLEY}').exit_code == 0
+    settings = config.load(tmp_path / 'a "shop" \N{SHOPPING TROLLEY}' / "shop.toml")
+    assert Path(settings.shop.events).is_dir()
+
+
 def test_the_same_seed_makes_the_same_events_and_another_seed_others(tmp_path: Path):
     for name, seed in (("one", "1"), ("again", "1"), ("other", "2")):
         assert planted(tmp_path / name, "--seed", seed).exit_code == 0

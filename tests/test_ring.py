@@ -1,5 +1,6 @@
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.ring import Ring
+from recsys.ring import Ring, greeting
 
 SECRET = b"known to the workers"
 
@@ -88,7 +89,7 @@ def test_who_does_not_know_the_secret_is_sent_away_and_the_ring_still_closes():
             except OSError:
                 continue
         with connection:
-            connection.sendall(b"not known to the workers")
+            connection.sendall(greeting(b"another secret", 1, addresses))
             said.set()
             sent_away.append(connection.recv(1))
 
@@ -111,11 +112,49 @@ def test_a_worker_that_does_not_come_is_named():
         Ring(0, addresses, secret=SECRET, seconds=0.3)
 
 
-def test_a_worker_that_leaves_ends_the_others_sum():
+def test_a_worker_that_leaves_ends_the_others_sum_with_a_sentence():
     with ring_of(3) as rings:
         rings[2].close()
-        with pytest.raises((ConnectionError, BrokenPipeError), match=r"left worker 0 waiting|reset|[Bb]roken"):
+        with pytest.raises(ConnectionError, match=r"training: worker 0 .*worker [12] at 127\.0\.0\.1:\d+.*starts the workers again"):
             rings[0].total(np.ones(9))
+
+
+def test_a_dead_next_worker_is_seen_while_the_one_before_is_silent():
+    """It used to wait at full speed for the one before: poll reports a broken connection whatever it is asked for."""
+    with ring_of(3) as rings:
+        rings[1].close()  # worker 0 sends to it; worker 2, whom worker 0 reads from, stays silent
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(rings[0].total, np.ones(9))
+            with pytest.raises(ConnectionError, match="worker 1 at"):
+                waiting.result(timeout=10)
+
+
+def test_a_greeting_that_comes_in_pieces_is_the_neighbour_s():
+    addresses = free(2)
+    host, _, port = addresses[0].partition(":")
+    listening = socket.create_server((addresses[1].partition(":")[0], int(addresses[1].rpartition(":")[2])))
+    with listening, ThreadPoolExecutor(1) as pool:
+        made = pool.submit(Ring, 0, addresses, secret=SECRET, seconds=10)
+        theirs, _ = listening.accept()
+        said = theirs.recv(1024)
+        assert said == greeting(SECRET, 0, addresses)
+        assert SECRET not in said
+        mine = socket.create_connection((host, int(port)), timeout=10)
+        whole = greeting(SECRET, 1, addresses)
+        mine.sendall(whole[:5])
+        time.sleep(0.3)
+        mine.sendall(whole[5:])
+        ring = made.result(timeout=10)
+        ring.close()
+        mine.close()
+        theirs.close()
+
+
+def test_a_port_that_is_taken_is_a_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        addresses = [f"127.0.0.1:{taken.getsockname()[1]}", *free(1)]
+        with pytest.raises(ConnectionError, match=rf"training: worker 0 must listen on {addresses[0]}, got .*in use.*other ports"):
+            Ring(0, addresses, secret=SECRET, seconds=1)
 
 
 def test_a_connection_that_came_back_to_itself_is_none(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -362,6 +363,28 @@ def test_two_workers_end_with_one_sentence_where_the_loss_is_no_number_or_the_di
     assert "the checkpoint after epoch 2 must be written, got: No space left on device. Make room" in str(said["full"])
     for room, weights in zip(said["room"], said["undisturbed"], strict=True):
         np.testing.assert_array_equal(room, weights)
+
+
+def leave(job: dict[str, Any]) -> None:
+    """The second worker leaves the ring while the first waits for its gradients."""
+    team = train.join(job)
+    if team.rank == 1:
+        team.leave()
+        time.sleep(60)  # Ray ends it: its own end must not be the first that is heard of
+    import tensorflow as tf
+
+    tf.function(team.total)(tf.ones(100_000))
+
+
+@pytest.mark.ray
+@pytest.mark.drill
+def test_who_left_the_others_waiting_is_told_in_one_sentence(ray_cluster: None, files: Files, tmp_path: Path):
+    with by_value(), pytest.raises(ClusterError) as told:
+        train.launch(leave, plan(files, tmp_path, workers=2, epochs=1, max_failures=0))
+    said = str(told.value)
+    assert re.search(r"failed and was retried 0 times: training: worker 0 must sum gradients with worker 1 at \S+:\d+, got ", said)
+    assert "PyFunc" not in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.ray
