@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # a verb imports no more than it needs: the first row waits f
     from recsys.ingest import Ingest
     from recsys.night import Published
     from recsys.pairs_train import Fitted
-    from recsys.pipeline import Prepared
+    from recsys.prepare import Prepared
     from recsys.show import Contributed, Purchased, Shown
     from recsys.training import Trained
 

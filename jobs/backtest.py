@@ -11,6 +11,7 @@ from jobs import Config, _print, job, main
 from recsys import config, pipeline, reliability, runtime
 from recsys.backtest import horizon_end, measure
 from recsys.errors import ConfigError
+from recsys.prepare import prepare
 from recsys.runtime import log
 from recsys.shop import open_shop
 from recsys.work import write_atomically
@@ -35,7 +36,7 @@ def backtest(
         sources = open_shop(settings, as_of=day)
         end = horizon_end(sources, as_of=day, horizon_days=horizon_days or settings.window.label_days)
         with runtime.connect():
-            prepared = pipeline.prepare(sources, end=end)
+            prepared = prepare(sources, end=end)
             _print.rows(prepared.ingest)
             trained = pipeline.train(prepared, as_of=day, on_epoch=_print.epoch_line)
             _print.training(trained)

@@ -7,6 +7,7 @@ import typer
 
 from jobs import AsOf, Config, job, main
 from recsys import config, pipeline, runtime
+from recsys.prepare import prepare
 from recsys.shop import open_shop
 
 
@@ -19,7 +20,7 @@ def examples(
     with job():
         sources = open_shop(config.load(config_path), as_of=as_of.date())
         with runtime.connect():
-            prepared = pipeline.prepare(sources, end=as_of.date())
+            prepared = prepare(sources, end=as_of.date())
             counts = pipeline.export_examples(prepared, as_of=as_of.date(), out=out)
         print(f"{counts['train']:,} rows to train on, {counts['test']:,} to test on. Train on them:")
         print(f"    python -m jobs.train --config {out / 'pairs.toml'}")

@@ -1,7 +1,8 @@
 """Read the shop: events, items and users into the catalog and one profile per user."""
 
 from jobs import AsOf, Config, _print, job, main
-from recsys import config, pipeline, runtime
+from recsys import config, runtime
+from recsys.prepare import prepare
 from recsys.shop import open_shop
 
 
@@ -10,7 +11,7 @@ def ingest(config_path: Config, as_of: AsOf) -> None:
     with job():
         sources = open_shop(config.load(config_path), as_of=as_of.date())
         with runtime.connect():
-            prepared = pipeline.prepare(sources, end=as_of.date())
+            prepared = prepare(sources, end=as_of.date())
             _print.rows(prepared.ingest)
             print(prepared.ingest.folder)
 

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from jobs import AsOf, Config, Override, Why, _print, job, main
 from recsys import champion, config, gate, pipeline, record, runtime, work
+from recsys.prepare import prepare
 from recsys.registry import Registry
 from recsys.shop import check_as_of, open_shop
 
@@ -19,7 +20,7 @@ def nightly(config_path: Config, as_of: AsOf, override: Override = None, why: Wh
         sources = open_shop(settings, as_of=day)
         check_as_of(sources, before)
         with runtime.connect():
-            prepared = pipeline.prepare(sources, end=day)
+            prepared = prepare(sources, end=day)
             _print.rows(prepared.ingest)
             chosen = champion.choose(prepared, Registry(settings.champion.path), as_of=day, on_epoch=_print.epoch_line)
             _print.training(chosen.tested)

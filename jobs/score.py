@@ -7,6 +7,7 @@ import typer
 
 from jobs import AsOf, Config, Override, Why, _print, job, main
 from recsys import bundle, champion, config, gate, pipeline, record, runtime
+from recsys.prepare import prepare
 from recsys.registry import Registry
 from recsys.shop import open_shop
 
@@ -29,7 +30,7 @@ def score(
             pipeline.check_bundle(loaded, settings)
         sources = open_shop(settings, as_of=as_of.date())
         with runtime.connect():
-            prepared = pipeline.prepare(sources, end=as_of.date())
+            prepared = prepare(sources, end=as_of.date())
             if loaded is None:
                 loaded = pipeline.train(prepared, as_of=as_of.date(), on_epoch=_print.epoch_line).bundle
             day = as_of.date()

@@ -9,6 +9,7 @@ import typer
 from jobs import Config, _print, job, main
 from recsys import bundle, config, pipeline, runtime
 from recsys import show as lists
+from recsys.prepare import prepare
 from recsys.shop import open_shop
 
 
@@ -34,7 +35,7 @@ def show(
         user_id = lists.parse_user(user, sources.user_id)
         loaded = bundle.load(bundle_path) if bundle_path else lists.find_bundle(settings, night) if contributions else None
         with runtime.connect():
-            prepared = pipeline.prepare(sources, end=night.as_of)
+            prepared = prepare(sources, end=night.as_of)
             shown = lists.show(prepared, user_id, night=night, before=before)
             _print.user_list(shown)
             if contributions:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs import job, main
+from recsys import dashboard, working_dir
 from recsys import submit as jobs_on
 from recsys.errors import ConfigError
 from recsys.runtime import log
@@ -45,19 +46,19 @@ def submit(
         verbs = sorted({file.stem for file in (ROOT / "jobs").glob("[a-z]*.py")} - NOT_JOBS)
         if verb not in verbs:
             raise ConfigError(f"'{verb}' is no verb that a cluster runs. There are {', '.join(verbs)}.")
-        jobs_on.check_address(address, insecure_http=insecure_http)
-        remote = not jobs_on.loopback(address)
+        dashboard.check_address(address, insecure_http=insecure_http)
+        remote = not dashboard.loopback(address)
         work = jobs_on.Job(
             verb,
-            jobs_on.shared_arguments(arguments or [], remote=remote),
-            jobs_on.settings_text(config, remote=remote) if config else None,
+            working_dir.shared_arguments(arguments or [], remote=remote),
+            working_dir.settings_text(config, remote=remote) if config else None,
             as_of.date() if as_of else None,
             python or ("python" if remote else sys.executable),
             entrypoint_num_cpus,
             entrypoint_memory,
         )
-        secret = jobs_on.token(address, os.environ, local=LOCAL_TOKEN, home=Path.home())
-        client = jobs_on.connect(address, secret, os.environ)
+        secret = dashboard.token(address, os.environ, local=LOCAL_TOKEN, home=Path.home())
+        client = dashboard.connect(address, secret, os.environ)
         made = jobs_on.submit(client, work, root=ROOT, today=datetime.now(UTC).date(), address=address)
         log.info("%s %s", made.id, "submitted" if made.fresh else "runs already with the same settings and code; following it")
         if not wait:

@@ -35,11 +35,12 @@ def train(
 
 def _of_shop(settings: Settings, as_of: datetime) -> bundle.Bundle:
     from recsys import pipeline
+    from recsys.prepare import prepare
     from recsys.shop import open_shop
 
     sources = open_shop(settings, as_of=as_of.date())
     with runtime.connect():
-        prepared = pipeline.prepare(sources, end=as_of.date())
+        prepared = prepare(sources, end=as_of.date())
         _print.rows(prepared.ingest)
         trained = pipeline.train(prepared, as_of=as_of.date(), on_epoch=_print.epoch_line)
         _print.training(trained)

@@ -14,6 +14,7 @@ from recsys import tune as search
 from recsys.config import PairsSettings
 from recsys.errors import ConfigError
 from recsys.pairs import open_rows
+from recsys.prepare import prepare
 from recsys.runtime import console, log
 from recsys.shop import open_shop
 from recsys.tune import Trial
@@ -44,7 +45,7 @@ def tune(
         else:
             sources = open_shop(settings, as_of=as_of.date())
             with runtime.connect():
-                labelled = pipeline.labelled(pipeline.prepare(sources, end=as_of.date()), as_of=as_of.date())
+                labelled = pipeline.labelled(prepare(sources, end=as_of.date()), as_of=as_of.date())
                 found = search.search(settings, labelled, trials=trials, on_trial=_line)
         _table(found)
         if plot is not None:

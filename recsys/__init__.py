@@ -42,9 +42,11 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     contributions.py what each input of the model adds to a row's raw output, checked to add up
     recommend.py     profiles -> rows of the recommendation table, one user's whole road in one call
     lists.py         scored rows of any users -> the best k of each, in a shard or over several
-    publish.py       stage -> audit -> one atomic commit; retention, history, reading back
+    staging.py       a night's parts: written where no reader sees them, audited
+    publish.py       the table: staged parts made visible by one atomic commit; retention, history, reading back
     gate.py          may tonight's staged table replace what stands there? figures, limits, verdict
     night.py       R the end of both doors' roads: scored units -> audit -> one commit
+    prepare.py     R what the shop door's stages share: the shop as read, given candidates, signals, lists of rules
     pipeline.py    R the shop door's dataflow on one page
     pairs_train.py R the pairs door's training on one page
     pairs_score.py R the pairs door's night on one page
@@ -60,6 +62,8 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     record.py      R a night's record: every figure that its page shows
     -- around it --
     runtime.py     R connect to Ray, size a plan, run a stage's units, show progress
+    dashboard.py   R a cluster's dashboard: its address, its token, a client of it
+    working_dir.py   what a job takes along to a cluster: code, settings, arguments
     submit.py      R hand a job to a cluster and follow it to its end
     tune.py        R trials of the fit with other settings; the best
     synthetic.py     a planted shop with a known answer, and load of any size

@@ -14,7 +14,8 @@ from recsys.candidates import Factors
 from recsys.config import Settings
 from recsys.errors import DataError
 from recsys.night import device_of
-from recsys.pipeline import Prepared, given_of, make_lists, read_signals, scoring
+from recsys.pipeline import scoring
+from recsys.prepare import Prepared, given_of, make_lists, read_signals
 from recsys.recommend import scored
 from recsys.runtime import Task, log
 from recsys.score import Device, chances

@@ -14,7 +14,7 @@ from recsys import pipeline
 from recsys.backtest import measure, paired
 from recsys.bundle import Bundle
 from recsys.errors import BundleError
-from recsys.pipeline import Prepared
+from recsys.prepare import Prepared
 from recsys.registry import Decision, Entry, Registry
 from recsys.runtime import log
 from recsys.training import Trained

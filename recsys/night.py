@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from recsys import config, gate, publish, runtime
+from recsys import config, gate, publish, runtime, staging
 from recsys.errors import GateError
-from recsys.publish import Part
 from recsys.runtime import Task
 from recsys.score import Device
+from recsys.staging import Part
 from recsys.work import Receipt, Stage, write_atomically
 
 RECORD = "run.json"  # in the folder of the stage that scored: what the run made, what its rules took, and the gate's verdict
@@ -39,7 +39,7 @@ class Night:
 
     def stage(self, rows: pa.Table, *, shard: int) -> Part:
         """The receipt of a shard's rows, staged where no reader sees them."""
-        return publish.stage(
+        return staging.stage(
             self.table.path, rows, as_of=self.as_of, run_id=self.run_id, shard=shard, storage_options=self.storage_options
         )
 
@@ -81,7 +81,7 @@ def score_units(
     """
     parts = {receipt["part"]["path"]: name for name in units if (receipt := stage.receipt(name)) and receipt["part"]}
     done = [receipt["part"] for name in parts.values() if (receipt := stage.receipt(name))]
-    for part in publish.missing(night.table.path, done, storage_options=night.storage_options):
+    for part in staging.missing(night.table.path, done, storage_options=night.storage_options):
         stage.forget(parts[part["path"]])
     fresh = any(stage.receipt(name) is None for name in units)
     started = time.monotonic()
@@ -115,7 +115,7 @@ def publish_parts(
     """
     where, storage = night.table.path, night.storage_options
     types = {"user_id": night.user_id, "item_id": night.item_id}
-    audit = publish.audit(where, parts, as_of=night.as_of, k=night.k, storage_options=storage, **types)
+    audit = staging.audit(where, parts, as_of=night.as_of, k=night.k, storage_options=storage, **types)
     record = stage.path / RECORD
     stands = publish.published(where, as_of=night.as_of, storage_options=storage) == night.run_id
     verdict = None
@@ -162,7 +162,7 @@ def _judge(night: Night, parts: Sequence[Part], *, users: int, available: pa.Arr
     where, storage = night.table.path, night.storage_options
     share = min(1.0, night.limits.max_users / users)
     look = functools.partial(gate.look, k=night.k, share=share, pair_share=min(share, gate.PAIRED_USERS / users))
-    staged = publish.batches(where, as_of=night.as_of, columns=gate.COLUMNS, parts=parts, storage_options=storage)
+    staged = staging.batches(where, parts, columns=gate.COLUMNS, storage_options=storage)
     now = look(staged)
     unknown = 0 if available is None else now.rows - sum(now.items.get(item, 0) for item in available.to_pylist())
     earlier = [one.as_of for one in publish.nights(where, storage) if one.as_of < night.as_of]

@@ -21,18 +21,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.special import expit
 
-from recsys import gate, publish, report
+from recsys import gate, publish, report, staging
 from recsys.bundle import Bundle
 from recsys.catalog import Catalog
 from recsys.champion import Chosen
 from recsys.config import Settings
 from recsys.errors import GateError
 from recsys.night import RECORD, Night
-from recsys.pipeline import Prepared, night_of, read_signals
+from recsys.pipeline import night_of
+from recsys.prepare import Prepared, read_signals
 from recsys.profiles import stable_hash
-from recsys.publish import Part
 from recsys.runtime import log
 from recsys.signals import MONTH, Signals
+from recsys.staging import Part
 from recsys.tables import ITEM_ID, RANK, REASON, SCORE, SOURCE, USER_ID
 from recsys.work import Receipt, Stage, write_atomically
 
@@ -89,8 +90,7 @@ def _collect(
     assert len(scored) == len(shop.shards), f"{stage.path}: a shard was not scored"
     parts: list[Part] = [receipt["part"] for receipt in scored.values()]
     catalog, signals = shop.catalog(), read_signals(prepared, as_of, lists=True)
-    columns, options = gate.COLUMNS, night.storage_options
-    rows = publish.batches(settings.table.path, as_of=as_of, columns=columns, parts=parts, storage_options=options)
+    rows = staging.batches(settings.table.path, parts, columns=gate.COLUMNS, storage_options=night.storage_options)
     seen = gate.look(rows, k=night.k, share=0.0, pair_share=0.0)
     return {
         "status": "stopped" if stopped else "published",
@@ -183,9 +183,7 @@ def _sample(night: Night, parts: list[Part], catalog: Catalog) -> list[dict[str,
     """Lists of USERS users, with names and reasons."""
     first = next(part for part in parts if part["rows"])
     columns = [USER_ID, RANK, ITEM_ID, SCORE, SOURCE, REASON]
-    rows = pa.Table.from_batches(
-        publish.batches(night.table.path, as_of=night.as_of, columns=columns, parts=[first], storage_options=night.storage_options)
-    )
+    rows = pa.Table.from_batches(staging.batches(night.table.path, [first], columns=columns, storage_options=night.storage_options))
     users = pc.unique(rows.column(USER_ID))
     chosen = users.take(pa.array(np.argsort(stable_hash(users.to_numpy(zero_copy_only=False)), kind="stable")[:USERS]))
     found = []

@@ -17,7 +17,8 @@ from recsys.config import Settings
 from recsys.contributions import contributions, in_words
 from recsys.errors import BundleError, ConfigError, DataError, PublishError
 from recsys.given import Given
-from recsys.pipeline import Prepared, check_bundle, given_of, make_lists, read_signals, scoring
+from recsys.pipeline import check_bundle, scoring
+from recsys.prepare import Prepared, given_of, make_lists, read_signals
 from recsys.profiles import Profiles, shard_of
 from recsys.publish import Night
 from recsys.recommend import check_inputs

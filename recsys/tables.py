@@ -141,3 +141,14 @@ def check(table: pa.Table, schema: pa.Schema, *, where: str) -> pa.Table:
         if not field.nullable and column.null_count:
             raise DataError(f"{where}: column '{field.name}' must have no nulls, got {column.null_count}.")
     return table.select(schema.names)
+
+
+def differences(seen: pa.Schema, expected: pa.Schema) -> str:
+    """What is wrong with the columns seen; empty where nothing is."""
+    if seen.equals(expected):
+        return ""
+    lacks, extra = (
+        ", ".join(f"{field.name} {field.type}{'' if field.nullable else ' not null'}" for field in one if field not in list(other))
+        for one, other in ((expected, seen), (seen, expected))
+    )
+    return f"must have columns ({lacks or ', '.join(expected.names)}), got ({extra or ', '.join(seen.names)})"

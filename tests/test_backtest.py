@@ -9,6 +9,7 @@ import pytest
 from recsys import pipeline, synthetic
 from recsys.backtest import horizon_end, measure
 from recsys.config import Settings
+from recsys.prepare import prepare
 from recsys.shop import open_shop
 from recsys.tables import ITEM_ID, USER_ID
 
@@ -54,7 +55,7 @@ def test_a_horizon_past_the_data_is_shortened_with_a_warning(
 def test_shards_change_no_figure_and_given_candidates_no_model(planted: synthetic.Planted, tmp_path: Path, in_process: None) -> None:
     def measured(shards: int, candidates: Path | None = None, bundle: Any = None) -> tuple[dict[str, Any], Any]:
         sources = open_shop(settings(planted, tmp_path / "work", shards=shards, candidates=candidates), as_of=BEFORE)
-        prepared = pipeline.prepare(sources, end=DAY)
+        prepared = prepare(sources, end=DAY)
         bundle = bundle or pipeline.train(prepared, as_of=BEFORE).bundle
         return measure(prepared, bundle, as_of=BEFORE, end=DAY), bundle
 

@@ -504,6 +504,7 @@ from datetime import date
 import ray
 from ray.cluster_utils import Cluster
 from recsys import config, pipeline, runtime
+from recsys.prepare import prepare
 from recsys.shop import open_shop
 
 def main():
@@ -518,7 +519,7 @@ def main():
         sources = open_shop(loaded.model_copy(update={"table": table}), as_of=day)
         with runtime.connect():
             assert len([node for node in ray.nodes() if node["Alive"]]) == nodes
-            prepared = pipeline.prepare(sources, end=day)
+            prepared = prepare(sources, end=day)
             bundle = pipeline.train(prepared, as_of=day).bundle
             print(nodes, bundle.model_version, pipeline.score(prepared, bundle, as_of=day).rows)
         cluster.shutdown()

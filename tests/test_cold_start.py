@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from recsys import candidates, config, explain, pipeline, publish, recommend, signals
 from recsys.candidates import Content, Group
 from recsys.features import Describer
+from recsys.prepare import Prepared, prepare, read_signals
 from recsys.profiles import Profiles
 from recsys.rank import top
 from recsys.score import Scorer, probabilities
@@ -296,7 +297,7 @@ def launches(folder: Path) -> None:
     )
 
 
-def night(folder: Path, *, items: bool, **candidates_: int) -> tuple[pipeline.Prepared, pa.Table]:
+def night(folder: Path, *, items: bool, **candidates_: int) -> tuple[Prepared, pa.Table]:
     """The shop's night, under one settings file but for what the shop has."""
     settings = config.Settings.model_validate(
         {
@@ -313,7 +314,7 @@ def night(folder: Path, *, items: bool, **candidates_: int) -> tuple[pipeline.Pr
             "table": {"path": str(folder / "table")},
         }
     )
-    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+    prepared = prepare(open_shop(settings, as_of=DAY), end=DAY)
     pipeline.score(prepared, pipeline.train(prepared, as_of=DAY).bundle, as_of=DAY)
     return prepared, publish.read(settings.table.path, as_of=DAY)
 
@@ -330,8 +331,8 @@ def test_a_new_item_of_a_loved_category_gets_into_lists_with_content_and_never_w
     assert {(row["source"], row["reason_kind"]) for row in mine} == {("content", "new_in")}
 
     told = prepared.settings.model_copy(update={"candidates": config.Candidates()})
-    without = pipeline.prepare(open_shop(told, as_of=DAY), end=DAY)
-    known = without.ingest.catalog().item_id.to_numpy()[pipeline.read_signals(without, DAY).items]
+    without = prepare(open_shop(told, as_of=DAY), end=DAY)
+    known = without.ingest.catalog().item_id.to_numpy()[read_signals(without, DAY).items]
     assert len(known) > 0
     assert not set(PLANTED) & set(known.tolist())
 

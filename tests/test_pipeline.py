@@ -24,7 +24,8 @@ from recsys import bundle, champion, gate, pipeline, publish, record, synthetic
 from recsys.bundle import Bundle
 from recsys.config import Columns, Report, Settings
 from recsys.errors import GateError
-from recsys.pipeline import Prepared, Published, Trained
+from recsys.pipeline import Published, Trained
+from recsys.prepare import Prepared, hash_limit, prepare, read_signals
 from recsys.registry import Registry
 from recsys.runtime import Task
 from recsys.shop import midnight, open_shop
@@ -85,7 +86,7 @@ def night(two_actors: None, tmp_path_factory: pytest.TempPathFactory) -> Night:
             "table": {"path": str(folder / "table")},
         }
     )
-    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+    prepared = prepare(open_shop(settings, as_of=DAY), end=DAY)
     trained = pipeline.train(prepared, as_of=DAY)
     published = pipeline.score(prepared, trained.bundle, as_of=DAY)
     return Night(planted, settings, prepared, trained, published, publish.read(settings.table.path, as_of=DAY))
@@ -165,9 +166,9 @@ def test_scores_are_the_bundle_s_calibration_of_what_orders_the_lists(night: Nig
 
 def test_a_calibration_takes_about_so_many_users_as_the_settings_say(night: Night) -> None:
     settings = Settings.model_validate(night.settings.model_dump() | {"calibration": {"max_users": 70}})
-    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
-    limit = pipeline._hash_limit(prepared.ingest, 70)
-    arrays = pipeline.read_signals(prepared, date(2024, 5, 18)).arrays()
+    prepared = prepare(open_shop(settings, as_of=DAY), end=DAY)
+    limit = hash_limit(prepared.ingest, 70)
+    arrays = read_signals(prepared, date(2024, 5, 18)).arrays()
     work = Path(night.settings.run.work) / "few"
     task = pipeline._calibrate_task(prepared, (str(night.trained.bundle.folder), "cpu"), arrays, work)
     assert task("users-00003", {"shard": "00003"})["rows"] > 0
@@ -220,7 +221,7 @@ def test_lists_recover_the_planted_taste_better_than_popularity(night: Night) ->
 def test_running_again_changes_no_file_and_makes_no_commit(night: Night) -> None:
     work, table = modified(night.settings.run.work), modified(night.settings.table.path)
     version = DeltaTable(night.settings.table.path).version()
-    prepared = pipeline.prepare(open_shop(night.settings, as_of=DAY), end=DAY)
+    prepared = prepare(open_shop(night.settings, as_of=DAY), end=DAY)
     trained = pipeline.train(prepared, as_of=DAY)
     again = pipeline.score(prepared, trained.bundle, as_of=DAY)
     assert (again.run_id, again.version, again.rows, again.seconds) == (night.published.run_id, None, night.published.rows, 0.0)
@@ -232,7 +233,7 @@ def test_running_again_changes_no_file_and_makes_no_commit(night: Night) -> None
 
 def test_three_shards_and_one_actor_give_the_same_table(night: Night, tmp_path: Path) -> None:
     settings = night.with_run(tmp_path / "table", shards=3, actors=1)
-    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+    prepared = prepare(open_shop(settings, as_of=DAY), end=DAY)
     assert len(prepared.ingest.shards) == 3
     pipeline.score(prepared, night.trained.bundle, as_of=DAY)
     assert publish.read(settings.table.path, as_of=DAY).equals(night.table)
@@ -262,7 +263,7 @@ def test_a_scoring_task_that_was_killed_and_a_part_that_was_lost_change_nothing(
     night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = night.with_run(tmp_path / "table")
-    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+    prepared = prepare(open_shop(settings, as_of=DAY), end=DAY)
     monkeypatch.setattr(pipeline, "_score_task", dies_once(tmp_path / "died"))
     first = pipeline.score(prepared, night.trained.bundle, as_of=DAY)
     assert (tmp_path / "died").exists()
@@ -330,7 +331,7 @@ def ruled(night: Night, tmp_path_factory: pytest.TempPathFactory) -> Ruled:
         | {"rules": rules, "rank": {"k": K, "diversity": 0.2}, "table": {"path": str(folder / "table")}}
         | {"run": night.settings.run.model_dump() | {"work": str(folder / "work")}}
     )
-    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+    prepared = prepare(open_shop(settings, as_of=DAY), end=DAY)
     published = pipeline.score(prepared, night.trained.bundle, as_of=DAY)
     return Ruled(settings, prepared, published, publish.read(settings.table.path, as_of=DAY))
 
@@ -394,7 +395,7 @@ def test_what_rules_took_is_in_the_receipts_the_run_s_record_and_the_commit(rule
 
 def test_a_night_under_rules_again_changes_no_file(night: Night, ruled: Ruled) -> None:
     work = modified(ruled.settings.run.work)
-    prepared = pipeline.prepare(open_shop(ruled.settings, as_of=DAY), end=DAY)
+    prepared = prepare(open_shop(ruled.settings, as_of=DAY), end=DAY)
     again = pipeline.score(prepared, night.trained.bundle, as_of=DAY)
     assert (again.version, again.dropped, again.short) == (None, ruled.published.dropped, ruled.published.short)
     assert modified(ruled.settings.run.work) == work
@@ -405,7 +406,7 @@ def test_other_lists_and_caps_make_another_run_and_no_other_examples(ruled: Rule
         told = [rule.model_dump() | changed.get(rule.name, {}) for rule in ruled.settings.rules]
         rules = [{key: value for key, value in rule.items() if value is not None} for rule in told]
         settings = Settings.model_validate(ruled.settings.model_dump() | {"rules": rules})
-        return pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+        return prepare(open_shop(settings, as_of=DAY), end=DAY)
 
     pq.write_table(pa.table({ITEM_ID: [1000]}), tmp_path / "recalled.parquet")
     more = prepared({"recalled": {"never": str(tmp_path / "recalled.parquet")}, "variety": {"at_most": 1}})
@@ -427,10 +428,10 @@ def test_other_lists_and_caps_make_another_run_and_no_other_examples(ruled: Rule
 
 @pytest.mark.usefixtures("in_process")
 def test_a_night_that_half_the_catalog_is_gone_for_is_stopped_and_may_be_let_through(night: Night, tmp_path: Path) -> None:
-    def prepared(**shop: Any) -> pipeline.Prepared:
+    def prepared(**shop: Any) -> Prepared:
         sections = {"shop": night.settings.shop.model_copy(update=shop), "report": Report(path=str(reports))}
         told = night.with_run(tmp_path / "table").model_copy(update=sections)
-        return pipeline.prepare(open_shop(told, as_of=DAY), end=DAY)
+        return prepare(open_shop(told, as_of=DAY), end=DAY)
 
     model, path, reports = night.trained.bundle, str(tmp_path / "table"), tmp_path / "reports"
     eve, eve_before = DAY - timedelta(days=1), DAY - timedelta(days=2)
@@ -510,7 +511,7 @@ def test_a_night_made_of_a_broken_table_is_stopped(
     told = night.with_run(tmp_path / "table").model_copy(update={"shop": night.settings.shop.model_copy(update={which: str(folder)})})
     after = DAY + timedelta(days=1)
     with pytest.raises(GateError) as stopped:
-        pipeline.score(pipeline.prepare(open_shop(told, as_of=after), end=after), night.trained.bundle, as_of=after)
+        pipeline.score(prepare(open_shop(told, as_of=after), end=after), night.trained.bundle, as_of=after)
     assert all(check in str(stopped.value) for check in checks)
     assert [one.as_of for one in publish.nights(told.table.path)] == [DAY]
 
@@ -535,7 +536,7 @@ def test_only_given_items_are_listed_and_users_without_one_get_no_list(
     settings = night.with_run(tmp_path / "table").model_dump()
     settings["rank"]["candidates"] = str(tmp_path / "given")
     caplog.set_level("INFO", "recsys")
-    prepared = pipeline.prepare(open_shop(Settings.model_validate(settings), as_of=DAY), end=DAY)
+    prepared = prepare(open_shop(Settings.model_validate(settings), as_of=DAY), end=DAY)
     assert f"given: {len(rows):,} rows read, rejected: duplicate 5, null_id 2, unknown_item 1, unknown_user 1" in caplog.text
     assert f"given: 110 of 211 users have no row in {tmp_path / 'given'} and get no list" in caplog.text
     made = modified(night.settings.run.work)
@@ -568,7 +569,7 @@ def test_a_challenger_wins_where_it_is_not_worse_and_only_then_is_fitted_on_all_
     def prepared(**train: Any) -> Prepared:
         settings = night.settings.model_dump()
         told = Settings.model_validate({**settings, "train": settings["train"] | train})
-        return pipeline.prepare(open_shop(told, as_of=DAY), end=DAY)
+        return prepare(open_shop(told, as_of=DAY), end=DAY)
 
     def trainings() -> set[str]:
         return {path.name for path in Path(night.settings.run.work).glob("train-*")}
@@ -646,7 +647,7 @@ def test_a_popular_only_model_given_by_hand_is_stopped_for_its_lists_before_toni
     ndcg = champion.versus(night.prepared, registry, poor, as_of=DAY)
     assert ndcg is not None
     assert ndcg < -0.01
-    prepared = pipeline.prepare(open_shop(night.with_run(tmp_path / "table"), as_of=DAY), end=DAY)
+    prepared = prepare(open_shop(night.with_run(tmp_path / "table"), as_of=DAY), end=DAY)
     with pytest.raises(GateError, match=r"gate: ndcg .* must be at least -0\.01, got -0\.\d+.*--override ndcg"):
         pipeline.score(prepared, poor, as_of=DAY, ndcg=ndcg)
     assert pipeline.score(prepared, first.bundle, as_of=DAY, ndcg=first.ndcg).version is not None
@@ -658,7 +659,7 @@ def test_a_champion_of_other_features_gives_way(night: Night, tmp_path: Path) ->
     champion.choose(night.prepared, registry, as_of=DAY)
     settings = night.settings.model_dump()
     told = Settings.model_validate({**settings, "features": settings["features"] | {"item_numeric": []}})
-    chosen = champion.choose(pipeline.prepare(open_shop(told, as_of=DAY), end=DAY), registry, as_of=DAY)
+    chosen = champion.choose(prepare(open_shop(told, as_of=DAY), end=DAY), registry, as_of=DAY)
     assert chosen.decision is not None
     assert chosen.decision.promoted
     assert chosen.decision.why.startswith("the champion cannot score under tonight's settings: ")

@@ -1,10 +1,6 @@
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,64 +9,14 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from recsys import inputs, publish
-from recsys.errors import ConfigError, DataError, PublishError
-from recsys.publish import Part
+from recsys import inputs, publish, staging
+from recsys.errors import ConfigError, PublishError
+from recsys.staging import Part
 from recsys.tables import recommendations_schema
-
-NIGHT = date(2017, 12, 1)
-NEXT = date(2017, 12, 2)
-STRING = pa.string()
-RUN = "aaaa"
-OTHER_RUN = "bbbb"
-
-# user -> items in rank order; two shards of different size, one list shorter than k = 3
-SHARD_0: Mapping[Any, list[Any]] = {"ann": ["milk", "eggs", "tea"], "bob": ["tea", "milk"]}
-SHARD_1: Mapping[Any, list[Any]] = {"cid": ["eggs", "milk", "tea"]}
-
-
-def rows_of(
-    lists: Mapping[Any, list[Any]], run_id: str = RUN, user_id: pa.DataType = STRING, item_id: pa.DataType = STRING
-) -> pa.Table:
-    """RECOMMENDATIONS without as_of; the score is 1/rank, the last item of each list comes from 'popular' and has none."""
-    rows = []
-    for user, items in lists.items():
-        for rank, item in enumerate(items, start=1):
-            last = rank == len(items)
-            source = "popular" if last else "own"
-            rows.append(
-                {
-                    "user_id": user,
-                    "rank": rank,
-                    "item_id": item,
-                    "score": None if last else 1 / rank,
-                    "source": source,
-                    "sources": [source],
-                    "reason": "You buy it.",
-                    "reason_kind": source,
-                    "reason_item_id": None if last else item,
-                    "reason_category": "drinks" if item == "tea" else None,
-                    "model_version": "m1",
-                    "run_id": run_id,
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=recommendations_schema(user_id, item_id).remove(0))
-
-
-def change(rows: pa.Table, column: str, values: list[Any]) -> pa.Table:
-    """The rows with one column's values replaced."""
-    index = rows.schema.get_field_index(column)
-    return rows.set_column(index, rows.schema.field(index), pa.array(values, rows.schema.field(index).type))
-
-
-def stage(table: Path, *shards: Mapping[Any, list[Any]], as_of: date = NIGHT, run_id: str = RUN) -> list[Part]:
-    return [
-        publish.stage(str(table), rows_of(lists, run_id), as_of=as_of, run_id=run_id, shard=shard) for shard, lists in enumerate(shards)
-    ]
+from tests.nights import NEXT, NIGHT, OTHER_RUN, RUN, SHARD_0, SHARD_1, STRING, parts_on_disk, rows_of, stage
 
 
 def commit(table: Path, parts: list[Part], *, as_of: date = NIGHT, run_id: str = RUN, keep_nights: int = 30) -> int | None:
@@ -86,14 +32,6 @@ def commit(table: Path, parts: list[Part], *, as_of: date = NIGHT, run_id: str =
     )
 
 
-def audit(table: Path, parts: list[Part], *, k: int = 3) -> publish.Audit:
-    return publish.audit(str(table), parts, as_of=NIGHT, k=k, user_id=STRING, item_id=STRING)
-
-
-def audit_rows(table: Path, rows: pa.Table) -> publish.Audit:
-    return audit(table, [publish.stage(str(table), rows, as_of=NIGHT, run_id=RUN, shard=0)])
-
-
 def by_polars(table: Path) -> list[tuple[Any, ...]]:
     return pl.read_delta(str(table)).sort("as_of", "user_id", "rank").select("as_of", "user_id", "rank", "item_id", "score").rows()
 
@@ -104,10 +42,6 @@ def by_duckdb(table: Path) -> list[tuple[Any, ...]]:
     query = "SELECT as_of, user_id, rank, item_id, score FROM read_parquet($files, hive_partitioning = true) ORDER BY ALL"
     with duckdb.connect() as connection:
         return connection.execute(query, {"files": files}).fetchall()
-
-
-def parts_on_disk(table: Path) -> set[str]:
-    return {str(file.relative_to(table)) for file in table.glob("as_of=*/*")}
 
 
 EXPECTED = [
@@ -134,9 +68,9 @@ def test_polars_and_duckdb_read_what_was_published(tmp_path: Path) -> None:
 
 def test_integer_ids_stay_integers(tmp_path: Path) -> None:
     rows = rows_of({7: [30, 10], 2**40: [10]}, user_id=pa.int64(), item_id=pa.int64())
-    part = publish.stage(str(tmp_path), rows, as_of=NIGHT, run_id=RUN, shard=0)
+    part = staging.stage(str(tmp_path), rows, as_of=NIGHT, run_id=RUN, shard=0)
     types = {"user_id": pa.int64(), "item_id": pa.int64()}
-    publish.audit(str(tmp_path), [part], as_of=NIGHT, k=2, **types)
+    staging.audit(str(tmp_path), [part], as_of=NIGHT, k=2, **types)
     publish.commit(str(tmp_path), [part], as_of=NIGHT, run_id=RUN, model_version="m1", keep_nights=3, **types)
     assert by_polars(tmp_path) == by_duckdb(tmp_path)
     assert by_polars(tmp_path) == [(NIGHT, 7, 1, 30, 1.0), (NIGHT, 7, 2, 10, None), (NIGHT, 2**40, 1, 10, None)]
@@ -170,195 +104,9 @@ def test_staging_other_rows_under_the_same_run_leaves_the_published_night_alone(
     assert len(touched) == len(set(touched)) == 2, "a path added and removed in one commit is read differently by readers"
 
 
-def test_the_receipt_says_what_was_staged(tmp_path: Path) -> None:
-    (part,) = stage(tmp_path, SHARD_0)
-    file = tmp_path / part["path"]
-    assert part["path"].startswith(f"as_of=2017-12-01/part-00000-{RUN}-")
-    assert (part["size"], part["rows"], part["users"]) == (file.stat().st_size, 3 + 2, 2)
-    assert json.loads(json.dumps(part)) == part
-    stats = json.loads(part["stats"])
-    assert stats["numRecords"] == 5
-    assert (stats["minValues"]["user_id"], stats["maxValues"]["user_id"]) == ("ann", "bob")
-    assert (stats["minValues"]["score"], stats["maxValues"]["score"], stats["nullCount"]["score"]) == (0.5, 1.0, 2)
-    assert "as_of" not in pq.read_schema(file).names
-
-
-def test_the_same_rows_staged_again_are_the_same_part(tmp_path: Path) -> None:
-    first, again = stage(tmp_path, SHARD_0)[0], stage(tmp_path, SHARD_0)[0]
-    assert (first["path"], first["size"], first["stats"]) == (again["path"], again["size"], again["stats"])
-    assert len(parts_on_disk(tmp_path)) == 1
-
-
-def test_as_of_may_be_among_the_columns_staged(tmp_path: Path) -> None:
-    rows = rows_of(SHARD_0)
-    dated = rows.add_column(0, pa.field("as_of", pa.date32(), nullable=False), pa.array([NIGHT] * 5, pa.date32()))
-    part = publish.stage(str(tmp_path), dated, as_of=NIGHT, run_id=RUN, shard=0)
-    assert part["path"] == stage(tmp_path, SHARD_0)[0]["path"]
-
-
-def test_rows_of_another_table_are_not_staged(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="column 'reason' is missing"):
-        publish.stage(str(tmp_path), rows_of(SHARD_0).drop_columns(["reason"]), as_of=NIGHT, run_id=RUN, shard=0)
-    assert parts_on_disk(tmp_path) == set()
-
-
-def test_a_shard_without_rows_has_a_receipt_and_no_file(tmp_path: Path) -> None:
-    parts = stage(tmp_path, SHARD_0, {}, SHARD_1)
-    assert (parts[1]["rows"], parts[1]["users"], parts[1]["size"]) == (0, 0, 0)
-    assert len(parts_on_disk(tmp_path)) == 2
-    assert audit(tmp_path, parts).rows == 8
-    commit(tmp_path, parts)
+def test_a_shard_without_rows_adds_nothing_to_the_night(tmp_path: Path) -> None:
+    commit(tmp_path, stage(tmp_path, SHARD_0, {}, SHARD_1))
     assert by_polars(tmp_path) == EXPECTED
-
-
-def test_a_process_killed_while_staging_leaves_no_part(tmp_path: Path) -> None:
-    # The child stages the same part again and again; in its third write it kills itself when half of the bytes are out.
-    program = """
-import os, signal, sys
-from datetime import date, timedelta
-from pathlib import Path
-import pyarrow.parquet as pq
-from recsys import publish
-
-class Half:
-    def __init__(self, stream):
-        self.stream = stream
-    def __enter__(self):
-        return self
-    def __exit__(self, *_):
-        pass
-    def write(self, content):
-        self.stream.write(content[: len(content) // 2])
-        self.stream.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-real = Path.open
-def half(file, mode="r"):
-    return Half(real(file, mode)) if mode == "wb" else real(file, mode)
-
-rows = pq.read_table(sys.argv[1])
-for shard in range(3):
-    if shard == 2:
-        Path.open = half
-    publish.stage(sys.argv[2], rows, as_of=date(2017, 12, 1), run_id="aaaa", shard=shard)
-"""
-    pq.write_table(rows_of(SHARD_0), tmp_path / "rows.parquet")
-    table = tmp_path / "table"
-    command = [sys.executable, "-c", program, str(tmp_path / "rows.parquet"), str(table)]
-    child = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, check=False)
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
-    assert len(parts_on_disk(table)) == 3, "the child was killed before it wrote"
-    whole = sorted(table.glob("as_of=*/part-*"))
-    assert [file.name[: len("part-00000")] for file in whole] == ["part-00000", "part-00001"]
-    assert [pq.read_metadata(file).num_rows for file in whole] == [5, 5]
-
-
-def test_audit_counts_rows_users_short_lists_and_sources(tmp_path: Path) -> None:
-    counts = audit(tmp_path, stage(tmp_path, SHARD_0, SHARD_1))
-    assert counts == publish.Audit(rows=3 + 2 + 3, users=2 + 1, short_users=1, sources={"own": 2 + 1 + 2, "popular": 1 + 1 + 1})
-
-
-def test_audit_does_not_mind_the_order_of_rows(tmp_path: Path) -> None:
-    rows = rows_of(SHARD_0).take(pa.array([4, 1, 0, 3, 2]))
-    assert audit_rows(tmp_path, rows).users == 2
-
-
-def test_audit_names_a_missing_part(tmp_path: Path) -> None:
-    parts = stage(tmp_path, SHARD_0, SHARD_1)
-    (tmp_path / parts[1]["path"]).unlink()
-    with pytest.raises(PublishError, match=r"part-00001-aaaa-.*Score again shard 1\."):
-        audit(tmp_path, parts)
-    assert publish.missing(str(tmp_path), parts) == [parts[1]]
-
-
-def test_audit_names_a_truncated_part(tmp_path: Path) -> None:
-    parts = stage(tmp_path, SHARD_0, SHARD_1)
-    os.truncate(tmp_path / parts[0]["path"], parts[0]["size"] - 1)
-    with pytest.raises(PublishError, match=r"part-00000-aaaa-.*Score again shard 0\."):
-        audit(tmp_path, parts)
-
-
-@pytest.mark.parametrize("column", ["item_id", "reason"])
-def test_audit_names_a_damaged_part_of_the_right_size(tmp_path: Path, column: str) -> None:
-    # Letters in a text that compression leaves as it is: without checksums the text would just be another one.
-    text = "The quick brown fox jumps over 13 lazy dogs"
-    rows = change(rows_of(SHARD_1), column, ["a", "b", text])
-    part = publish.stage(str(tmp_path), rows, as_of=NIGHT, run_id=RUN, shard=0)
-    file = tmp_path / part["path"]
-    file.write_bytes(file.read_bytes().replace(b"lazy", b"hazy", 1))  # the first is in the data, later ones in statistics
-    assert text.replace("lazy", "hazy") in pq.read_table(file, partitioning=None)[column].to_pylist()
-    with pytest.raises(PublishError, match=r"part-00000-aaaa-.*cannot be read.*Score shard 0 again"):
-        audit(tmp_path, [part])
-
-
-def test_audit_names_a_user_with_an_item_twice(tmp_path: Path) -> None:
-    with pytest.raises(PublishError, match="user bob must have each item once, got tea twice"):
-        audit_rows(tmp_path, rows_of({"ann": ["milk", "tea"], "bob": ["tea", "eggs", "tea"]}))
-
-
-@pytest.mark.parametrize("ranks", [[1, 2, 4], [0, 1, 2], [1, 2, 2], [2, 3, 4]])
-def test_audit_names_a_user_with_wrong_ranks(tmp_path: Path, ranks: list[int]) -> None:
-    rows = change(rows_of({"ann": ["milk"], "bob": ["tea", "eggs", "milk"]}), "rank", [1, *ranks])
-    with pytest.raises(PublishError, match=f"ranks of user bob must be .* got {', '.join(map(str, ranks))}"):
-        audit_rows(tmp_path, rows)
-
-
-def test_audit_refuses_more_than_k_items(tmp_path: Path) -> None:
-    with pytest.raises(PublishError, match="user cid must have at most k = 2 items, got 3"):
-        audit(tmp_path, stage(tmp_path, {"bob": ["tea"], **SHARD_1}), k=2)
-
-
-@pytest.mark.parametrize("score", [float("nan"), float("inf")])
-def test_audit_refuses_a_score_that_is_no_number(tmp_path: Path, score: float) -> None:
-    with pytest.raises(PublishError, match="scores must be finite or null"):
-        audit_rows(tmp_path, change(rows_of(SHARD_1), "score", [None, score, 0.5]))
-
-
-def test_statistics_stay_json_whatever_the_scores(tmp_path: Path) -> None:
-    rows = change(rows_of(SHARD_1), "score", [float("nan"), float("inf"), 0.5])
-    stats = publish.stage(str(tmp_path), rows, as_of=NIGHT, run_id=RUN, shard=0)["stats"]
-    assert "NaN" not in stats
-    assert "Infinity" not in stats
-    assert json.loads(stats)["maxValues"]["score"] == 0.5
-
-
-def test_audit_allows_null_scores_alone(tmp_path: Path) -> None:
-    assert audit_rows(tmp_path, change(rows_of(SHARD_1), "score", [None] * 3)).rows == 3
-
-
-def test_audit_refuses_two_runs_in_one_night(tmp_path: Path) -> None:
-    first = stage(tmp_path, SHARD_0)
-    second = publish.stage(str(tmp_path), rows_of(SHARD_1, OTHER_RUN), as_of=NIGHT, run_id=OTHER_RUN, shard=1)
-    with pytest.raises(PublishError, match="one run_id, got aaaa, bbbb"):
-        audit(tmp_path, [*first, second])
-
-
-def test_audit_refuses_a_shard_staged_twice(tmp_path: Path) -> None:
-    parts = stage(tmp_path, SHARD_0, SHARD_1)
-    with pytest.raises(PublishError, match="every shard must be staged once, got 1 twice"):
-        audit(tmp_path, [*parts, parts[1]])
-
-
-def test_audit_refuses_a_part_of_another_night(tmp_path: Path) -> None:
-    with pytest.raises(PublishError, match="must lie below as_of=2017-12-01/"):
-        audit(tmp_path, stage(tmp_path, SHARD_0, as_of=NEXT))
-
-
-def test_audit_refuses_a_night_without_rows(tmp_path: Path) -> None:
-    with pytest.raises(PublishError, match="a night must have rows, got none in 2 parts"):
-        audit(tmp_path, stage(tmp_path, {}, {}))
-
-
-def test_audit_refuses_other_columns(tmp_path: Path) -> None:
-    rows = rows_of({7: ["milk"]}, user_id=pa.int64())
-    with pytest.raises(PublishError, match=r"must have columns .*user_id string.* got .*user_id int64.*Score shard 0 again"):
-        audit_rows(tmp_path, rows)
-
-
-def test_audit_refuses_a_receipt_of_other_counts(tmp_path: Path) -> None:
-    (part,) = stage(tmp_path, SHARD_0)
-    with pytest.raises(PublishError, match="must hold 5 rows of 3 users as its receipt says, got 5 of 2"):
-        audit(tmp_path, [{**part, "users": 3}])
 
 
 def test_commit_replaces_only_its_night(tmp_path: Path) -> None:
@@ -403,7 +151,7 @@ def test_commit_refuses_a_part_that_is_gone(tmp_path: Path) -> None:
 def test_commit_refuses_a_table_of_other_id_types(tmp_path: Path) -> None:
     commit(tmp_path, stage(tmp_path, SHARD_0))
     rows = rows_of({7: ["milk"]}, user_id=pa.int64())
-    part = publish.stage(str(tmp_path), rows, as_of=NEXT, run_id=RUN, shard=0)
+    part = staging.stage(str(tmp_path), rows, as_of=NEXT, run_id=RUN, shard=0)
     with pytest.raises(PublishError, match=r"must have columns \(user_id int64 not null\), got \(user_id string not null\)\. Set"):
         publish.commit(
             str(tmp_path),
@@ -540,7 +288,7 @@ def test_a_running_night_may_stage_again_what_was_removed(tmp_path: Path, monkey
 
     monkeypatch.setattr(DeltaTable, "vacuum", vacuum_later)
     commit(tmp_path, stage(tmp_path, SHARD_0, as_of=NEXT), as_of=NEXT)
-    assert publish.missing(str(tmp_path), parts) == []
+    assert staging.missing(str(tmp_path), parts) == []
 
 
 def test_a_superseded_night_can_be_restored_until_it_is_reclaimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -661,7 +409,7 @@ def test_rollback_gives_way_to_a_night_that_comes_between(tmp_path: Path, monkey
 
 
 def test_read_returns_one_user_by_rank(tmp_path: Path) -> None:
-    part = publish.stage(str(tmp_path), rows_of(SHARD_0).take(pa.array([4, 2, 0, 1, 3])), as_of=NIGHT, run_id=RUN, shard=0)
+    part = staging.stage(str(tmp_path), rows_of(SHARD_0).take(pa.array([4, 2, 0, 1, 3])), as_of=NIGHT, run_id=RUN, shard=0)
     commit(tmp_path, [part])
     night = publish.read(str(tmp_path), as_of=NIGHT)
     assert night.schema.equals(recommendations_schema(STRING, STRING))
@@ -684,7 +432,7 @@ def test_read_says_what_there_is(tmp_path: Path) -> None:
 def test_a_path_may_be_relative_a_uri_or_hold_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in ("var/my table", f"file://{tmp_path}/other"):
-        part = publish.stage(path, rows_of(SHARD_0), as_of=NIGHT, run_id=RUN, shard=0)
+        part = staging.stage(path, rows_of(SHARD_0), as_of=NIGHT, run_id=RUN, shard=0)
         publish.commit(
             path,
             [part],

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
-from recsys import config, pipeline, publish, show, synthetic
+from recsys import config, publish, show, synthetic
 from recsys.errors import BundleError, ConfigError, DataError, PublishError
-from recsys.pipeline import Prepared
+from recsys.prepare import Prepared, prepare
 from recsys.score import chances
 from recsys.shop import open_shop
 from recsys.show import Shown
@@ -121,7 +121,7 @@ def nights(all_in_process: None, tmp_path_factory: pytest.TempPathFactory) -> Ni
     for day in (BEFORE, DAY):
         assert verb("score", "--config", str(folder / "shop.toml"), "--as-of", day.isoformat()) == 0
     settings = config.load(folder / "shop.toml")
-    prepared = pipeline.prepare(open_shop(settings, as_of=DAY), end=DAY)
+    prepared = prepare(open_shop(settings, as_of=DAY), end=DAY)
     return Nights(planted, folder, prepared, {day: publish.read(settings.table.path, as_of=day) for day in (BEFORE, DAY)})
 
 

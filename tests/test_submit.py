@@ -1,5 +1,3 @@
-import os
-import tomllib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -8,16 +6,15 @@ from typing import Any
 
 import pytest
 import typer
-from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
 from typing_extensions import override
 
 from jobs import submit as verb
-from recsys import config, submit
+from recsys import dashboard, submit, working_dir
 from recsys.errors import ClusterError, ConfigError
 from recsys.runtime import log
 
-LOCAL, REMOTE = "http://127.0.0.1:8265", "https://ray.example.com"
+LOCAL = "http://127.0.0.1:8265"
 NIGHT, TODAY = date(2017, 12, 1), date(2026, 11, 23)
 CODE = {"recsys/pipeline.py", "jobs/nightly.py", "cluster/entrypoint.py", "docs/var/figure.txt"}
 DATA = {
@@ -105,200 +102,7 @@ def hand_over(client: Cluster, repository: Path, job: submit.Job | None = None) 
     return submit.submit(client, job or night(), root=repository, today=TODAY, address=LOCAL)
 
 
-# Where to ------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("address", [LOCAL, "http://localhost:8265", "http://[::1]:8265", "http://127.0.0.2:1", REMOTE])
-def test_loopback_and_https_are_safe(address: str) -> None:
-    submit.check_address(address, insecure_http=False)
-
-
-@pytest.mark.parametrize("address", ["http://ray.example.com:8265", "http://10.0.0.7:8265", "http://127.0.0.1.example.com:8265"])
-def test_plain_http_over_a_network_needs_a_flag(address: str) -> None:
-    with pytest.raises(ConfigError, match="--insecure-http"):
-        submit.check_address(address, insecure_http=False)
-    submit.check_address(address, insecure_http=True)
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "http://"])
-def test_an_address_is_a_url_of_a_dashboard(address: str) -> None:
-    with pytest.raises(ConfigError, match="URL of a Ray dashboard"):
-        submit.check_address(address, insecure_http=True)
-
-
-def test_the_token_is_found_in_order(tmp_path: Path) -> None:
-    local, named, home = tmp_path / "token", tmp_path / "named", tmp_path / "home"
-    for file, text in ((local, "of-the-local-cluster\n"), (named, "named\n"), (home / ".ray" / "auth_token", "of-ray\n")):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    def found(address: str, **environment: str) -> str | None:
-        return submit.token(address, environment, local=local, home=home)
-
-    assert found(LOCAL, RAY_AUTH_TOKEN="given", RAY_AUTH_TOKEN_PATH=str(named)) == "given"
-    assert found(LOCAL, RAY_AUTH_TOKEN_PATH=str(named)) == "named"
-    assert found(LOCAL) == "of-the-local-cluster"
-    assert found(REMOTE) == "of-ray"  # the local cluster's goes nowhere else
-    assert submit.token(LOCAL, {}, local=tmp_path / "none", home=tmp_path) is None
-    with pytest.raises(ConfigError, match="cannot be read"):
-        found(LOCAL, RAY_AUTH_TOKEN_PATH=str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="characters"):
-        found(LOCAL, RAY_AUTH_TOKEN="two\nlines")
-
-
-def test_the_address_that_was_checked_is_the_one_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-
-    def client(address: str, headers: dict[str, str]) -> None:
-        seen.update(address=address, headers=headers, environment={name for name in os.environ if name.endswith("_ADDRESS")})
-
-    monkeypatch.setattr(submit, "JobSubmissionClient", client)
-    monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:8265")
-    submit.connect(LOCAL, "secret", os.environ)
-    assert seen["address"] == LOCAL
-    assert seen["headers"] == {"Authorization": "Bearer secret"}
-    assert not seen["environment"] & {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"}
-    assert os.environ["RAY_ADDRESS"] == "http://elsewhere:8265"
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (AuthenticationError("Authentication required: Missing authentication token"), "wants a token and none was found"),
-        (AuthenticationError("Authentication failed: Invalid authentication token"), "refuses the token"),
-        (ConnectionError("Failed to connect to Ray"), "no Ray dashboard answers there"),
-    ],
-)
-def test_a_cluster_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str) -> None:
-    def client(address: str, headers: dict[str, str]) -> None:
-        raise error
-
-    monkeypatch.setattr(submit, "JobSubmissionClient", client)
-    with pytest.raises(ClusterError, match=sentence) as caught:
-        submit.connect(LOCAL, "secret", os.environ)
-    assert "secret" not in str(caught.value)
-
-
-# What ----------------------------------------------------------------------------------------------------------------------------
-
-
-def test_relative_paths_become_absolute_where_the_nodes_are_this_machine(
-    settings: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert tomllib.loads(submit.settings_text(settings, remote=False)) == {
-        "shop": {"events": f"{tmp_path}/shop/events", "items": "s3://bucket/items"},
-        "rank": {"k": 7},
-        "table": {"path": f"{tmp_path}/var/recommendations"},  # defaults are relative too
-        "run": {"work": f"{tmp_path}/var/work"},
-        "champion": {"path": f"{tmp_path}/var/bundles"},
-        "report": {"path": f"{tmp_path}/var/reports"},
-    }
-
-
-def test_relative_paths_are_refused_where_the_nodes_are_other_machines(settings: Path) -> None:
-    with pytest.raises(ConfigError, match=r"shop\.events: 'shop/events' is relative"):
-        submit.settings_text(settings, remote=True)
-    settings.write_text('[shop]\nevents = "s3://bucket/events"\n[table]\npath = "/shared/table"\n')
-    with pytest.raises(ConfigError, match=r"run\.work: 'var/work' is relative"):
-        submit.settings_text(settings, remote=True)
-    settings.write_text(settings.read_text() + '[run]\nwork = "s3://bucket/work"\n')
-    with pytest.raises(ConfigError, match=r"run\.work must be a folder"):
-        submit.settings_text(settings, remote=True)
-    settings.write_text(settings.read_text().replace("s3://bucket/work", "/shared/work"))
-    with pytest.raises(ConfigError, match=r"champion\.path: 'var/bundles' is relative"):
-        submit.settings_text(settings, remote=True)
-    settings.write_text(settings.read_text() + '[champion]\npath = "s3://bucket/bundles"\n')
-    with pytest.raises(ConfigError, match=r"champion\.path must be a folder"):
-        submit.settings_text(settings, remote=True)
-    settings.write_text(settings.read_text().replace("s3://bucket/bundles", "/shared/bundles"))
-    with pytest.raises(ConfigError, match=r"report\.path: 'var/reports' is relative"):
-        submit.settings_text(settings, remote=True)
-    settings.write_text(settings.read_text() + '[report]\npath = "/shared/reports"\n')
-    assert tomllib.loads(submit.settings_text(settings, remote=True)) == tomllib.loads(settings.read_text())
-
-
-def test_the_settings_of_the_pairs_door_travel_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    settings = tmp_path / "pairs.toml"
-    settings.write_text('[pairs]\npath = "rows"\nusers = "s3://bucket/users"\nnumeric = ["a b"]\n[pairs.columns."a b"]\nlog1p = true\n')
-    sent = tomllib.loads(submit.settings_text(settings, remote=False))
-    assert sent["pairs"] == {
-        "path": f"{tmp_path}/rows",
-        "users": "s3://bucket/users",
-        "numeric": ["a b"],
-        "columns": {"a b": {"log1p": True}},
-    }
-    assert sent["table"] == {"path": f"{tmp_path}/var/pairs_recommendations"}
-    assert submit.shared_arguments(["--all-scores", "all"], remote=False) == ("--all-scores", f"{tmp_path}/all")
-
-
-def test_every_text_among_the_settings_is_known_to_be_a_path_or_not() -> None:
-    texts = {
-        f"{section}.{name}"
-        for door in (config.Settings, config.PairsSettings)
-        for section, model in door.model_fields.items()
-        if isinstance(model.annotation, type) and issubclass(model.annotation, config.Section)
-        for name, field in model.annotation.model_fields.items()
-        if field.annotation in (str, str | None, Path, Path | None)
-    }
-    columns = {f"pairs.{name}" for name in ("user_id", "item_id", "label", "weight")}
-    assert texts - set(submit.PATHS) == {"shop.timezone", *columns}, "a new text: is it a path? Then put it into recsys.submit.PATHS"
-    assert set(submit.PATHS) <= texts
-
-
-def test_paths_among_the_arguments_of_a_verb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    given = ["--out", "metrics.json", "--bundle=s3://models/7", "--horizon-days", "91"]
-    expected = ("--out", f"{tmp_path}/metrics.json", "--bundle=s3://models/7", "--horizon-days", "91")
-    assert submit.shared_arguments(given, remote=False) == expected
-    with pytest.raises(ConfigError, match=r"--out: 'metrics\.json' is relative"):
-        submit.shared_arguments(given, remote=True)
-    with pytest.raises(ConfigError, match="before the `--`"):
-        submit.shared_arguments(["--config=other.toml"], remote=False)
-
-
-def test_lists_of_rules_travel_as_paths_that_every_node_understands(
-    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    told = settings.read_text()
-    settings.write_text(
-        told + '[[rules]]\nname = "a"\nkind = "items"\nonly = "these"\naudience = { ids = "s3://bucket/users" }\n'
-        '[[rules]]\nname = "b"\nkind = "pairs"\nnever = "returned"\n'
-        '[[rules]]\nname = "c"\nkind = "column"\ncolumn = "seller"\nonly = ["we"]\naudience = { ids = "testers" }\n'
-    )
-    first, second, third = tomllib.loads(submit.settings_text(settings, remote=False))["rules"]
-    assert first == {"name": "a", "kind": "items", "only": f"{tmp_path}/these", "audience": {"ids": "s3://bucket/users"}}
-    assert second == {"name": "b", "kind": "pairs", "never": f"{tmp_path}/returned"}
-    assert (third["only"], third["audience"]) == (["we"], {"ids": f"{tmp_path}/testers"})
-    settings.write_text(
-        told.replace("shop/events", "/shop/events")
-        + '[table]\npath = "/t"\n[run]\nwork = "/w"\n[champion]\npath = "/b"\n[report]\npath = "/r"\n'
-        + '[[rules]]\nname = "b"\nkind = "pairs"\nnever = "r"'
-    )
-    with pytest.raises(ConfigError, match="the rule 'b': 'r' is relative"):
-        submit.settings_text(settings, remote=True)
-
-
-def test_the_settings_survive_being_written_again(tmp_path: Path) -> None:
-    path = tmp_path / "shop.toml"
-    path.write_text(
-        '[shop]\nevents = "/e"\nlabel_kinds = ["purchase"]\n[shop.columns]\nuser_id = "Käufer \\"Nr\\" \\u007f \\\\"\n'
-        '[shop.storage_options]\n"region" = "eu"\n[model]\nhidden = [512, 16]\ndropout = 0.25\n[rank]\nallow_repeats = false\n'
-        '[[rules]]\nname = "a"\nkind = "column"\ncolumn = "b"\nnever = [1, true, "\\u007f"]\n'
-        '[rules.audience]\ncolumn = "c"\nvalues = ["d"]\n'
-        '[[rules]]\nname = "e"\nkind = "range"\ncolumn = "f"\nmin = 1.5\n'
-    )
-    path.write_text(path.read_text().replace('events = "/e"', 'events = "/e"\nitems = "/i"\nusers = "/u"'))
-    written = tmp_path / "again.toml"
-    written.write_text(submit.settings_text(path, remote=False), encoding="utf-8")
-    before, after = config.load(path).model_dump(), config.load(written).model_dump()
-    for section in ("table", "run", "champion", "report"):  # their defaults are paths, absolute now
-        before.pop(section)
-        after.pop(section)
-    assert before == after
+# What travels --------------------------------------------------------------------------------------------------------------------
 
 
 def test_code_travels_and_data_does_not(repository: Path) -> None:
@@ -308,7 +112,7 @@ def test_code_travels_and_data_does_not(repository: Path) -> None:
 
 
 def test_a_repository_full_of_data_is_refused(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "LARGEST_BYTES", 40)
+    monkeypatch.setattr(working_dir, "LARGEST_BYTES", 40)
     with pytest.raises(ConfigError, match="Move data under var/"):
         hand_over(Cluster(), repository)
 
@@ -399,7 +203,7 @@ def on(monkeypatch: pytest.MonkeyPatch, repository: Path, settings: Path, quick:
         def connect(*_: object) -> Cluster:
             return client
 
-        monkeypatch.setattr(submit, "connect", connect)
+        monkeypatch.setattr(dashboard, "connect", connect)
         monkeypatch.setattr(verb, "ROOT", repository)
         try:
             verb.submit("nightly", LOCAL, config=settings, wait=wait)
