@@ -57,12 +57,12 @@ cluster-down: .venv/ready
 	"$$uv" pip install --quiet --python .venv/bin/python --require-hashes -r requirements/dev.txt
 	@touch $@
 
-# Pins carry hashes and no addresses.
-pins:
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
-		pyproject.toml -o requirements/runtime.txt
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
-		pyproject.toml --extra demo --group dev -o requirements/dev.txt
+# Pins carry hashes and no addresses. What runs is what was tested: the runtime's are among those of development.
+COMPILE = PATH=".venv/uv/bin:$$PATH" uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --no-header pyproject.toml
+pins: .venv/ready
+	$(COMPILE) --extra demo --group dev -o requirements/dev.txt
+	$(COMPILE) --constraints requirements/dev.txt -o requirements/runtime.txt
 
 clean:
 	rm -rf var

@@ -4,9 +4,11 @@ jobs.bench."""
 import json
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +26,45 @@ from recsys.tables import CODES, DENSE, LABEL, WEIGHT
 from recsys.work import write_atomically
 
 BATCH, WIDTH = 4096, 64  # the global batch; columns
-ROWS, EPOCHS = 40 * BATCH, 4  # the first epoch is not counted: it traces the step and fills caches
+ROWS, EPOCHS = 40 * BATCH, 5  # the first epoch is not counted: it traces the step and fills caches
+PAIRS = 3  # fits of each kind, in turn: a machine moves by a tenth from one to the next
 HELD_OUT = 4096
 FEW = 20_000  # rows of the command whose first step is waited for
 
 
 def compare(folder: Path) -> list[dict[str, Any]]:
-    """Rows per second of steps after the first epoch: 512-256-128 units, 64 columns, the same global batch.
+    """Rows per second of steps after the first epoch: 512-256-128 units, 64 columns, the same global batch; medians of fits in turn.
 
     Every worker is tied to one core of its own; Keras has them all.
     """
     folder.mkdir(parents=True)
     log.info("bench: training on %s rows", f"{ROWS:,}")
     fitting, held_out = _examples(folder / "fit.arrow", ROWS), _examples(folder / "held_out.arrow", HELD_OUT)
-    with runtime.connect():
-        two, one = (_fit(folder / f"workers-{workers}", fitting, held_out, workers=workers) for workers in (2, 1))
     command = [sys.executable, "-m", "jobs._bench_training", str(fitting)]
     environment = {**os.environ, **runtime.ENVIRONMENT}
-    keras = float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1])
+    speeds: dict[str, list[float]] = {"two": [], "one": [], "keras": []}
+    for turn in range(PAIRS):
+        with runtime.connect():
+            for name, workers in (("two", 2), ("one", 1)):
+                speeds[name].append(_fit(folder / f"{name}-{turn}", fitting, held_out, workers=workers))
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        speeds["keras"].append(float(run.stdout.split()[-1]))
     what = f"rows/s trained, batch {BATCH}, 2 workers with one core each | {{}}"
     return [
-        {"what": what.format("1 worker with one core"), "ours": two, "alternative": one, "ratio": two / one},
-        {"what": what.format("Keras fit, one process, arrays in memory, both cores"), "ours": two, "alternative": keras}
-        | {"ratio": two / keras},
+        paired(what.format(other), list(zip(speeds["two"], speeds[name], strict=True)))
+        for name, other in (("one", "1 worker with one core"), ("keras", "Keras fit, one process, arrays in memory, both cores"))
     ]
+
+
+def paired(what: str, speeds: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """A line of the table: medians of ours and the alternative's speeds, which were taken in turn, and of the ratios pair by pair."""
+    return {
+        "what": what,
+        "ours": statistics.median(ours for ours, _ in speeds),
+        "alternative": statistics.median(other for _, other in speeds),
+        "ratio": statistics.median(ours / other for ours, other in speeds),
+        "ratios": [round(ours / other, 3) for ours, other in speeds],
+    }
 
 
 def first_step(folder: Path) -> float:

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -74,12 +73,7 @@ def _paired(what: str, ours: Callable[[], Any], alternative: Callable[[], Any], 
             pair.append(work / (time.perf_counter() - start))
         if run:  # the first warms up
             speeds.append((pair[0], pair[1]))
-    return {
-        "what": what,
-        "ours": statistics.median(mine for mine, _ in speeds),
-        "alternative": statistics.median(other for _, other in speeds),
-        "ratio": statistics.median(mine / other for mine, other in speeds),
-    }
+    return _bench_training.paired(what, speeds)
 
 
 def _scoring(rows: int, runs: int) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ readers finish and earlier versions can be restored. Files that no commit ever r
 parts of a running night. So the parts of a run that was given up stay until someone removes them.
 """
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from recsys.tables import AS_OF, ITEM_ID, MODEL_VERSION, RANK, RUN_ID, USER_ID, 
 RECLAIM_HOURS = 7 * 24  # Delta's own default: how long files that no night refers to stay on disk
 # A checkpoint forgets removed files older than this, and what is forgotten is never reclaimed (delta-rs#3644): so much longer.
 TABLE_PROPERTIES = {"delta.deletedFileRetentionDuration": "interval 365 days"}
+TERMINAL = re.compile(r"\x1b\[[0-9;]*m|\u21b3")  # colours and arrows in deltalake's messages
 ATTEMPTS = 10  # commits of other nights that one commit gives way to
 
 
@@ -237,8 +239,11 @@ def _open(path: str, storage_options: Mapping[str, str]) -> DeltaTable | None:
         return DeltaTable(uri, storage_options=options)
     except TableNotFoundError:
         return None
-    except DeltaError as error:
-        raise PublishError(f"{path}: cannot be opened as a Delta table: {error}. Check table.path and the store.") from error
+    except (DeltaError, OSError) as error:  # the latter where a store cannot be reached
+        said = " ".join(TERMINAL.sub("", str(error)).split())
+        raise PublishError(
+            f"{path}: cannot be opened as a Delta table: {said}. Check table.path, the store and its credentials."
+        ) from error
 
 
 def _create(path: str, schema: pa.Schema, storage_options: Mapping[str, str]) -> DeltaTable:
