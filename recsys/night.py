@@ -4,6 +4,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -115,12 +116,14 @@ def publish_parts(
     """
     where, storage = night.table.path, night.storage_options
     types = {"user_id": night.user_id, "item_id": night.item_id}
-    audit = staging.audit(where, parts, as_of=night.as_of, k=night.k, storage_options=storage, **types)
     record = stage.path / RECORD
     stands = publish.published(where, as_of=night.as_of, storage_options=storage) == night.run_id
     verdict = None
-    if not stands or not record.exists():
-        verdict = _judge(night, parts, users=audit.users, available=available, ndcg=ndcg)
+    with ThreadPoolExecutor(1) as pool:  # the gate looks beside the audit, as each reads all parts
+        judged = None if stands and record.exists() else pool.submit(_judge, night, parts, available=available, ndcg=ndcg)
+        audit = staging.audit(where, parts, as_of=night.as_of, k=night.k, storage_options=storage, **types)
+    if judged is not None:
+        verdict = judged.result()
         counts = {"rows": audit.rows, "users": audit.users, "short_users": audit.short_users, "scored": scored}
         _write_record(record, night, {**counts, "dropped": dict(dropped), "short": dict(short)}, verdict)
     if verdict and not stands:
@@ -158,8 +161,10 @@ def _write_record(path: Path, night: Night, counts: Mapping[str, Any], verdict: 
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def _judge(night: Night, parts: Sequence[Part], *, users: int, available: pa.Array | None, ndcg: float | None) -> gate.Verdict:
+def _judge(night: Night, parts: Sequence[Part], *, available: pa.Array | None, ndcg: float | None) -> gate.Verdict:
+    """What the gate says of parts that the audit lets through; of others it may be anything."""
     where, storage = night.table.path, night.storage_options
+    users = max(sum(part["users"] for part in parts), 1)
     share = min(1.0, night.limits.max_users / users)
     look = functools.partial(gate.look, k=night.k, share=share, pair_share=min(share, gate.PAIRED_USERS / users))
     staged = staging.batches(where, parts, columns=gate.COLUMNS, storage_options=storage)

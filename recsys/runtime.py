@@ -5,6 +5,7 @@ job: its unfinished units are the rows, an actor pool maps them to receipts. The
 back to it, so no read or write task competes with the actors for CPUs, which on a small cluster would hang without an error.
 """
 
+import functools
 import importlib
 import json
 import logging
@@ -14,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -65,7 +66,8 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
     importing = threading.Thread(target=importlib.import_module, args=("ray.data",))  # a second, while Ray's processes start
     importing.start()
     try:
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
+        with nullcontext() if address else _few_processes():
+            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where, what = (f"RAY_ADDRESS = {address}", "be a Ray that runs and lets us in") if address else ("Ray", "start on this machine")
         raise ClusterError(
@@ -75,10 +77,6 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
     finally:
         importing.join()
     try:
-        node = ray._private.worker._global_node
-        if not address and node is not None:
-            # an embedded Ray adds no nodes; its autoscaler answers no SIGTERM, and `ray.shutdown` would wait a second for it
-            node.kill_monitor(check_alive=False)
         from ray.data import DataContext
 
         data = DataContext.get_current()
@@ -89,6 +87,22 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _few_processes() -> Iterator[None]:
+    """While inside, a Ray is started without what an embedded one has no use for: `ray start` has options for that, `ray.init` none.
+
+    It adds no nodes, and its autoscaler answers no SIGTERM, so that `ray.shutdown` would wait a second for it; what its log monitor
+    collects goes to drivers that ask for it, which ours does not. Each costs half a second of a core to start.
+    """
+    parameter: Any = ray._private.parameter
+    whole = parameter.RayParams
+    parameter.RayParams = functools.partial(whole, no_monitor=True, include_log_monitor=False)
+    try:
+        yield
+    finally:
+        parameter.RayParams = whole
 
 
 def cpus() -> int:

@@ -5,12 +5,15 @@ Workers `stage` parts below the table's root, which no commit names yet; the dri
 reader may have open.
 """
 
+import functools
 import hashlib
 import json
+import os
 import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, TypedDict
@@ -18,6 +21,7 @@ from typing import Any, TypedDict
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from recsys.errors import PublishError
@@ -38,6 +42,10 @@ from recsys.tables import (
 )
 
 ROW_GROUP_ROWS = 131_072  # the unit that a reader of one user skips by
+READERS = min(4, os.cpu_count() or 1)  # parts that are audited at once
+NAMED = (SOURCE, RUN_ID, MODEL_VERSION)  # columns whose values the audit counts
+
+_Looked = tuple[np.ndarray, dict[str, Counter[str]]]  # items of each user, int64 (users,); rows by value of each of NAMED
 
 
 class Part(TypedDict):
@@ -140,8 +148,8 @@ def audit(
 ) -> Audit:
     """Counts of a staged night in which every user has ranks 1..n, n <= k, of distinct items, from one run and one model.
 
-    Holds the users, items and ranks of one part at a time. That a user lies in one part only is not checked: users are hashed
-    into shards.
+    Reads several parts at once, and holds the users, items and ranks of those. That a user lies in one part only is not checked:
+    users are hashed into shards.
 
     Raises:
         PublishError: a part is not there or damaged, rows break a rule above, or there are no rows at all.
@@ -155,40 +163,52 @@ def audit(
             raise PublishError(f"{path}: every {what} must be staged once, got {twice[0]} twice. Stage one part a shard.")
     refuse_missing(path, parts, storage_options)
 
-    users = short_users = 0
-    seen: dict[str, Counter[str]] = {name: Counter() for name in (SOURCE, RUN_ID, MODEL_VERSION)}
     for part in parts:
-        where = f"{path}/{part['path']}"
         if not part["path"].startswith(folder):
+            where = f"{path}/{part['path']}"
             raise PublishError(f"{where}: must lie below {folder}, the night that is published. Stage the shard for {as_of}.")
-        if not part["rows"]:
-            continue
-        try:
-            with store.open_input_file(f"{root}/{part['path']}") as file:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                if wrong := differences(parquet.schema_arrow, schema):
-                    raise PublishError(f"{where}: {wrong}. Score shard {part['shard']} again.")
-                for batch in parquet.iter_batches():  # all columns, so that every page meets its checksum
-                    _check_scores(batch.column(SCORE), where=where)
-                    for name, counts in seen.items():
-                        counts.update({row["values"]: row["counts"] for row in batch.column(name).value_counts().to_pylist()})
-                lengths = _list_lengths(parquet.read(columns=[USER_ID, RANK, ITEM_ID]), k=k, where=where)
-        except (pa.ArrowException, OSError) as error:
-            raise PublishError(f"{where}: cannot be read: {error}. Score shard {part['shard']} again.") from error
-        if (int(lengths.sum()), len(lengths)) != (part["rows"], part["users"]):
-            raise PublishError(
-                f"{where}: must hold {part['rows']} rows of {part['users']} users as its receipt says, got "
-                f"{lengths.sum()} of {len(lengths)}. Score shard {part['shard']} again."
-            )
-        users += len(lengths)
-        short_users += int((lengths < k).sum())
 
+    users = short_users = 0
+    seen: dict[str, Counter[str]] = {name: Counter() for name in NAMED}
+    with ThreadPoolExecutor(READERS) as pool:
+        look = functools.partial(_look, store, root, schema=schema, k=k, path=path)
+        for lengths, counts in pool.map(look, [part for part in parts if part["rows"]]):
+            users += len(lengths)
+            short_users += int((lengths < k).sum())
+            for name in NAMED:
+                seen[name].update(counts[name])
     if not users:
         raise PublishError(f"{path}: a night must have rows, got none in {len(parts)} parts. See what dropped the candidates.")
     for name in (RUN_ID, MODEL_VERSION):
         if len(seen[name]) > 1:
             raise PublishError(f"{path}: a night must have one {name}, got {', '.join(sorted(seen[name]))}. Score it again.")
     return Audit(seen[SOURCE].total(), users, short_users, dict(seen[SOURCE].most_common()))
+
+
+def _look(store: pafs.FileSystem, root: str, part: Part, *, schema: pa.Schema, k: int, path: str) -> _Looked:
+    """What a part holds; every page of every column meets its checksum."""
+    where = f"{path}/{part['path']}"
+    seen: dict[str, Counter[str]] = {name: Counter() for name in NAMED}
+    lists: list[pa.RecordBatch] = []
+    try:
+        with store.open_input_file(f"{root}/{part['path']}") as file:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            if wrong := differences(parquet.schema_arrow, schema):
+                raise PublishError(f"{where}: {wrong}. Score shard {part['shard']} again.")
+            for batch in parquet.iter_batches(use_threads=False):
+                _check_scores(batch.column(SCORE), where=where)
+                for name, counts in seen.items():
+                    counts.update({row["values"]: row["counts"] for row in batch.column(name).value_counts().to_pylist()})
+                lists.append(batch.select([USER_ID, RANK, ITEM_ID]))
+    except (pa.ArrowException, OSError) as error:
+        raise PublishError(f"{where}: cannot be read: {error}. Score shard {part['shard']} again.") from error
+    lengths = _list_lengths(pa.Table.from_batches(lists), k=k, where=where)
+    if (int(lengths.sum()), len(lengths)) != (part["rows"], part["users"]):
+        raise PublishError(
+            f"{where}: must hold {part['rows']} rows of {part['users']} users as its receipt says, got "
+            f"{lengths.sum()} of {len(lengths)}. Score shard {part['shard']} again."
+        )
+    return lengths, seen
 
 
 def batches(
