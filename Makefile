@@ -27,7 +27,7 @@ test-fast: .venv/ready
 	(set -x; .venv/bin/python -m pytest -q -m "not ray" $$changed) || { [ $$? = 5 ] && echo "all tests of $$changed need Ray: make test"; }
 
 drill: .venv/ready
-	.venv/bin/python -m pytest -m drill -v --durations=0
+	.venv/bin/python -m pytest -m drill -v -rP --durations=0
 
 lint: .venv/ready
 	.venv/bin/ruff check .

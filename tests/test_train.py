@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,14 @@ def proofs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return held
 
 
+def apart(left: Any, right: Any) -> float:
+    """The largest relative difference, of what is not 0; what `make drill` prints beside a proof."""
+    left, right = np.ravel(left), np.ravel(right)
+    return float(np.max(np.abs(right - left)[left != 0] / np.abs(left[left != 0]), initial=0.0))
+
+
 @pytest.mark.ray
+@pytest.mark.drill
 @pytest.mark.parametrize("case", [name for name, (policy, *_) in CASES.items() if policy == "float64"])
 def test_one_two_and_four_workers_agree_in_every_weight_after_fifty_steps(proofs: dict[int, Any], case: str):
     one = proofs[1][case]
@@ -152,14 +160,21 @@ def test_one_two_and_four_workers_agree_in_every_weight_after_fifty_steps(proofs
             np.testing.assert_allclose(right, left, rtol=1e-7, atol=nothing)
         assert proofs[workers][case]["losses"] == pytest.approx(one["losses"], rel=1e-7)
         assert not np.array_equal(right, left + 1e-6)
+        held = [np.concatenate([values.ravel() for values in proofs[count][case]["weights"]]) for count in (1, workers)]
+        told = np.abs(held[0]) > nothing
+        weights, losses = apart(held[0][told], held[1][told]), apart(one["losses"], proofs[workers][case]["losses"])
+        print(f"{workers} workers and 1, {case}: {told.sum()} weights at most {weights:.1e} apart, losses {losses:.1e}")
 
 
 @pytest.mark.ray
+@pytest.mark.drill
 @pytest.mark.parametrize("case", ["adam in float32", "sgd in float32"])
 def test_in_float32_their_losses_agree_to_a_ten_thousandth(proofs: dict[int, Any], case: str):
     assert len(proofs[1][case]["losses"]) == STEPS
     for workers in (2, 4):
         assert proofs[workers][case]["losses"] == pytest.approx(proofs[1][case]["losses"], rel=1e-4)
+        losses = apart(proofs[1][case]["losses"], proofs[workers][case]["losses"])
+        print(f"{workers} workers and 1, {case}: losses at most {losses:.1e} apart")
 
 
 @pytest.mark.ray
@@ -176,6 +191,7 @@ def test_all_workers_of_a_run_hold_the_same_bits(proofs: dict[int, Any]):
 
 
 @pytest.mark.ray
+@pytest.mark.drill
 def test_validation_goes_over_all_rows_and_does_not_depend_on_the_number_of_workers(proofs: dict[int, Any]):
     for case in CASES:
         one = proofs[1][case]
@@ -189,6 +205,7 @@ def test_validation_goes_over_all_rows_and_does_not_depend_on_the_number_of_work
                 names = [name for name in left if name.startswith("val_")]
                 exact = CASES[case][0] == "float64"
                 assert [right[name] for name in names] == pytest.approx([left[name] for name in names], rel=1e-7 if exact else 1e-2)
+    print(f"1, 2 and 4 workers, {len(CASES)} cases: {HELD_OUT} logits of equal weights, and their figures, equal bit for bit")
 
 
 # Faults --------------------------------------------------------------------------------------------------------------------------
@@ -222,6 +239,7 @@ def assert_equal(one: train.Fit, two: train.Fit) -> None:
     assert [(record["phase"], record["epoch"], record["loss"]) for record in one.history] == [
         (record["phase"], record["epoch"], record["loss"]) for record in two.history
     ]
+    print(f"{sum(map(np.size, one.weights))} weights and {len(one.history)} epochs' losses equal bit for bit")
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +327,7 @@ def test_a_driver_killed_and_run_again_goes_on_from_within_the_epoch_to_the_same
     assert end is not None
     assert again.history == end.history
     assert again.history[: len(left.history)] == left.history  # with their seconds: not made again
+    print(f"killed after {len(left.history)} epochs and {len(left.losses)} steps of the next")
     assert_equal(again, undisturbed)
 
 
@@ -530,6 +549,7 @@ def test_an_elastic_fit_starts_with_what_there_is_grows_and_shrinks_with_the_clu
     workers = [record["workers"] for record in history]
     changes = [number for number, before in zip(workers, [0, *workers], strict=False) if number != before]
     assert changes == [1, 2, 1]
+    print(f"workers of {len(workers)} epochs: {', then '.join(f'{len(list(run))} of {number}' for number, run in groupby(workers))}")
     assert history[-1]["loss"] < history[0]["loss"]
 
 
