@@ -4,11 +4,9 @@ jobs.bench."""
 import json
 import logging
 import os
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs._bench_pairs import PAIRS, paired
 from recsys import config, feed, runtime, synthetic, train
 from recsys.epochs import Plan, walk
 from recsys.examples import as_lists
@@ -27,7 +26,6 @@ from recsys.work import write_atomically
 
 BATCH, WIDTH = 4096, 64  # the global batch; columns
 ROWS, EPOCHS = 40 * BATCH, 5  # the first epoch is not counted: it traces the step and fills caches
-PAIRS = 3  # fits of each kind, in turn: a machine moves by a tenth from one to the next
 HELD_OUT = 4096
 FEW = 20_000  # rows of the command whose first step is waited for
 
@@ -54,17 +52,6 @@ def compare(folder: Path) -> list[dict[str, Any]]:
         paired(what.format(other), list(zip(speeds["two"], speeds[name], strict=True)))
         for name, other in (("one", "1 worker with one core"), ("keras", "Keras fit, one process, arrays in memory, both cores"))
     ]
-
-
-def paired(what: str, speeds: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """A line of the table: medians of ours and the alternative's speeds, which were taken in turn, and of the ratios pair by pair."""
-    return {
-        "what": what,
-        "ours": statistics.median(ours for ours, _ in speeds),
-        "alternative": statistics.median(other for _, other in speeds),
-        "ratio": statistics.median(ours / other for ours, other in speeds),
-        "ratios": [round(ours / other, 3) for ours, other in speeds],
-    }
 
 
 def first_step(folder: Path) -> float:

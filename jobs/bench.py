@@ -73,7 +73,7 @@ def _paired(what: str, ours: Callable[[], Any], alternative: Callable[[], Any], 
             pair.append(work / (time.perf_counter() - start))
         if run:  # the first warms up
             speeds.append((pair[0], pair[1]))
-    return _bench_training.paired(what, speeds)
+    return _bench_pairs.paired(what, speeds)
 
 
 def _scoring(rows: int, runs: int) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ job: its unfinished units are the rows, an actor pool maps them to receipts. The
 back to it, so no read or write task competes with the actors for CPUs, which on a small cluster would hang without an error.
 """
 
-import functools
 import importlib
 import json
 import logging
@@ -15,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from typing import Any
 
 import ray
@@ -23,6 +22,7 @@ from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from recsys import embedded
 from recsys.errors import ClusterError, RecsysError
 from recsys.work import Receipt, Stage
 
@@ -62,12 +62,14 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     importing = threading.Thread(target=importlib.import_module, args=("ray.data",))  # a second, while Ray's processes start
     importing.start()
     try:
-        with nullcontext() if address else _few_processes():
-            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            embedded.start(num_cpus=cpus, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where, what = (f"RAY_ADDRESS = {address}", "be a Ray that runs and lets us in") if address else ("Ray", "start on this machine")
         raise ClusterError(
@@ -87,22 +89,6 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _few_processes() -> Iterator[None]:
-    """While inside, a Ray is started without what an embedded one has no use for: `ray start` has options for that, `ray.init` none.
-
-    It adds no nodes, and its autoscaler answers no SIGTERM, so that `ray.shutdown` would wait a second for it; what its log monitor
-    collects goes to drivers that ask for it, which ours does not. Each costs half a second of a core to start.
-    """
-    parameter: Any = ray._private.parameter
-    whole = parameter.RayParams
-    parameter.RayParams = functools.partial(whole, no_monitor=True, include_log_monitor=False)
-    try:
-        yield
-    finally:
-        parameter.RayParams = whole
 
 
 def cpus() -> int:

@@ -296,10 +296,11 @@ def plot(trials: Sequence[Trial], space: Mapping[str, Any], path: Path, *, kind:
     rows = -(-(len(keys) + 1) // columns)
     picture = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
     panels = picture.subplots(rows, columns, squeeze=False).ravel()
-    for trial in sorted(shown, key=lambda trial: trial is winner):  # the best on top
+    for trial in shown:
         losses = [epoch["val_loss"] for epoch in trial.history]
         first = trial is winner
-        style: dict[str, Any] = {"color": "0.0" if first else "0.6", "marker": "x" if trial.stopped else "o", "zorder": 2 + first}
+        style: dict[str, Any] = {"color": "0.0" if first else "0.6", "marker": "x" if trial.stopped else "o"}
+        style["zorder"] = 2 + first  # the best on top
         style |= {} if trial.stopped else {"markerfacecolor": "white"}
         label = f"best: trial {trial.number}" if first else None
         panels[0].plot(range(1, len(losses) + 1), losses, linestyle="-" if first else "--", label=label, **style)

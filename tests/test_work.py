@@ -123,6 +123,13 @@ def test_a_forgotten_unit_is_not_finished(tmp_path: Path) -> None:
     assert stage.receipt("shard-3") is None
 
 
+def test_a_forgotten_unit_was_never_begun(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "score", INPUTS)
+    assert [stage.attempt("shard-3"), stage.attempt("shard-3"), stage.attempt("shard-4")] == [1, 2, 1]
+    stage.forget("shard-3")
+    assert [stage.attempt("shard-3"), stage.attempt("shard-4")] == [1, 2]
+
+
 def test_a_receipt_that_cannot_be_written_does_not_finish_the_unit(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "score", INPUTS)
     with pytest.raises(TypeError):
