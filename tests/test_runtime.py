@@ -80,8 +80,7 @@ def test_an_error_of_ours_comes_out_as_it_is_and_the_next_run_takes_up_what_is_l
     with pytest.raises(DataError) as error:
         run(stage, squares, stage.path, 2, actors=1)
     assert str(error.value) == "unit-2: cannot be squared. Pick another."
-    before = calls(stage)
-    assert {"unit-3", "unit-1"} <= set(before) <= {"unit-3", "unit-1", "unit-0"}  # one actor takes them in order
+    assert set(calls(stage)) <= {"unit-3", "unit-1", "unit-0"}  # which of them were first is Ray Data's choice
     (stage.path / "mended").touch()
     assert list(run(stage, squares, stage.path, 2)) == list(UNITS)
     assert calls(stage) == sorted(UNITS)
