@@ -1,7 +1,6 @@
 """The pairs door's speed beside that of bare processes and of the pattern that most people write; part of jobs.bench."""
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -10,15 +9,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs import _bench_alternatives as alternatives
+from jobs._bench_alternatives import BATCH, IDS
 from recsys import bundle, config, synthetic
 from recsys.bundle import Bundle
 from recsys.encode import count_words, encoder, fitted
@@ -28,10 +29,10 @@ from recsys.runtime import log
 from recsys.score import Scorer
 from recsys.spec import CLIP, ColumnSpec, FeatureSpec, Moments
 
-IDS = ["user_id", "item_id"]
-K = 10
-COMMON_BATCH = 1024  # of the common pattern: Ray Data's own size
 COMMON_FILES = 2  # of it: it would take an hour for all
+T = TypeVar("T")
+U = TypeVar("U")
+
 LOOK_SECONDS = 1.0  # between two looks at memory; five a second took a twentieth of the cores
 AUTHENTICATED = {"RAY_AUTH_MODE": "token"}  # who starts a Ray has it by default, who joins one says so
 AS_OF = "2026-01-01"
@@ -49,27 +50,37 @@ def paired(what: str, speeds: Sequence[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
+def in_turn(ours: Callable[[], T], other: Callable[[], U]) -> Iterator[tuple[T, U]]:
+    """What a few runs of both return, in pairs; who comes first changes, and no run has the disk write what the one before left."""
+    for turn in range(PAIRS):
+        made: dict[bool, Any] = {}
+        for mine in (True, False) if turn % 2 == 0 else (False, True):
+            os.sync()
+            made[mine] = ours() if mine else other()
+        yield made[True], made[False]
+
+
 def compare(folder: Path, *, rows: int, files: int) -> list[dict[str, Any]]:
     """Whole runs on the same generated rows of 64 float32 columns: the ceiling, `jobs.score_pairs`, and the common pattern."""
     paths = list(synthetic.feature_rows(folder / "rows", rows=rows, files=files, numeric=64))
     names = tuple(f"f{column:02d}" for column in range(64))
     settings, made = _bundle(folder, names, {"path": str(folder / "rows"), "numeric": list(names)})
-    os.sync()  # else the disk is still busy with the generated files while they are read
     log.info("bench: %s rows in %d files", f"{rows:,}", files)
-    runs = [(_scored_anew(settings, made), _ceiling(made, paths, folder / f"bare-{turn}")) for turn in range(PAIRS)]
+    runs = list(in_turn(lambda: _scored_anew(settings, made), lambda: _ceiling(made, paths, folder / "bare")))
     what = f"rows/s, {rows:,} rows of 64 columns, {{}}: jobs.score_pairs | bare processes with pyarrow and ONNX Runtime, one a core"
     figures = [
         paired(what.format(name), [(rows / ours[key], rows / ceiling[key]) for ours, ceiling in runs])
         for name, key in (("whole runs", "seconds"), ("steady state", "steady_seconds"))
     ]
-    figures[0] |= {name: statistics.median(ours[name] for ours, _ in runs) for name in runs[0][0]}
+    figures[0] |= {name: max(ours[name] for ours, _ in runs) for name in ("driver_mib", "actor_mib")}
+    figures[0]["first_row_seconds"] = statistics.median(ours["first_row_seconds"] for ours, _ in runs)
     (folder / "few").mkdir()
     for path in paths[:COMMON_FILES]:
         (folder / "few" / path.name).symlink_to(path)
     few = sum(pq.read_metadata(path).num_rows for path in paths[:COMMON_FILES])
     common = few / _alone("common", made.folder / bundle.KERAS, folder / "few", folder / "common")
     steady = figures[1]["ours"]
-    what = f"rows/s, steady state: jobs.score_pairs | read_parquet -> map_batches(Keras predict, batch {COMMON_BATCH}) -> write_parquet"
+    what = f"rows/s, steady state: jobs.score_pairs | read_parquet -> map_batches(Keras predict, batch {BATCH}) -> write_parquet"
     figures.append({"what": what, "ours": steady, "alternative": common, "ratio": steady / common})
     few_settings, few_made = _bundle(folder / "running", names, {"path": str(folder / "few"), "numeric": list(names)})
     with _running_ray() as address:
@@ -105,13 +116,11 @@ def compare_joined(folder: Path, *, rows: int, files: int) -> list[dict[str, Any
         pq.write_table(whole, folder / "wide" / path.name, compression="zstd", row_group_size=65_536)
     parts = {"users": str(folder / "user_id.parquet"), "items": str(folder / "item_id.parquet")}
     split, made = _bundle(folder / "split", names, {"path": str(folder / "ids"), "numeric": names, **parts}, split=32)
-    os.sync()
-    ours = _score(split, made)
-    settings, made = _bundle(folder / "whole", names, {"path": str(folder / "wide"), "numeric": names})
-    other = _score(settings, made)
+    settings, whole_made = _bundle(folder / "whole", names, {"path": str(folder / "wide"), "numeric": names})
+    runs = list(in_turn(lambda: _scored_anew(split, made), lambda: _scored_anew(settings, whole_made)))
     what = f"rows/s, {rows:,} rows of 32 + 32 columns, {{}}: ids joined to tables of users and items | the same written out"
     return [
-        {"what": what.format(name), "ours": rows / ours[key], "alternative": rows / other[key], "ratio": other[key] / ours[key]}
+        paired(what.format(name), [(rows / ours[key], rows / other[key]) for ours, other in runs])
         for name, key in (("whole runs", "seconds"), ("steady state", "steady_seconds"))
     ]
 
@@ -210,7 +219,7 @@ def _bundle(folder: Path, names: Sequence[str], pairs: dict[str, Any], *, split:
 @contextmanager
 def _running_ray() -> Iterator[str]:
     """The address of a Ray that stands while the block runs, as on a cluster."""
-    command, env = [sys.executable, "-m", "jobs._bench_pairs", "ray"], {**os.environ, **AUTHENTICATED}
+    command, env = [sys.executable, alternatives.__file__, "ray"], {**os.environ, **AUTHENTICATED}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
     assert process.stdout is not None
     try:
@@ -279,18 +288,19 @@ def _peak_mib(pid: int) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-# The alternatives, each in processes of its own -----------------------------------------------------------------------------------
+# The alternatives -----------------------------------------------------------------------------------
 
 
 def _ceiling(made: Bundle, files: Sequence[Path], out: Path) -> dict[str, float]:
     """Seconds of as many bare processes as there are cores, each with its share of the files: in all, and without their start."""
+    shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     cores = os.cpu_count() or 1
     started = time.time()
     commands = [["bare", made.folder / bundle.ONNX, out, *files[core::cores]] for core in range(cores)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "jobs._bench_pairs", *map(str, command)],
+            [sys.executable, alternatives.__file__, *map(str, command)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             text=True,
@@ -305,92 +315,5 @@ def _ceiling(made: Bundle, files: Sequence[Path], out: Path) -> dict[str, float]
 
 def _alone(*arguments: object) -> float:
     """What this module prints when it is run with the arguments."""
-    command = [sys.executable, "-m", "jobs._bench_pairs", *map(str, arguments)]
+    command = [sys.executable, alternatives.__file__, *map(str, arguments)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-
-
-def bare(onnx: Path, out: Path, files: Sequence[Path]) -> tuple[float, float]:
-    """One core's share of the ceiling: read, scale, score, keep the top k and write, without Ray, checks or receipts.
-
-    Returns:
-        When its first file was begun and its last one done, in seconds.
-    """
-    import onnxruntime
-
-    pa.set_cpu_count(1)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    mean, scale = np.zeros(64, np.float32), np.ones(64, np.float32)
-    begun = time.time()
-    for file in files:
-        parts: list[pa.Table] = []
-        parquet = pq.ParquetFile(file)
-        features = [name for name in parquet.schema_arrow.names if name not in IDS]
-        for batch in parquet.iter_batches(65_536, use_threads=False):
-            columns = [batch.column(name).to_numpy() for name in features]
-            raw = np.empty(batch.num_rows, np.float32)
-            for start in range(0, len(raw), 1024):
-                dense = np.stack([column[start : start + 1024] for column in columns], axis=1)
-                dense -= mean
-                dense *= scale
-                np.clip(dense, -CLIP, CLIP, out=dense)
-                raw[start : start + 1024] = session.run(None, {"dense": dense})[0][:, 0]
-            parts.append(pa.table([*(batch.column(name) for name in IDS), pa.array(raw)], [*IDS, "raw"]))
-        rows = pa.concat_tables(parts)
-        user, raw = rows["user_id"].to_numpy(), rows["raw"].to_numpy()
-        order = np.lexsort((rows["item_id"].to_numpy(), -raw, user))
-        place = np.arange(len(order)) - np.searchsorted(user[order], user[order])
-        pq.write_table(rows.take(pa.array(order[place < K])), out / file.name, compression="zstd")
-    return begun, time.time()
-
-
-def common(keras_file: Path, folder: Path, out: Path) -> float:
-    """Seconds of the pattern that most people write, from its first to its last scored batch: the start of actors and models is out."""
-    import keras
-    import ray
-    import ray.data
-    from ray.data import ActorPoolStrategy
-
-    class Predict:
-        def __init__(self) -> None:
-            self.model = keras.saving.load_model(keras_file)
-            self.model.predict(np.zeros((COMMON_BATCH, 64), np.float32), verbose=0)
-
-        def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            started = time.time()
-            features = np.stack([values for name, values in batch.items() if name not in IDS], axis=1)
-            scores = self.model.predict(features, verbose=0)[:, 0]
-            times = {"started": np.full(len(scores), started), "ended": np.full(len(scores), time.time())}
-            return {**{name: batch[name] for name in IDS}, "score": scores, **times}
-
-    # two actors, and a CPU for the tasks that read and write: with two CPUs in all it would hang
-    ray.init(num_cpus=3, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    scored = ray.data.read_parquet(str(folder)).map_batches(
-        Predict, batch_size=COMMON_BATCH, batch_format="numpy", compute=ActorPoolStrategy(size=2), num_cpus=1
-    )
-    scored.write_parquet(str(out))
-    times = pq.read_table(out, columns=["started", "ended"])
-    return float(times["ended"].to_numpy().max() - times["started"].to_numpy().min())
-
-
-def stand() -> None:
-    """A Ray whose address is printed, until this process's input is closed."""
-    import ray
-
-    ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    print(ray.get_runtime_context().gcs_address, flush=True)
-    sys.stdin.read()
-
-
-if __name__ == "__main__":
-    what, *arguments = sys.argv[1:]
-    places = [Path(argument) for argument in arguments]
-    match what:
-        case "bare":
-            print(*bare(places[0], places[1], places[2:]))
-        case "common":
-            print(common(*places))
-        case _:
-            stand()

@@ -40,18 +40,19 @@ def compare(folder: Path) -> list[dict[str, Any]]:
     fitting, held_out = _examples(folder / "fit.arrow", ROWS), _examples(folder / "held_out.arrow", HELD_OUT)
     command = [sys.executable, "-m", "jobs._bench_training", str(fitting)]
     environment = {**os.environ, **runtime.ENVIRONMENT}
-    speeds: dict[str, list[float]] = {"two": [], "one": [], "keras": []}
+    kinds = {2: "", 1: "1 worker with one core", 0: "Keras fit, one process, arrays in memory, both cores"}
+    speeds: dict[int, list[float]] = {workers: [] for workers in kinds}
     for turn in range(PAIRS):
-        with runtime.connect():
-            for name, workers in (("two", 2), ("one", 1)):
-                speeds[name].append(_fit(folder / f"{name}-{turn}", fitting, held_out, workers=workers))
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        speeds["keras"].append(float(run.stdout.split()[-1]))
+        for workers in list(kinds)[:: 1 if turn % 2 == 0 else -1]:
+            if workers:
+                with runtime.connect():
+                    speed = _fit(folder / f"workers-{workers}-{turn}", fitting, held_out, workers=workers)
+            else:
+                run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+                speed = float(run.stdout.split()[-1])
+            speeds[workers].append(speed)
     what = f"rows/s trained, batch {BATCH}, 2 workers with one core each | {{}}"
-    return [
-        paired(what.format(other), list(zip(speeds["two"], speeds[name], strict=True)))
-        for name, other in (("one", "1 worker with one core"), ("keras", "Keras fit, one process, arrays in memory, both cores"))
-    ]
+    return [paired(what.format(kinds[other]), list(zip(speeds[2], speeds[other], strict=True))) for other in (1, 0)]
 
 
 def first_step(folder: Path) -> float:

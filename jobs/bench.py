@@ -43,11 +43,14 @@ def bench(
             pairs += _bench_pairs.compare_encoding(Path(place) / "encoding", rows=ENCODED)
             pairs += _bench_pairs.compare_joined(Path(place) / "joined", rows=rows // 4, files=files)
         results = [*_scoring(SCORED, runs), _choosing(runs), *training, *pairs]
-        table = Table(title=f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, median of {runs} runs")
-        for column in ("what", "ours", "alternative", "ratio"):
+        title = f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs; medians where there are several runs"
+        table = Table(title=title)
+        for column in ("what", "ours", "alternative", "ratio", "runs"):
             table.add_column(column, justify="left" if column == "what" else "right")
         for result in results:
-            table.add_row(result["what"], f"{result['ours']:,.0f}", f"{result['alternative']:,.0f}", f"{result['ratio']:.2f}")
+            ratios = [f"{ratio:.2f}" for ratio in result.get("ratios", ())]
+            cells = [f"{result['ours']:,.0f}", f"{result['alternative']:,.0f}", f"{result['ratio']:.2f}"]
+            table.add_row(result["what"], *cells, ", ".join(ratios) or "1")
         console.print(table)
         run = pairs[0]
         console.print(

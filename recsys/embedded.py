@@ -1,4 +1,4 @@
-"""A Ray embedded in this process, started in half of `ray.init`'s time.
+"""A Ray embedded in this process, started in two thirds of `ray.init`'s time.
 
 `ray.init` starts processes that serve nobody here, and waits for them one after the other; `ray start` has options for some of them,
 `ray.init` has none. So names of Ray's own are replaced while it starts. Ray is pinned; a name that is gone is an AttributeError, and
@@ -18,6 +18,7 @@ parameter: Any = private.parameter
 services: Any = private.services
 _raylet: Any = ray._raylet
 
+CLOSED = b"127.0.0.1:1"
 ALIVE = 0  # of gcs.proto's GcsNodeInfo.GcsNodeState
 LOOK_SECONDS = 0.02  # between two looks for the new node
 WAIT_SECONDS = 30.0  # as Ray does
@@ -27,8 +28,8 @@ def start(**options: Any) -> None:
     """`ray.init` of a Ray that ends with this process; it takes the same options.
 
     Left out are the autoscaler, as no nodes are added, which answers no SIGTERM, so that `ray.shutdown` would wait a second for it;
-    the log monitor, whose lines go to drivers that ask for them; and the server of the dashboard that is not included, which tells
-    Ray's makers how Ray is used.
+    the log monitor, whose lines go to drivers that ask for them; and the server of a dashboard that is not included, which answers no
+    request either, but tells Ray's makers how Ray is used.
     """
     few = functools.partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
     with (
@@ -40,8 +41,13 @@ def start(**options: Any) -> None:
 
 
 def _no_server(self: Any, **_: Any) -> None:
-    """In place of `Node.start_api_server`."""
+    """In place of `Node.start_api_server`: an address where nobody listens.
+
+    Without one, who asks for the server waits for it: Ray Train for 12 seconds at the end of each fit.
+    """
     self._webui_url = ""
+    constants = private.ray_constants
+    self.get_gcs_client().internal_kv_put(constants.DASHBOARD_ADDRESS.encode(), CLOSED, True, constants.KV_NAMESPACE_DASHBOARD)
 
 
 def _get_node(get_node: Any, gcs_address: str, node_id: str) -> Any:

@@ -70,7 +70,7 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
             ray.init(address=address, **quiet)
         else:
             embedded.start(num_cpus=cpus, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray's own are of many kinds, Exception itself among them
         where, what = (f"RAY_ADDRESS = {address}", "be a Ray that runs and lets us in") if address else ("Ray", "start on this machine")
         raise ClusterError(
             f"{where}: must {what}, got {type(error).__name__}: {error}. "

@@ -200,9 +200,9 @@ def _look(store: pafs.FileSystem, root: str, part: Part, *, schema: pa.Schema, k
                 for name, counts in seen.items():
                     counts.update({row["values"]: row["counts"] for row in batch.column(name).value_counts().to_pylist()})
                 lists.append(batch.select([USER_ID, RANK, ITEM_ID]))
+        lengths = _list_lengths(pa.Table.from_batches(lists), k=k, where=where) if lists else np.empty(0, np.int64)
     except (pa.ArrowException, OSError) as error:
         raise PublishError(f"{where}: cannot be read: {error}. Score shard {part['shard']} again.") from error
-    lengths = _list_lengths(pa.Table.from_batches(lists), k=k, where=where)
     if (int(lengths.sum()), len(lengths)) != (part["rows"], part["users"]):
         raise PublishError(
             f"{where}: must hold {part['rows']} rows of {part['users']} users as its receipt says, got "
@@ -214,12 +214,12 @@ def _look(store: pafs.FileSystem, root: str, part: Part, *, schema: pa.Schema, k
 def batches(
     path: str, parts: Sequence[Part], *, columns: Sequence[str], storage_options: Mapping[str, str] = {}
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of staged parts batch by batch."""
+    """The rows of staged parts batch by batch; pages are held against their checksums."""
     store, root = filesystem(path, storage_options)
     for part in parts:
         if part["rows"]:
             with store.open_input_file(f"{root}/{part['path']}") as file:
-                yield from pq.ParquetFile(file).iter_batches(columns=list(columns))
+                yield from pq.ParquetFile(file, page_checksum_verification=True).iter_batches(columns=list(columns))
 
 
 def _part_schema(user_id: pa.DataType, item_id: pa.DataType) -> pa.Schema:

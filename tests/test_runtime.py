@@ -1,6 +1,7 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,10 +41,12 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def squares(folder: Path, fails_at: int | None = None) -> Task:
-    """A task that notes every call in a file of its own, and fails at one unit while the folder holds no `mended`."""
+    """A task that notes every call in a file of its own; at one unit it fails, after another was called, while there is no `mended`."""
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         if unit["number"] == fails_at and not (folder / "mended").exists():
+            while not list(folder.glob("*-called-*")):
+                time.sleep(0.05)
             raise DataError(f"{name}: cannot be squared. Pick another.")
         (folder / f"{name}-called-{time.monotonic_ns()}").touch()
         return {"square": unit["number"] ** 2}
@@ -78,9 +81,11 @@ def test_every_unit_runs_once_and_finished_ones_never_again(stage: Stage):
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_error_of_ours_comes_out_as_it_is_and_the_next_run_takes_up_what_is_left(stage: Stage):
     with pytest.raises(DataError) as error:
-        run(stage, squares, stage.path, 2, actors=1)
+        run(stage, squares, stage.path, 2)
     assert str(error.value) == "unit-2: cannot be squared. Pick another."
-    assert set(calls(stage)) <= {"unit-3", "unit-1", "unit-0"}  # which of them were first is Ray Data's choice
+    before = calls(stage)
+    assert before
+    assert set(before) <= {"unit-3", "unit-1", "unit-0"}  # which of them were first is Ray Data's choice
     (stage.path / "mended").touch()
     assert list(run(stage, squares, stage.path, 2)) == list(UNITS)
     assert calls(stage) == sorted(UNITS)
@@ -226,6 +231,27 @@ def test_an_embedded_ray_has_no_processes_that_serve_nothing_here(ray_cluster: N
     assert any("raylet" in line for line in mine)
     for serves_nothing in ("autoscaler/_private/monitor.py", "log_monitor.py", "dashboard/dashboard.py"):
         assert not any(serves_nothing in line for line in mine)
+
+
+@pytest.mark.ray
+def test_who_asks_an_embedded_ray_for_its_dashboard_need_not_wait(ray_cluster: None):
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    told = _internal_kv_get("dashboard", namespace="dashboard")  # Ray Train waits 12 s at the end of a fit where it is not there
+    assert told is not None
+    host, _, port = told.decode().rpartition(":")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=5)
+
+
+@pytest.mark.parametrize("error", [Exception("The current node timed out"), ray.exceptions.RpcError("gone"), RuntimeError("no")])
+def test_a_ray_that_does_not_start_is_one_sentence(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def refuse(**options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ClusterError, match=r"^Ray: must start on this machine, got "), runtime.connect():
+        pass
 
 
 def test_ray_address_names_the_cluster_to_use(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
