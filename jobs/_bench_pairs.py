@@ -66,6 +66,7 @@ def compare(folder: Path, *, rows: int, files: int) -> list[dict[str, Any]]:
     names = tuple(f"f{column:02d}" for column in range(64))
     settings, made = _bundle(folder, names, {"path": str(folder / "rows"), "numeric": list(names)})
     log.info("bench: %s rows in %d files", f"{rows:,}", files)
+    assert alternatives.CLIP == CLIP, "the ceiling must do the same work"
     runs = list(in_turn(lambda: _scored_anew(settings, made), lambda: _ceiling(made, paths, folder / "bare")))
     what = f"rows/s, {rows:,} rows of 64 columns, {{}}: jobs.score_pairs | bare processes with pyarrow and ONNX Runtime, one a core"
     figures = [
@@ -174,6 +175,7 @@ def _seconds(rows: Rows, made: Bundle) -> tuple[float, float, float]:
 
 
 def _pass(rows: Rows, made: Bundle) -> tuple[float, float, float]:
+    """Of one pass."""
     encode, score = encoder(made.spec, "rows"), Scorer(made)
     seconds = [0.0, 0.0, 0.0]
     read = read_batches(rows.source, rows.read)
@@ -314,6 +316,6 @@ def _ceiling(made: Bundle, files: Sequence[Path], out: Path) -> dict[str, float]
 
 
 def _alone(*arguments: object) -> float:
-    """What this module prints when it is run with the arguments."""
+    """What the alternatives' file prints when it is run with the arguments."""
     command = [sys.executable, alternatives.__file__, *map(str, arguments)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])

@@ -13,7 +13,7 @@ import select
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 
 import numpy as np
@@ -47,14 +47,11 @@ class Ring:
         self.rank, self.workers, self.addresses = rank, len(addresses), tuple(addresses)
         self._next, self._before = (rank + 1) % self.workers, (rank - 1) % self.workers
         deadline = time.monotonic() + seconds
-        with _listener(rank, addresses[rank]) as listener:
-            self._to = _connected(addresses[self._next], greeting(secret, rank, addresses), deadline)
-            try:
-                whom = f"worker {self._before} at {addresses[self._before]}"
-                self._from = _accepted(listener, greeting(secret, self._before, addresses), deadline, whom)
-            except BaseException:
-                self._to.close()
-                raise
+        whom = f"worker {self._before} at {addresses[self._before]}"
+        with _listener(rank, addresses[rank]) as listener, ExitStack() as opened:
+            self._to = opened.enter_context(_connected(addresses[self._next], greeting(secret, rank, addresses), deadline))
+            self._from = _accepted(listener, greeting(secret, self._before, addresses), deadline, whom)
+            opened.pop_all()  # both are there and stay open
         for connection in (self._to, self._from):
             for level, option, value in OPTIONS:
                 connection.setsockopt(level, option, value)
@@ -151,15 +148,14 @@ def _connected(address: str, greeting: bytes, deadline: float) -> socket.socket:
     while True:
         seen = "a connection of this worker to itself"  # TCP allows it where nobody listens yet and both ports are by chance the same
         try:
-            connection = socket.create_connection(_parsed(address), timeout=max(deadline - time.monotonic(), 0.1))
-            try:
+            with ExitStack() as opened:
+                connection = opened.enter_context(
+                    socket.create_connection(_parsed(address), timeout=max(deadline - time.monotonic(), 0.1))
+                )
                 if connection.getsockname() != connection.getpeername():
                     connection.sendall(greeting)
+                    opened.pop_all()
                     return connection
-            except BaseException:
-                connection.close()
-                raise
-            connection.close()
         except OSError as error:
             seen = str(error)
         if time.monotonic() >= deadline:
@@ -173,15 +169,11 @@ def _accepted(listener: socket.socket, greeting: bytes, deadline: float, whom: s
     """The connection of the worker that greets so; others are sent away."""
     while (left := deadline - time.monotonic()) > 0:
         listener.settimeout(left)
-        with suppress(TimeoutError, ConnectionError):  # of strangers too
-            connection, _ = listener.accept()
-            try:
-                if hmac.compare_digest(_said(connection, len(greeting), min(left, GREETING_SECONDS)), greeting):
-                    return connection
-            except BaseException:
-                connection.close()
-                raise
-            connection.close()
+        with suppress(TimeoutError, ConnectionError), ExitStack() as opened:  # of strangers too
+            connection = opened.enter_context(listener.accept()[0])
+            if hmac.compare_digest(_said(connection, len(greeting), min(left, GREETING_SECONDS)), greeting):
+                opened.pop_all()
+                return connection
     raise ConnectionError(
         f"training: {whom} must connect, nobody with the fit's secret did. Let the nodes reach one another on every port."
     )

@@ -71,11 +71,13 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
         else:
             embedded.start(num_cpus=cpus, **quiet)
     except Exception as error:  # Ray's own are of many kinds, Exception itself among them
-        where, what = (f"RAY_ADDRESS = {address}", "be a Ray that runs and lets us in") if address else ("Ray", "start on this machine")
-        raise ClusterError(
-            f"{where}: must {what}, got {type(error).__name__}: {error}. "
-            "Check the address, and RAY_AUTH_MODE where it asks for a token; or unset RAY_ADDRESS to use this machine alone."
-        ) from error
+        seen = f"got {type(error).__name__}: {error}"
+        if address:
+            raise ClusterError(
+                f"RAY_ADDRESS = {address}: must be a Ray that runs and lets us in, {seen}. "
+                "Check the address, and RAY_AUTH_MODE where it asks for a token; or unset RAY_ADDRESS to use this machine alone."
+            ) from error
+        raise ClusterError(f"Ray: must start on this machine, {seen}. See memory, disk and the logs below /tmp/ray.") from error
     finally:
         importing.join()
     try:

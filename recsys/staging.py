@@ -114,10 +114,17 @@ def stage(path: str, rows: pa.Table, *, as_of: date, run_id: str, shard: int, st
 
 
 def missing(path: str, parts: Sequence[Part], *, storage_options: Mapping[str, str] = {}) -> list[Part]:
-    """The parts whose file is not there with the size in the receipt: their shards must be scored again."""
+    """The parts whose file is not there with the size in the receipt: their shards must be scored again.
+
+    Raises:
+        PublishError: the store cannot be reached.
+    """
     store, root = filesystem(path, storage_options)
     staged = [part for part in parts if part["rows"]]
-    infos = store.get_file_info([f"{root}/{part['path']}" for part in staged])
+    try:
+        infos = store.get_file_info([f"{root}/{part['path']}" for part in staged])
+    except OSError as error:
+        raise PublishError(f"{path}: cannot be reached: {error}. Check table.path, the store and its credentials.") from error
     return [part for part, info in zip(staged, infos, strict=True) if info.size != part["size"]]
 
 

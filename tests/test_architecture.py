@@ -105,3 +105,10 @@ def test_an_import_loads_nothing_heavier_than_it_needs(statement: str, heavy: se
     loaded = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True).stdout.split()
     assert "recsys" in loaded
     assert heavy.isdisjoint(loaded), f"{statement} loads {heavy & set(loaded)}"
+
+
+def test_what_the_bench_holds_us_against_carries_nothing_of_ours():
+    code = "import runpy, sys; runpy.run_path('jobs/_bench_alternatives.py'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True).stdout.split()
+    assert "pyarrow" in loaded
+    assert {"recsys", "jobs", "ray", "tensorflow", "keras"}.isdisjoint(loaded)

@@ -116,6 +116,9 @@ def test_a_store_that_cannot_be_reached_is_one_sentence(options: dict[str, str])
         PublishError, match=r"s3://shop/t: cannot be opened as a Delta table: [^\n\x1b]*\. Check table\.path, the store"
     ):
         publish.nights("s3://shop/t", {**options, "endpoint": f"http://{HOST}:1"})
+    part = staging.stage("s3://shop/reached", rows_of(SHARD_0), as_of=NIGHT, run_id=RUN, shard=0, storage_options=options)
+    with pytest.raises(PublishError, match=r"s3://shop/reached: cannot be reached: .* Check table\.path, the store"):
+        staging.missing("s3://shop/reached", [part], storage_options={**options, "endpoint": f"http://{HOST}:1"})
 
 
 @pytest.mark.ray
