@@ -136,7 +136,7 @@ class Own:
 
 
 class Popular:
-    """What everybody bought in the last 28 days."""
+    """What most users bought in the last 28 days."""
 
     name = "popular"
 
@@ -150,8 +150,9 @@ class Group:
     """For users without purchases alone: what is popular among users alike, in the columns of users that the settings name.
 
     P(item) of everybody in the last 28 days, then of those alike in the first column, in the first two, and so on: each is the group's
-    own count shrunk to the one before, (count + T P) / (N + T), for N purchases of T different items. T needs no tuning: it is large
-    where the next purchase is likely one that the group has not made yet. (Witten and Bell 1991, The zero-frequency problem, method C)
+    own count of buyers shrunk to the one before, (count + T P) / (N + T), for N counts of T different items. T needs no tuning: it is
+    large where the next purchase is likely one that the group has not made yet. (Witten and Bell 1991, The zero-frequency problem,
+    method C)
     """
 
     name = "group"
@@ -184,9 +185,12 @@ class Group:
 
 
 def _all_items(users: Users) -> np.ndarray:
-    """float32 (J): each item's share of what everybody bought in the last 28 days; those without follow in order of the history."""
-    popularity = users.signals.popularity
-    return np.where(popularity[MONTH] > 0, popularity[MONTH], popularity[-1] * 1e-6).astype(np.float32)
+    """float32 (J): each item's share of all items' buyers in the last 28 days; those without follow in order of the history.
+
+    Buyers, not purchases: what few users buy often is nothing for all.
+    """
+    shares = users.signals.buyers / np.maximum(users.signals.buyers.sum(axis=1, keepdims=True, dtype=np.float64), 1)
+    return np.where(shares[MONTH] > 0, shares[MONTH], shares[-1] * 1e-6).astype(np.float32)
 
 
 class Neighbours:
@@ -230,7 +234,7 @@ class Factors:
         vectors = fold_in(users.matrix, factors, self.settings)
         scores = _product(vectors, factors)
         scores[np.diff(users.matrix.indptr) == 0] = -np.inf
-        scores[:, users.signals.buyers == 0] = -np.inf
+        scores[:, users.signals.buyers[-1] == 0] = -np.inf
         return scores
 
 
@@ -272,7 +276,7 @@ class Content:
 
     def scores(self, users: Users) -> np.ndarray:  # noqa: D102
         signals = users.signals
-        cold = np.flatnonzero(signals.buyers < self.buyers)
+        cold = np.flatnonzero(signals.buyers[-1] < self.buyers)
         age_days = (int(signals.cutoff) - signals.first_ts[cold]) / DAY_US
         newness = (0.5 ** (age_days / POPULARITY_DAYS[MONTH])).astype(np.float32)
         found = np.zeros((len(users), len(cold)), np.float32)

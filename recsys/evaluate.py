@@ -119,17 +119,17 @@ def _keys(candidates: Candidates, users: Users) -> np.ndarray:
 
 def _scores(users: Users, factors: Factors) -> Iterator[tuple[str, np.ndarray]]:
     """Each baseline's float32 (U, J) or (1, J) scores; -inf where it does not list the item."""
-    popularity = users.signals.popularity
-    windows = dict(zip(POPULARITY_DAYS, popularity, strict=False))
+    buyers = users.signals.buyers  # popular is what many users bought, however often each
+    windows = dict(zip(POPULARITY_DAYS, buyers, strict=False))
     with np.errstate(divide="ignore"):
-        yield "popular", np.log(popularity[-1])[None, :]
+        yield "popular", np.log(buyers[-1])[None, :]
         yield "popular_28d", np.log(windows[28])[None, :]
         yield "popular_7d", np.log(windows[7])[None, :]
     # Days on which the user bought the item; of equals the one bought last.
     own = np.full((len(users), len(users.signals.items)), -np.inf, np.float32)
     own.ravel()[users.own_key] = (users.own.count + 1.0 / (2.0 + users.own.last))[:-1]
     yield "own", own
-    yield "own_then_popular", np.where(np.isfinite(own), own, np.where(popularity[-1] > 0, windows[28] - 1.0, -np.inf))
+    yield "own_then_popular", np.where(np.isfinite(own), own, np.where(buyers[-1] > 0, windows[28] / (buyers.max() + 1) - 1, -np.inf))
     yield "neighbours", Neighbours().scores(users)
     yield "factors", factors.scores(users)
 

@@ -145,10 +145,10 @@ def _of_items(candidates: Candidates, users: Users) -> dict[str, np.ndarray]:
         columns[name] = values[item]
     for name, shorter, longer in zip(names, logs, logs[1:], strict=False):
         columns[f"{name}_trend"] = (shorter - longer)[item]
-    known = signals.buyers > 0
+    known = signals.buyers[-1] > 0
     columns["item_age"] = np.where(known, np.log1p((cutoff - signals.first_ts) / DAY_US), np.nan)[item]
     columns["item_rest"] = np.where(known, np.log1p((cutoff - signals.last_ts) / DAY_US), np.nan)[item]
-    columns["item_buyers"] = np.log1p(signals.buyers)[item]
+    columns["item_buyers"] = np.log1p(signals.buyers[-1])[item]
     columns["item_repeat_rate"] = signals.repeat_rate[item]
     columns["item_repeat_days"] = np.log1p(signals.repeat_days)[item]
     columns["item_price"] = _log_price(users)[item]

@@ -45,7 +45,7 @@ class Signals:
     popularity: np.ndarray
     """float32 (W + 1, J): each item's share of the purchases in each window of POPULARITY_DAYS, then in the whole history."""
     buyers: np.ndarray
-    """float32 (J): users who bought the item."""
+    """float32 (W + 1, J): users who bought the item in each of these windows."""
     first_ts: np.ndarray
     """int64 (J): first purchase, microseconds; the cutoff where there is none."""
     last_ts: np.ndarray
@@ -69,9 +69,9 @@ class Signals:
     group_offsets: np.ndarray
     """int64 (G + 1): row pointers of the groups' purchases."""
     group_items: np.ndarray
-    """int32 (P): active position of what a group bought in the last 28 days."""
+    """int32 (P): active position of what users of a group bought in the last 28 days."""
     group_counts: np.ndarray
-    """float32 (P): on how many days its users bought that."""
+    """float32 (P): how many of its users bought that."""
 
     @cached_property
     def neighbours(self) -> sp.csr_matrix:
@@ -121,7 +121,9 @@ class _ItemSums:
         self.days = days
         self.windows = np.zeros((len(days), items))
         """(W, I): purchases, a user's of one day as one, in the last so many days."""
-        self.buyers, self.repeaters = np.zeros(items), np.zeros(items)
+        self.buyers = np.zeros((len(days), items))
+        """(W, I): users who bought in the last so many days."""
+        self.repeaters = np.zeros(items)
         self.gap_days, self.gaps = np.zeros(items), np.zeros(items)
         """Days between two purchases by one user, and how many such gaps."""
         self.price, self.priced = np.zeros(items), np.zeros(items)
@@ -129,16 +131,16 @@ class _ItemSums:
         self.last = np.full(items, np.iinfo(np.int64).min)
 
     def add(self, history: Profiles, *, cutoff: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-        """Count a shard's history; float32 (U, I): on how many days each user bought each item, in all and in the last 28 days."""
-        items = len(self.buyers)
+        """Count a shard's history; float32 (U, I): on how many days each user bought each item, and 1 where in the last 28 days."""
+        items = len(self.repeaters)
         user, item, day = purchase_days(history, cutoff=cutoff)
-        for row, days in enumerate(self.days):
-            self.windows[row] += np.bincount(item[day < days], minlength=items)
         new_pair = np.ones(len(item), bool)
         new_pair[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-        pair_item = item[new_pair]
+        pair_user, pair_item, last_day = user[new_pair], item[new_pair], day[new_pair]  # of each pair the last day comes first
+        for row, days in enumerate(self.days):
+            self.windows[row] += np.bincount(item[day < days], minlength=items)
+            self.buyers[row] += np.bincount(pair_item[last_day < days], minlength=items)
         times = np.diff(np.append(np.flatnonzero(new_pair), len(item)))
-        self.buyers += np.bincount(pair_item, minlength=items)
         self.repeaters += np.bincount(pair_item[times > 1], minlength=items)
         again = np.flatnonzero(~new_pair)
         self.gap_days += np.bincount(item[again], weights=(day[again] - day[again - 1]).astype(float), minlength=items)
@@ -150,10 +152,10 @@ class _ItemSums:
         self.priced += np.bincount(wanted.item[has_price], minlength=items)
         np.minimum.at(self.first, wanted.item, wanted.ts)
         np.maximum.at(self.last, wanted.item, wanted.ts)
-        lately = day < POPULARITY_DAYS[MONTH]
+        lately = last_day < POPULARITY_DAYS[MONTH]
         size = (len(history), items)
-        month = sp.csr_matrix((np.ones(int(lately.sum()), np.float32), (user[lately], item[lately])), shape=size)
-        return sp.csr_matrix((times.astype(np.float32), (user[new_pair], pair_item)), shape=size), month
+        month = sp.csr_matrix((np.ones(int(lately.sum()), np.float32), (pair_user[lately], pair_item[lately])), shape=size)
+        return sp.csr_matrix((times.astype(np.float32), (pair_user, pair_item)), shape=size), month
 
 
 def fit(
@@ -196,7 +198,7 @@ def fit(
         ids.append(batch.users.column(USER_ID).filter(pa.array(chosen)).combine_chunks())
         keys.append(group_keys(batch.users, groups)[:, chosen])
         months.append(month[chosen])
-    bought = sums.buyers > 0
+    bought = sums.buyers[-1] > 0
     if not bought.any():
         raise DataError(
             f"signals: no wanted event in the {(cutoff - start) // DAY_US} days before {np.datetime64(cutoff, 'us')}. "
@@ -214,7 +216,7 @@ def fit(
     with np.errstate(invalid="ignore"):
         price = sums.price[active] / sums.priced[active]
         repeat_days = np.abs(sums.gap_days[active]) / sums.gaps[active]
-        repeat_rate = sums.repeaters[active] / sums.buyers[active]
+        repeat_rate = sums.repeaters[active] / sums.buyers[-1, active]
     # Rows in user_id order: sums of floats, and so the factors' last bits, must not depend on how users are cut into shards.
     order = pc.sort_indices(pa.chunked_array(ids)).to_numpy()
     purchases: sp.csr_matrix = sp.vstack(rows, format="csr")[order][:, np.flatnonzero(bought)]
@@ -234,7 +236,7 @@ def fit(
         items=active.astype(np.int32),
         position=position,
         popularity=(sums.windows[:, active] / np.maximum(sums.windows.sum(axis=1, keepdims=True), 1)).astype(np.float32),
-        buyers=sums.buyers[active].astype(np.float32),
+        buyers=sums.buyers[:, active].astype(np.float32),
         first_ts=sums.first[active],
         last_ts=sums.last[active],
         price=price.astype(np.float32),
@@ -263,11 +265,11 @@ def group_keys(users: pa.Table, columns: Sequence[str]) -> np.ndarray:
 
 
 def group_purchases(keys: np.ndarray, month: sp.csr_matrix, fewest: int) -> tuple[np.ndarray, sp.csr_matrix]:
-    """The keys, ascending, of the groups of which at least `fewest` users bought, and (G, J) on how many days its users bought what.
+    """The keys, ascending, of the groups of which at least `fewest` users bought, and (G, J) how many of its users bought what.
 
     Args:
         keys: uint64 (L, U), of `group_keys`.
-        month: (U, J) purchase days.
+        month: (U, J), 1 where the user bought the item.
     """
     buyers = np.flatnonzero(np.diff(month.indptr))
     user = np.tile(buyers, len(keys))

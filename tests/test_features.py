@@ -163,7 +163,7 @@ def close(value: float, expected: float) -> bool:
         ("popular_proposed", EVE, P_MILK, 1),
         ("own_proposed", ANN, P_MILK, 1),
         ("own_proposed", ANN, P_ROLL, 0),
-        ("popular_place", EVE, P_ROLL, math.log1p(1)),
+        ("popular_place", EVE, P_ROLL, math.log1p(2)),
         ("own_place", ANN, P_CHEESE, math.log1p(2)),
     ],
 )

@@ -22,7 +22,7 @@ from deltalake import DeltaTable
 
 from recsys import bundle, champion, gate, pipeline, publish, record, synthetic
 from recsys.bundle import Bundle
-from recsys.config import Columns, Report, Settings
+from recsys.config import Columns, Gate, Report, Settings
 from recsys.errors import GateError
 from recsys.pipeline import Published, Trained
 from recsys.prepare import Prepared, hash_limit, prepare, read_signals
@@ -492,6 +492,10 @@ def every_other_under_another_id(events: pa.Table) -> pa.Table:
     return events.set_column(events.column_names.index(USER_ID), USER_ID, pc.add(events[USER_ID], other))
 
 
+# The size of an item is no taste on this shop, so a thousand times as much moves the scores by .40 alone, less than the default stops.
+ORDINARY_DRIFT = 0.25  # the shop's night after moves them by less: it is published under this limit
+
+
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("which", "fault", "checks"),
@@ -508,12 +512,22 @@ def test_a_night_made_of_a_broken_table_is_stopped(
     folder = tmp_path / which
     folder.mkdir()
     pq.write_table(fault(pq.read_table(getattr(night.planted, which))), folder / "broken.parquet")
-    told = night.with_run(tmp_path / "table").model_copy(update={"shop": night.settings.shop.model_copy(update={which: str(folder)})})
+    changed = {"shop": night.settings.shop.model_copy(update={which: str(folder)}), "gate": Gate(max_drift=ORDINARY_DRIFT)}
+    told = night.with_run(tmp_path / "table").model_copy(update=changed)
     after = DAY + timedelta(days=1)
     with pytest.raises(GateError) as stopped:
         pipeline.score(prepare(open_shop(told, as_of=after), end=after), night.trained.bundle, as_of=after)
     assert all(check in str(stopped.value) for check in checks)
     assert [one.as_of for one in publish.nights(told.table.path)] == [DAY]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_night_after_of_a_whole_table_moves_the_scores_by_less(night: Night, tmp_path: Path) -> None:
+    shutil.copytree(night.settings.table.path, tmp_path / "table")
+    told = night.with_run(tmp_path / "table").model_copy(update={"gate": Gate(max_drift=ORDINARY_DRIFT)})
+    after = DAY + timedelta(days=1)
+    pipeline.score(prepare(open_shop(told, as_of=after), end=after), night.trained.bundle, as_of=after)
+    assert [one.as_of for one in publish.nights(told.table.path)] == [after, DAY]
 
 
 # ---- given candidates

@@ -658,7 +658,7 @@ def test_no_published_row_breaks_a_rule_whatever_the_settings(data: st.DataObjec
 
     # And nothing is held back that no rule forbids: a list is short only where candidates ended, or a cap was full.
     if not any(rule["kind"] == "cap" for rule in chosen):
-        active = [shop.items[code] for code in fitted.items[fitted.buyers > 0]]
+        active = [shop.items[code] for code in fitted.items[fitted.buyers[-1] > 0]]
         for user, items in lists.items():
             free = [
                 item

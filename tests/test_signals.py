@@ -78,7 +78,12 @@ def test_the_whole_history_is_a_window_however_short_or_long_it_is() -> None:
 
 
 def test_buyers_are_users_not_purchases(fitted: Signals) -> None:
-    assert fitted.buyers.tolist() == [3, 1, 2, 1, 1, 1]
+    assert fitted.buyers[-1].tolist() == [3, 1, 2, 1, 1, 1]
+
+
+def test_buyers_of_a_window_bought_in_it(fitted: Signals) -> None:
+    expected = [[3, 0, 1, 1, 1, 0], [3, 0, 1, 1, 1, 0], [3, 0, 2, 1, 1, 1]]  # from day 93, 72 and 9 on
+    assert fitted.buyers[:-1].tolist() == expected
 
 
 def test_first_and_last_purchase_of_an_item(fitted: Signals) -> None:
@@ -159,7 +164,7 @@ def test_users_who_are_not_chosen_count_but_fit_no_neighbours() -> None:
     batch = shops.whole()
     chosen = np.array([False, True, True, True, True])
     some = signals.fit([(batch, chosen)], items=7, start=START, cutoff=CUTOFF, settings=shops.settings().signals, seed=3)
-    assert some.buyers.tolist() == [3, 1, 2, 1, 1, 1]
+    assert some.buyers[-1].tolist() == [3, 1, 2, 1, 1, 1]
     weights = dense(some.neighbours)
     assert weights[:, 1].tolist() == weights[1, :].tolist() == [0] * 6  # only ann bought cheese
     assert weights[0, 3] > 0  # bob bought milk and rolls
