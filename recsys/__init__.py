@@ -17,7 +17,9 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     signals.py       what history says about items as of a date: popularity, neighbours, factors
     rules.py         the shop's rules: what a user may not be shown, and how much of one value a list may hold
     given.py         the shop's own candidates, checked and cut by shard of users
-    candidates.py    sources: (users, signals) -> candidate rows; merged and capped
+    users.py         a batch of users as of a cut-off: what they bought, counted, and what they may see
+    retrieval.py     the candidate sources: (users, signals) -> a score for every item
+    candidates.py    what the sources propose, merged and capped; what the rules forbid is never among it
     features.py      candidate rows -> model inputs; training, scoring and backtest all call it
     examples.py      labels and sampled negatives: candidates and the window after them -> examples
     spec.py          what a model was fed: names, normalisation and vocabularies of its inputs

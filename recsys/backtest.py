@@ -10,13 +10,13 @@ import ray
 
 from recsys import evaluate, reliability, runtime
 from recsys.bundle import Bundle
-from recsys.candidates import Factors
 from recsys.config import Settings
 from recsys.errors import DataError
 from recsys.night import device_of
 from recsys.pipeline import scoring
 from recsys.prepare import Prepared, given_of, make_lists, read_signals
 from recsys.recommend import scored
+from recsys.retrieval import Factors
 from recsys.runtime import Task, log
 from recsys.score import Device, chances
 from recsys.shop import Sources, midnight

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from recsys import bootstrap, metrics
-from recsys.candidates import Candidates, Factors, Group, Neighbours, Users, best
+from recsys.candidates import Candidates, best
 from recsys.profiles import Profiles, stable_hash
 from recsys.rank import as_lists, cut
 from recsys.recommend import Scored, cut_lists
+from recsys.retrieval import Factors, Group, Neighbours
 from recsys.signals import POPULARITY_DAYS
 from recsys.tables import USER_ID
+from recsys.users import Users
 
 K = 20  # ranked for evaluation, whatever the published k is
 KS = (10, 20)

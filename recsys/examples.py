@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 
 from recsys import tables
-from recsys.candidates import Candidates, Users
+from recsys.candidates import Candidates
 from recsys.features import Inputs
 from recsys.profiles import Profiles, mix
 from recsys.tables import CODES, DENSE, ITEM_ID, LABEL, USER_ID, WEIGHT
+from recsys.users import Users
 
 
 @dataclass(frozen=True)

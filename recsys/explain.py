@@ -21,10 +21,11 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from recsys.candidates import Candidates, Users
+from recsys.candidates import Candidates
 from recsys.given import GIVEN
 from recsys.rank import Ranked
 from recsys.signals import MONTH, purchase_shares
+from recsys.users import Users
 
 
 class Reason(NamedTuple):

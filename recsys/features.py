@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from recsys import config
-from recsys.candidates import NOT_FEATURES, Candidates, Source, Users, batches, group_days, propose, sources
+from recsys.candidates import NOT_FEATURES, Candidates, batches, propose
 from recsys.catalog import Catalog, encode
 from recsys.given import Given
 from recsys.profiles import Profiles
+from recsys.retrieval import Source, sources
 from recsys.rules import Rules
 from recsys.signals import MONTH, POPULARITY_DAYS, Signals
 from recsys.tables import DAY_US
+from recsys.users import Users, group_days
 
 RECENT_DAYS = 28.0
 

@@ -9,12 +9,13 @@ import pyarrow as pa
 
 from recsys import config, explain, tables
 from recsys.bundle import Bundle
-from recsys.candidates import Candidates, Group, Popular, Users
+from recsys.candidates import Candidates
 from recsys.errors import BundleError
 from recsys.features import Describer, Inputs
 from recsys.given import GIVEN, Given
 from recsys.profiles import Profiles
 from recsys.rank import Lost, Ranked, cut
+from recsys.retrieval import Group, Popular
 from recsys.score import Scorer
 from recsys.tables import (
     AS_OF,
@@ -31,6 +32,7 @@ from recsys.tables import (
     SOURCES,
     USER_ID,
 )
+from recsys.users import Users
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from recsys.tables import USER_ID
 from recsys.work import save_array
 
 if TYPE_CHECKING:
-    from recsys.candidates import Users
+    from recsys.users import Users
 
 Mask = Callable[["Users"], np.ndarray]
 

@@ -25,6 +25,7 @@ from recsys.features import Describer
 from recsys.profiles import Profiles
 from recsys.signals import Signals
 from recsys.tables import DAY_US
+from recsys.users import Users
 
 START, CUTOFF, END = 0, 100 * DAY_US, 110 * DAY_US
 MILK, CHEESE, BREAD, ROLL, CAKE, NOTHING, SPADE = range(7)
@@ -137,7 +138,7 @@ def describer(changed: config.Settings | None = None, items: Catalog | None = No
     return Describer(changed or settings(), items or catalog(), fit(events or whole()), VOCABULARIES)
 
 
-def batch(changed: config.Settings | None = None, items: Catalog | None = None) -> candidates.Users:
+def batch(changed: config.Settings | None = None, items: Catalog | None = None) -> Users:
     """The shop's users as of CUTOFF."""
     return describer(changed, items).users(whole())
 

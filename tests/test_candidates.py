@@ -4,11 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from recsys import candidates, config
-from recsys.candidates import GROUP, Candidates, Category, Factors, Neighbours, Own, Popular, Source, Users
-from recsys.features import Describer
+from recsys import candidates, config, retrieval
+from recsys.candidates import GROUP, Candidates
+from recsys.retrieval import Source
+from recsys.users import Users
 from tests import shops
-from tests.shops import ANN, BOB, CID, DEE, EVE, Event
+from tests.shops import ANN, BOB, CID, EVE
 
 INF = float("inf")
 P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
@@ -88,142 +89,6 @@ def test_best_finds_what_lies_beyond_the_last_whole_group() -> None:
     assert fast(scores, 2) == [(0, 3 * GROUP, 1), (0, 0, 2)]
 
 
-# ---- the users' purchases
-
-
-def test_purchases_are_counted_by_user_and_item(users: Users) -> None:
-    own = users.own
-    user, item = np.divmod(users.own_key, 6)
-    assert list(zip(user.tolist(), item.tolist(), strict=True)) == [
-        (ANN, P_MILK),
-        (ANN, P_CHEESE),
-        (ANN, P_BREAD),
-        (BOB, P_MILK),
-        (BOB, P_ROLL),
-        (CID, P_MILK),
-        (CID, P_BREAD),
-        (CID, P_CAKE),
-        (DEE, P_SPADE),
-    ]
-    assert own.count[:-1].tolist() == [3, 1, 1, 1, 2, 1, 1, 1, 1]
-    assert own.recent[:-1].tolist() == [2, 0, 1, 1, 2, 1, 0, 1, 0]
-    assert own.last[:-1].tolist() == [1, 94, 1, 4, 2, 0, 89, 0, 49]
-    assert own.first[:-1].tolist() == [39, 94, 1, 4, 4, 0, 89, 0, 49]
-    assert own.decayed[0] == pytest.approx(0.5 ** (1 / 60) + 0.5 ** (19 / 60) + 0.5 ** (39 / 60))
-    assert users.matrix.toarray()[BOB].tolist() == [1, 0, 0, 2, 0, 0]
-    assert users.matrix.toarray()[EVE].tolist() == [0] * 6
-
-
-def test_an_absent_key_is_not_found_even_beyond_the_last() -> None:
-    grouped = candidates.group_days(np.array([7, 3, 7]), np.array([10, 40, 2]))
-    place, known = grouped.find(np.array([3, 5, 7, 9, 0]))
-    assert known.tolist() == [True, False, True, False, False]
-    assert grouped.count[place[known]].tolist() == [1, 2]
-    assert place[~known].tolist() == [0, 0, 0]
-    assert candidates.group_days(np.array([1, 1]), np.array([27, 28])).recent[0] == 1  # 28 days are 0 to 27
-    nothing = candidates.group_days(np.empty(0, np.int64), np.empty(0, np.int64))
-    assert nothing.find(np.array([0, 4]))[1].tolist() == [False, False]
-
-
-# ---- sources
-
-
-def test_own_scores_what_the_user_bought_often_and_lately_first(users: Users) -> None:
-    scores = Own().scores(users)
-    assert np.isfinite(scores).tolist() == (users.matrix.toarray() > 0).tolist()
-    assert scores[BOB, P_ROLL] == pytest.approx(0.5 ** (2 / 60) + 0.5 ** (4 / 60))
-    assert shops.items_of(propose(users, (Own(), 9)), ANN, "own") == [P_MILK, P_BREAD, P_CHEESE]
-
-
-def test_popular_is_one_row_for_all_by_buyers_with_the_last_28_days_first(users: Users) -> None:
-    scores = Popular().scores(users)
-    assert scores.shape == (1, 6)
-    found = propose(users, (Popular(), 9))
-    # Roll was bought twice, but by one user, as bread was; of equals the lower code goes first, so also of cheese and spade, which
-    # nobody bought in 28 days; no cake.
-    for user in range(5):
-        assert shops.items_of(found, user, "popular") == [P_MILK, P_BREAD, P_ROLL, P_CHEESE, P_SPADE]
-
-
-def test_neighbours_score_the_sum_of_the_weights_of_what_the_user_bought(users: Users) -> None:
-    weights = users.signals.neighbours.toarray()
-    scores = Neighbours().scores(users)
-    expected = weights[P_MILK] + weights[P_CHEESE] + weights[P_BREAD]  # rows: bought; milk counts once, not thrice
-    assert np.abs(expected - (weights[:, P_MILK] + weights[:, P_CHEESE] + weights[:, P_BREAD])).max() > 0.1
-    np.testing.assert_allclose(np.where(np.isfinite(scores[ANN]), scores[ANN], 0), expected, atol=1e-6)
-    assert (scores[EVE] == -INF).all()
-
-
-def test_factors_score_by_a_vector_folded_in_from_the_history(users: Users) -> None:
-    scores = Factors(shops.settings().signals).scores(users)
-    factors = users.signals.factors.astype(float)
-    alpha, l2 = 2.0, shops.settings().signals.als_l2
-    for user in (ANN, BOB, CID, DEE):
-        confidence = np.zeros(6)
-        days = users.matrix.toarray()[user]
-        confidence[days > 0] = alpha * (1 + np.log(days[days > 0]))
-        # Hu, Koren, Volinsky 2008, eq. 4, with confidences c for bought items and 1 else
-        weight = np.where(days > 0, confidence, 1.0)
-        left = factors.T @ (weight[:, None] * factors) + l2 * np.eye(2)
-        vector = np.linalg.solve(left, factors.T @ confidence)
-        np.testing.assert_allclose(scores[user], factors @ vector, rtol=1e-3, atol=1e-4)
-    assert (scores[EVE] == -INF).all()
-
-
-def test_a_user_s_factor_scores_have_the_same_bits_whoever_else_is_in_the_batch() -> None:
-    rng = np.random.default_rng(3)
-    vectors, factors = (rng.normal(size=(rows, 33)).astype(np.float32) * 10.0 for rows in (70, 401))
-    vectors[5] = 0.0  # a user without history
-    whole = candidates._product(vectors, factors)
-    np.testing.assert_allclose(whole, vectors.astype(float) @ factors.T.astype(float), rtol=1e-5, atol=1e-3)
-    order = rng.permutation(70)
-    np.testing.assert_array_equal(candidates._product(vectors[order], factors), whole[order])
-    for rows in (1, 2, 7, 16, 17, 64):
-        np.testing.assert_array_equal(candidates._product(vectors[3 : 3 + rows], factors), whole[3 : 3 + rows])
-
-
-def test_category_scores_taste_for_the_category_times_the_items_share_of_it(users: Users) -> None:
-    scores = Category().scores(users)
-    # Ann: 4 of 5 purchases are dairy, 1 is bakery. Within the last 28 days milk is all of dairy, bakery is bread 1, roll 2, cake 1.
-    expected = [4 / 5, -INF, 1 / 5 * 1 / 4, 1 / 5 * 2 / 4, 1 / 5 * 1 / 4, -INF]
-    np.testing.assert_allclose(scores[ANN], expected, rtol=1e-6)
-    np.testing.assert_allclose(scores[BOB], [1 / 3, -INF, 2 / 3 / 4, 2 / 3 / 2, 2 / 3 / 4, -INF], rtol=1e-6)
-    assert (scores[[DEE, EVE]] == -INF).all()  # garden is not in the vocabulary; eve bought nothing
-
-
-def test_items_of_no_known_category_are_not_popular_in_one() -> None:
-    events = shops.group([*shops.HISTORY, Event(DEE, shops.SPADE, 90.5)])  # garden is bought these days, and not in the vocabulary
-    assert (Category().scores(shops.describer(events=events).users(events))[DEE] == -INF).all()
-
-
-def names(settings: config.Settings) -> list[tuple[str, int]]:
-    return [(source.name, limit) for source, limit in candidates.sources(settings)]
-
-
-def test_the_settings_say_which_sources_there_are_and_how_much_they_propose() -> None:
-    assert names(shops.settings()) == [
-        ("own", 200),
-        ("neighbours", 150),
-        ("factors", 150),
-        ("category", 50),
-        ("group", 100),
-        ("popular", 100),
-    ]
-    assert names(shops.settings(candidates=config.Candidates(own=0, neighbours=0, popular=7))) == [
-        ("factors", 150),
-        ("category", 50),
-        ("group", 7),
-        ("popular", 7),
-    ]
-    assert "own" not in dict(names(shops.settings(rank=config.Rank(allow_repeats=False))))
-    without = names(shops.settings(features=config.Features(user_categorical=("age",))))
-    assert not {"category", "content"} & dict(without).keys()
-    on = config.Candidates(content=20)
-    assert ("content", 20) in names(shops.settings(candidates=on))
-    assert "content" not in dict(names(shops.settings(candidates=on, features=config.Features(user_categorical=("age",)))))
-    assert "group" not in dict(names(shops.settings(features=config.Features(item_categorical=("department",)))))
-
-
 # ---- propose
 
 
@@ -282,14 +147,14 @@ def test_the_cap_leaves_ranks_as_they_were(users: Users) -> None:
 
 @pytest.mark.parametrize("settings", [shops.settings(), NO_REPEATS], ids=["repeats", "no repeats"])
 def test_an_item_that_is_not_available_is_never_proposed(settings: config.Settings) -> None:
-    found = propose(shops.batch(settings), *candidates.sources(shops.settings()))
+    found = propose(shops.batch(settings), *retrieval.sources(shops.settings()))
     assert P_CAKE not in found.item
     alone = shops.batch(settings, items=shops.catalog(available=shops.pa.array([False] * 6 + [True])))
-    assert set(propose(alone, *candidates.sources(shops.settings())).item.tolist()) == {P_SPADE}
+    assert set(propose(alone, *retrieval.sources(shops.settings())).item.tolist()) == {P_SPADE}
 
 
 def test_without_repeats_nothing_that_the_user_bought_is_proposed(users: Users, without_repeats: Users) -> None:
-    chosen = candidates.sources(shops.settings())
+    chosen = retrieval.sources(shops.settings())
     bought = users.matrix.toarray() > 0
     found = propose(without_repeats, *chosen)
     assert not bought[found.user_row, found.item].any()
@@ -343,7 +208,7 @@ def test_ranks_start_at_1_without_gaps_and_none_is_better_left_out(
 
 def test_a_user_alone_has_the_candidates_that_it_has_in_a_batch(users: Users) -> None:
     describer = shops.describer()
-    chosen = candidates.sources(shops.settings())
+    chosen = retrieval.sources(shops.settings())
     together = propose(users, *chosen, per_user=4)
     for user in range(5):
         alone = propose(describer.users(shops.whole().select(user, user + 1)), *chosen, per_user=4)
@@ -353,7 +218,7 @@ def test_a_user_alone_has_the_candidates_that_it_has_in_a_batch(users: Users) ->
 
 
 def test_a_user_without_purchases_gets_what_is_popular_and_nothing_else(users: Users) -> None:
-    found = propose(users, *candidates.sources(shops.settings()))
+    found = propose(users, *retrieval.sources(shops.settings()))
     eve = found.keep(found.user_row == EVE)
     assert (eve.rank > 0).sum(axis=0).tolist() == [0, 0, 0, 0, 0, 5]  # nobody is of her age: no group
     assert np.isnan(eve.score[:, :4]).all()
@@ -365,9 +230,3 @@ def test_batches_cover_every_user_once_within_the_bound(users: int, items: int) 
     assert [row for start, stop in ranges for row in range(start, stop)] == list(range(users))
     assert all(stop - start == 1 or (stop - start) * items <= candidates.MATRIX_CELLS for start, stop in ranges)
     assert all(stop - start <= 256 for start, stop in ranges)
-
-
-def test_what_is_after_the_cutoff_or_before_the_start_is_no_purchase() -> None:
-    describer: Describer = shops.describer()
-    batch = describer.users(shops.group([Event(ANN, 0, 99.5), Event(ANN, 2, 100.0), Event(ANN, 3, -0.001), Event(BOB, 2, 250.5)]))
-    assert batch.matrix.toarray().sum(axis=1).tolist() == [1, 0, 0, 0, 0]

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys import candidates, config, explain, pipeline, publish, recommend, signals
-from recsys.candidates import Content, Group
 from recsys.features import Describer
 from recsys.prepare import Prepared, prepare, read_signals
 from recsys.profiles import Profiles
 from recsys.rank import top
+from recsys.retrieval import Content, Group
 from recsys.score import Scorer, probabilities
 from recsys.shop import open_shop
+from recsys.users import Users
 from tests import shops
 from tests.shops import AFTER, ANN, BEFORE, BOB, BREAD, CHEESE, CID, DEE, EVE, HISTORY, MILK, NOTHING, ROLL, Event
 
@@ -193,7 +194,7 @@ def content(**limits: int) -> tuple[Describer, Profiles]:
     return Describer(chosen, items, fitted, shops.VOCABULARIES), shops.whole()
 
 
-def proposed(found: candidates.Candidates, users: candidates.Users, user: int) -> list[int]:
+def proposed(found: candidates.Candidates, users: Users, user: int) -> list[int]:
     """Item codes of the content source, best first."""
     return users.signals.items[np.array(shops.items_of(found, user, "content"), np.int64)].tolist()
 

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys import bootstrap, candidates, config, evaluate
-from recsys.candidates import Factors
+from recsys import bootstrap, candidates, config, evaluate, retrieval
 from recsys.catalog import Catalog
 from recsys.profiles import Profiles, stable_hash
 from recsys.recommend import Scored
+from recsys.retrieval import Factors
 from recsys.tables import DAY_US
 from tests import shops
 from tests.shops import AFTER, ANN, BEFORE, BOB, BREAD, CAKE, CHEESE, CUTOFF, END, HISTORY, MILK, NOTHING, ROLL, SPADE, Event
@@ -154,7 +154,7 @@ def test_the_model_lists_its_candidates_by_raw_output(summary: Mapping[str, Any]
 def test_neighbours_and_factors_are_their_sources_alone() -> None:
     (batch,) = batches(shops.whole())
     found = summarised(shops.whole())["models"]
-    for source in (candidates.Neighbours(), FACTORS):
+    for source in (retrieval.Neighbours(), FACTORS):
         alone = candidates.propose(batch.users, [(source, 20)], per_user=20)
         expected = 0.0
         for user, wanted in ((ANN, [BREAD, ROLL, NOTHING]), (1, [CHEESE]), (2, [SPADE]), (3, [BREAD])):

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys import config, examples, feed, tables
-from recsys.candidates import Candidates, Users
+from recsys.candidates import Candidates
 from recsys.config import Settings
 from recsys.features import Inputs
 from recsys.profiles import Profiles
+from recsys.users import Users
 from tests import shops
 from tests.shops import ANN, BOB, CID, CUTOFF, DEE, END, EVE, Event
 

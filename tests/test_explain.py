@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys import candidates as candidates_module
-from recsys import explain
-from recsys.candidates import Candidates, Factors, Users
+from recsys import explain, retrieval
+from recsys.candidates import Candidates
 from recsys.explain import Reasons
 from recsys.given import GIVEN
 from recsys.rank import Ranked
+from recsys.retrieval import Factors
+from recsys.users import Users
 from tests import shops
 from tests.shops import ANN, BOB, BREAD, CHEESE, CID, EVE, MILK, ROLL
 
@@ -49,10 +51,10 @@ def one(users: Users, user: int, item: int, source: str) -> tuple[str, str, int]
 
 
 def test_every_source_has_its_reasons_and_no_reason_is_left_over() -> None:
-    classes = [value for value in vars(candidates_module).values() if inspect.isclass(value) and hasattr(value, "scores")]
-    names = {vars(source)["name"] for source in classes if source is not candidates_module.Source}
+    classes = [value for value in vars(retrieval).values() if inspect.isclass(value) and hasattr(value, "scores")]
+    names = {vars(source)["name"] for source in classes if source is not retrieval.Source}
     assert names | {GIVEN} == set(explain.REASONS)
-    assert {source.name for source, _ in candidates_module.sources(shops.settings())} <= set(explain.REASONS)
+    assert {source.name for source, _ in retrieval.sources(shops.settings())} <= set(explain.REASONS)
 
 
 # ---- the source
@@ -222,7 +224,7 @@ def test_similar_to_is_the_largest_share_by_brute_force(users: Users, seed: int)
 
 @given(data=st.data())
 def test_a_reason_rests_on_a_purchase_on_a_category_or_on_neither(users: Users, data: st.DataObject) -> None:
-    found = candidates_module.propose(users, candidates_module.sources(shops.settings()), per_user=50)
+    found = candidates_module.propose(users, retrieval.sources(shops.settings()), per_user=50)
     chosen = np.array(data.draw(st.lists(st.integers(0, len(found) - 1), unique=True)), np.int64)
     given_reasons = explain.reasons(Ranked(chosen, np.ones(len(chosen), np.int32)), found, users)
     bought = users.matrix.toarray() > 0

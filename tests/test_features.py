@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys import candidates, config, features, signals
-from recsys.candidates import Candidates, Users
+from recsys import candidates, config, features, retrieval, signals
+from recsys.candidates import Candidates
 from recsys.catalog import Catalog
 from recsys.features import Describer, Inputs
 from recsys.profiles import Profiles
+from recsys.users import Users
 from tests import shops
 from tests.shops import ANN, BOB, CID, CUTOFF, DEE, EVE, START, Event
 
@@ -273,7 +274,7 @@ def test_a_batch_keeps_the_events_after_the_cutoff_and_its_users_do_not() -> Non
 
 def test_rows_without_candidates_have_features_of_no_rows() -> None:
     users = shops.batch()
-    nothing = candidates.propose(users, [(candidates.Popular(), 9)], per_user=9).keep(np.zeros(25, bool))
+    nothing = candidates.propose(users, [(retrieval.Popular(), 9)], per_user=9).keep(np.zeros(25, bool))
     inputs = features.describe(nothing, users, features=shops.settings().features, vocabularies=shops.VOCABULARIES)
     assert inputs.dense.shape == (0, len(inputs.names))
     assert inputs.codes.shape == (0, 2)

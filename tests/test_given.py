@@ -3,13 +3,13 @@ import pyarrow as pa
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
-from recsys import candidates, evaluate, explain
-from recsys.candidates import Users
+from recsys import candidates, evaluate, explain, retrieval
 from recsys.catalog import Catalog
 from recsys.features import Describer
 from recsys.given import Given, rows_of
 from recsys.rank import top
 from recsys.recommend import Scored
+from recsys.users import Users
 from tests import shops
 from tests.shops import ANN, BOB, BREAD, CAKE, CHEESE, CUTOFF, DEE, END, EVE, MILK, NOTHING, ROLL, SPADE
 
@@ -119,7 +119,7 @@ def test_in_a_backtest_models_and_baselines_rank_the_given_items_alone() -> None
     total: dict[str, np.ndarray] = {}
     for profiles, users, found, _ in described:
         batch = Scored(profiles, users, found, found.item.astype(np.float32), np.diff(users.matrix.indptr) > 0)
-        factors = candidates.Factors(shops.settings().signals)
+        factors = retrieval.Factors(shops.settings().signals)
         total = evaluate.add([total, evaluate.evaluate(batch, start=CUTOFF, end=END, factors=factors, seed=1)])
     found = evaluate.summary(total)
     # Ann, bob and dee count: cid has no given item, eve no history. Ann gets NOTHING of her three, bob none, dee her bread.

@@ -16,20 +16,22 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from recsys import candidates, config, recommend, rules, signals
-from recsys.candidates import Candidates, Source, Users
+from recsys import candidates, config, recommend, retrieval, rules, signals
+from recsys.candidates import Candidates
 from recsys.catalog import Catalog
 from recsys.features import Describer
 from recsys.inputs import open_input
 from recsys.profiles import Profiles, stable_hash
+from recsys.retrieval import Source
 from recsys.score import Scorer, probabilities
 from recsys.shop import list_name
 from recsys.tables import DAY_US
+from recsys.users import Users
 from tests import shops
 from tests.shops import ANN, BOB, CID, DEE, EVE, Event
 
 P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
-EVERY = candidates.sources(shops.settings(candidates=config.Candidates(content=20)))
+EVERY = retrieval.sources(shops.settings(candidates=config.Candidates(content=20)))
 SOURCES = [source.name for source, _ in EVERY]
 
 # Columns that rules read and the model does not: sku is the item's own word, seller one for all.
