@@ -29,6 +29,7 @@ from recsys.users import Users
 
 START, CUTOFF, END = 0, 100 * DAY_US, 110 * DAY_US
 MILK, CHEESE, BREAD, ROLL, CAKE, NOTHING, SPADE = range(7)
+P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
 ANN, BOB, CID, DEE, EVE = range(5)
 VOCABULARIES = {"department": ("bakery", "dairy"), "age": ("30s", "50s")}  # garden and 90s are unseen
 

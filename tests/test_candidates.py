@@ -9,10 +9,9 @@ from recsys.candidates import GROUP, Candidates
 from recsys.retrieval import Source
 from recsys.users import Users
 from tests import shops
-from tests.shops import ANN, BOB, CID, EVE
+from tests.shops import ANN, BOB, CID, EVE, P_BREAD, P_CAKE, P_CHEESE, P_MILK, P_ROLL, P_SPADE
 
 INF = float("inf")
-P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
 
 
 class Table(Source):

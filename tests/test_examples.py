@@ -14,9 +14,7 @@ from recsys.features import Inputs
 from recsys.profiles import Profiles
 from recsys.users import Users
 from tests import shops
-from tests.shops import ANN, BOB, CID, CUTOFF, DEE, END, EVE, Event
-
-P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
+from tests.shops import ANN, BOB, CID, CUTOFF, DEE, END, EVE, P_BREAD, P_CHEESE, P_MILK, P_ROLL, P_SPADE, Event
 
 
 def run(settings: Settings | None = None) -> tuple[Profiles, Users, Candidates, Inputs]:

@@ -17,9 +17,8 @@ from recsys.rank import Ranked
 from recsys.retrieval import Factors
 from recsys.users import Users
 from tests import shops
-from tests.shops import ANN, BOB, BREAD, CHEESE, CID, EVE, MILK, ROLL
+from tests.shops import ANN, BOB, BREAD, CHEESE, CID, EVE, MILK, P_BREAD, P_CHEESE, P_MILK, P_ROLL, P_SPADE, ROLL
 
-P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
 NAMES = ("own", "neighbours", "factors", "category", "popular")
 
 

@@ -14,9 +14,8 @@ from recsys.features import Describer, Inputs
 from recsys.profiles import Profiles
 from recsys.users import Users
 from tests import shops
-from tests.shops import ANN, BOB, CID, CUTOFF, DEE, EVE, START, Event
+from tests.shops import ANN, BOB, CID, CUTOFF, DEE, EVE, P_BREAD, P_CHEESE, P_MILK, P_ROLL, P_SPADE, START, Event
 
-P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
 NAN = math.nan
 
 

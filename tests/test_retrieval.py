@@ -6,10 +6,9 @@ from recsys.candidates import Candidates
 from recsys.retrieval import Category, Factors, Neighbours, Own, Popular, Source
 from recsys.users import Users
 from tests import shops
-from tests.shops import ANN, BOB, CID, DEE, EVE, Event
+from tests.shops import ANN, BOB, CID, DEE, EVE, P_BREAD, P_CHEESE, P_MILK, P_ROLL, P_SPADE, Event
 
 INF = float("inf")
-P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
 
 
 @pytest.fixture(scope="module")

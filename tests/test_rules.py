@@ -28,9 +28,8 @@ from recsys.shop import list_name
 from recsys.tables import DAY_US
 from recsys.users import Users
 from tests import shops
-from tests.shops import ANN, BOB, CID, DEE, EVE, Event
+from tests.shops import ANN, BOB, CID, DEE, EVE, P_BREAD, P_CAKE, P_CHEESE, P_MILK, P_ROLL, P_SPADE, Event
 
-P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
 EVERY = retrieval.sources(shops.settings(candidates=config.Candidates(content=20)))
 SOURCES = [source.name for source, _ in EVERY]
 

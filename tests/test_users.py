@@ -4,9 +4,7 @@ import pytest
 from recsys.features import Describer
 from recsys.users import Users, group_days
 from tests import shops
-from tests.shops import ANN, BOB, CID, DEE, EVE, Event
-
-P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
+from tests.shops import ANN, BOB, CID, DEE, EVE, P_BREAD, P_CAKE, P_CHEESE, P_MILK, P_ROLL, P_SPADE, Event
 
 
 @pytest.fixture(scope="module")
