@@ -76,13 +76,12 @@ class Group:
         of_all = _all_items(users).astype(np.float64)
         for number, chain in enumerate(chains.T):
             if (groups := chain[chain >= 0]).size:
-                share = of_all.copy()
+                share = of_all
                 for group in groups:
                     mine = slice(signals.group_offsets[group], signals.group_offsets[group + 1])
                     counts = signals.group_counts[mine].astype(np.float64)
-                    share *= len(counts)
-                    share[signals.group_items[mine]] += counts
-                    share /= counts.sum() + len(counts)
+                    counted = np.bincount(signals.group_items[mine], weights=counts, minlength=len(share))
+                    share = (counted + len(counts) * share) / (counts.sum() + len(counts))
                 share[share == 0] = -np.inf
                 scores[cold[alike.ravel() == number]] = share
         return scores

@@ -15,7 +15,7 @@ from recsys.recommend import Scored
 from recsys.retrieval import Factors
 from recsys.tables import DAY_US
 from tests import shops
-from tests.shops import AFTER, ANN, BEFORE, BOB, BREAD, CAKE, CHEESE, CUTOFF, END, HISTORY, MILK, NOTHING, ROLL, SPADE, Event
+from tests.shops import AFTER, ANN, BEFORE, BOB, BREAD, CAKE, CHEESE, CUTOFF, DEE, END, HISTORY, MILK, NOTHING, ROLL, SPADE, Event
 
 FACTORS = Factors(shops.settings().signals)
 SEED = 5
@@ -122,6 +122,11 @@ def test_the_windows_of_popularity_are_told_apart() -> None:
     found = summarised(shops.group(events))["models"]
     assert found["popular_28d"]["all"]["ndcg@10"] == 1  # spade was bought most in 28 days, not at all in 7
     assert found["popular_7d"]["all"]["ndcg@10"] == 0
+
+
+def test_own_then_popular_begins_with_all_that_is_the_user_s_own() -> None:
+    found = summarised(shops.group([*HISTORY, Event(DEE, SPADE, 105.5)]))["models"]["own_then_popular"]
+    assert found["all"]["ndcg@10"] == 1  # spade, which dee bought once; milk had three buyers
 
 
 def test_own_then_popular_fills_up_with_what_is_popular(summary: Mapping[str, Any]) -> None:

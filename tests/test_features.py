@@ -105,6 +105,8 @@ def close(value: float, expected: float) -> bool:
         ("popularity_91d", ANN, P_ROLL, math.log(2 / 11 + 1e-7)),
         ("popularity_all", ANN, P_ROLL, math.log(2 / 12 + 1e-7)),
         ("popularity_28d", ANN, P_CHEESE, math.log(1e-7)),
+        ("item_buyers", ANN, P_BREAD, math.log1p(2)),  # of the whole history
+        ("item_age", ANN, P_CHEESE, math.log1p(94.5)),  # bought by nobody lately
         ("popularity_7d_trend", ANN, P_ROLL, math.log(2 / 7) - math.log(2 / 8)),
         ("popularity_91d_trend", ANN, P_ROLL, math.log(2 / 11) - math.log(2 / 12)),
         ("item_age", ANN, P_MILK, math.log1p(100 - 60.5)),
