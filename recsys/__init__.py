@@ -63,7 +63,6 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     report.py        a night's record -> one HTML page that needs no network
     record.py      R a night's record: every figure that its page shows
     -- around it --
-    embedded.py    R a Ray in this process, started sooner than ray.init does
     runtime.py     R connect to Ray, size a plan, run a stage's units, show progress
     dashboard.py   R a cluster's dashboard: its address, its token, a client of it
     working_dir.py   what a job takes along to a cluster: code, settings, arguments

@@ -17,7 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from recsys.errors import ClusterError, ConfigError
 
 UNREACHABLE = (ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError)  # what a client raises then
-CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+CHATTY = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")  # the latter have levels of their own
 
 
 class Details(Protocol):

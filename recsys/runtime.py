@@ -22,7 +22,6 @@ from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from recsys import embedded
 from recsys.errors import ClusterError, RecsysError
 from recsys.work import Receipt, Stage
 
@@ -69,7 +68,7 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
         if address:
             ray.init(address=address, **quiet)
         else:
-            embedded.start(num_cpus=cpus, **quiet)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     except Exception as error:  # Ray's own are of many kinds, Exception itself among them
         seen = f"got {type(error).__name__}: {error}"
         if address:

@@ -91,6 +91,13 @@ def test_no_file_reads_the_environment_but_runtime():
                 assert word not in ("environ", "environb", "getenv", "getenvb"), f"{name}:{node.lineno} reads the environment"
 
 
+def test_nobody_takes_names_that_ray_keeps_to_itself():
+    for folder in ("recsys", "jobs", "cluster"):
+        for path in (PACKAGE.parent / folder).rglob("*.py"):
+            found = re.findall(r"unittest|ray\._private|_raylet", path.read_text(encoding="utf-8"))
+            assert not found, f"{path} asks for {found}"
+
+
 @pytest.mark.parametrize(
     ("statement", "heavy"),
     [
