@@ -24,13 +24,13 @@ from recsys.spec import FeatureSpec
 from recsys.tables import CODES, DENSE, LABEL, WEIGHT
 from recsys.work import write_atomically
 
-BATCH, WIDTH = 4096, 64  # the global batch; columns
+BATCH, WIDTH = 4096, 64  # the global batch where none is said; columns
 ROWS, EPOCHS = 40 * BATCH, 5  # the first epoch is not counted: it traces the step and fills caches
 HELD_OUT = 4096
 FEW = 20_000  # rows of the command whose first step is waited for
 
 
-def compare(folder: Path) -> list[dict[str, Any]]:
+def compare(folder: Path, *, batch: int = BATCH) -> list[dict[str, Any]]:
     """Rows per second of steps after the first epoch: 512-256-128 units, 64 columns, the same global batch; medians of fits in turn.
 
     Every worker is tied to one core of its own; Keras has them all.
@@ -38,7 +38,7 @@ def compare(folder: Path) -> list[dict[str, Any]]:
     folder.mkdir(parents=True)
     log.info("bench: training on %s rows", f"{ROWS:,}")
     fitting, held_out = _examples(folder / "fit.arrow", ROWS), _examples(folder / "held_out.arrow", HELD_OUT)
-    command = [sys.executable, "-m", "jobs._bench_training", str(fitting)]
+    command = [sys.executable, "-m", "jobs._bench_training", str(fitting), str(batch)]
     environment = {**os.environ, **runtime.ENVIRONMENT}
     kinds = {2: "", 1: "1 worker with one core", 0: "Keras fit, one process, arrays in memory, both cores"}
     speeds: dict[int, list[float]] = {workers: [] for workers in kinds}
@@ -46,12 +46,12 @@ def compare(folder: Path) -> list[dict[str, Any]]:
         for workers in list(kinds)[:: 1 if turn % 2 == 0 else -1]:
             if workers:
                 with runtime.connect():
-                    speed = _fit(folder / f"workers-{workers}-{turn}", fitting, held_out, workers=workers)
+                    speed = _fit(folder / f"workers-{workers}-{turn}", fitting, held_out, batch=batch, workers=workers)
             else:
                 run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
                 speed = float(run.stdout.split()[-1])
             speeds[workers].append(speed)
-    what = f"rows/s trained, batch {BATCH}, 2 workers with one core each | {{}}"
+    what = f"rows/s trained, batch {batch}, 2 workers with one core each | {{}}"
     return [paired(what.format(kinds[other]), list(zip(speeds[2], speeds[other], strict=True))) for other in (1, 0)]
 
 
@@ -88,9 +88,9 @@ def _spec() -> FeatureSpec:
     return FeatureSpec(names, (0.0,) * WIDTH, (1.0,) * WIDTH, (), {})
 
 
-def _fit(folder: Path, fitting: Path, held_out: Path, *, workers: int) -> float:
+def _fit(folder: Path, fitting: Path, held_out: Path, *, batch: int, workers: int) -> float:
     folder.mkdir()
-    settings = config.Train(epochs=EPOCHS, patience=None, refit=False, batch_size=BATCH, workers=workers, max_failures=0)
+    settings = config.Train(epochs=EPOCHS, patience=None, refit=False, batch_size=batch, workers=workers, max_failures=0)
     plan = Plan((fitting,), (held_out,), spec=_spec(), model=config.Model(), train=settings, seed=0, run=folder)
     history = train.launch(_tied, plan)[1:]
     return ROWS * len(history) / sum(epoch["seconds"] for epoch in history)
@@ -102,13 +102,13 @@ def _tied(job: dict[str, Any]) -> list[dict[str, Any]]:
 
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[ray.train.get_context().get_world_rank() % len(cores)]})
-    team = train.join(job)
+    team = train.join(job["plan"])
     from recsys.learner import Learner
 
     return walk(job["plan"], Learner(job["plan"], team)).history
 
 
-def plain(fitting: Path) -> float:
+def plain(fitting: Path, batch: int) -> float:
     """Rows per second of Keras's own `fit` after its first epoch."""
     import keras
 
@@ -121,10 +121,10 @@ def plain(fitting: Path) -> float:
         def on_epoch_end(self, epoch: int, logs: object = None) -> None:  # noqa: ARG002 # overrides Keras's
             ends.append(time.perf_counter())
 
-    model.fit(dense, label, batch_size=BATCH, epochs=EPOCHS, verbose=0, callbacks=[Clock()])
+    model.fit(dense, label, batch_size=batch, epochs=EPOCHS, verbose=0, callbacks=[Clock()])
     return ROWS * (len(ends) - 1) / (ends[-1] - ends[0])
 
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
-    print(plain(Path(sys.argv[1])))
+    print(plain(Path(sys.argv[1]), int(sys.argv[2])))

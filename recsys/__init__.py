@@ -32,7 +32,6 @@ The modules in the order the data flows; R marks those that import Ray. Everythi
     checkpoint.py    what a fit has reached, on disk
     epochs.py        one worker's way through a fit: epochs, early stopping, refit
     learner.py       one worker's model, optimizer and step; what makes N workers equal one
-    ring.py          the sum of the workers' gradients on CPUs, over TCP
     train.py       R data-parallel fit: the workers started, and started again
     training.py    R examples of either door -> a bundle, made once
     bundle.py        model + spec + calibration + provenance in one folder, checksummed, no pickle

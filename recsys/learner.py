@@ -45,8 +45,6 @@ class Team:
     workers: int = 1
     total: Callable[[Any], Any] = tf.identity
     """A tensor -> its sum over all workers, the same bits in each; all must call it, in one order, inside a tf.function."""
-    leave: Callable[[], None] = lambda: None
-    """To call when the worker is done, so that the others hear at once of one that failed."""
 
 
 class Learner:

@@ -1,7 +1,7 @@
 """The fit: examples in, weights out, by several workers that end with the weights one worker would have.
 
 Every worker holds the whole model and takes its part of each global batch; gradients are summed over the workers before the
-optimizer sees them (`ring.py` carries the sum on CPUs, TensorFlow's MultiWorkerMirroredStrategy on GPUs, by NCCL). The step is our own
+optimizer sees them (by TensorFlow's MultiWorkerMirroredStrategy, on CPUs and GPUs alike). The step is our own
 (`learner.py`) as Keras's `fit` fails with two or more workers (keras#20585, ray#47464). Step s of epoch e is a slice of an order
 seeded by (seed, epoch) that knows nothing of workers; no row is lost or taken twice.
 
@@ -10,7 +10,6 @@ Ray Train starts the workers, and starts all of them again when one fails or the
 """
 
 import json
-import secrets
 import shutil
 import threading
 import uuid
@@ -29,7 +28,6 @@ from recsys import config, tables
 from recsys.checkpoint import HISTORY, Checkpoints, Epoch, Weights
 from recsys.epochs import Plan, best, walk
 from recsys.errors import ClusterError, ConfigError, DataError, RecsysError
-from recsys.ring import Ring
 from recsys.spec import FeatureSpec
 from recsys.work import code_digest, digest
 
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 
 RESIZE_SECONDS = 60.0  # between two looks whether an elastic fit may grow; growing costs a restart from the last checkpoint
 BFLOAT16_CAPABILITY = (8, 0)  # of the first NVIDIA GPUs with bfloat16 units (Ampere)
-RING_SAYS = "training: "  # how sentences of `ring.py` begin
 FREE = {"max_failures", "checkpoint_seconds"}  # settings of [train] that no weight depends on
 
 
@@ -144,7 +141,7 @@ def launch(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
     attempt = f"ray-{uuid.uuid4().hex}"  # a name of its own: Ray would take up what it finds under an old one
     trainer = TensorflowTrainer(
         work,
-        train_loop_config={"plan": plan, "secret": secrets.token_bytes(32)},
+        train_loop_config={"plan": plan},
         scaling_config=api.ScalingConfig(
             num_workers=train.workers,
             use_gpu=gpu,
@@ -158,7 +155,7 @@ def launch(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
     try:
         result: Any = trainer.fit()  # of Train V2, which the type checker does not see
     except ray.train.TrainingFailedError as error:
-        cause = _cause(str(error))
+        cause = str(error).strip().splitlines()[-1].strip()  # above it stands where
         raise ClusterError(
             f"{plan.run}: training failed and was retried {train.max_failures} times: {cause} The last checkpoint stands; "
             "mend the cause and run the same command again, or raise train.max_failures."
@@ -168,24 +165,14 @@ def launch(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
     return result.return_value
 
 
-def _cause(text: str) -> str:
-    """The line of a failed run's text that says why: ours, around which TensorFlow puts words of its own, else the last."""
-    lines = [line.strip() for line in text.strip().splitlines()]
-    ours = [line[line.index(RING_SAYS) :] for line in lines if RING_SAYS in line]
-    return ours[-1] if ours else lines[-1]
-
-
 def _work(job: dict[str, Any]) -> RecsysError | None:
     """One worker's part of a fit, which leaves a checkpoint; or why the fit cannot go on, a value as Ray would retry an error."""
     plan = job["plan"]
     try:
-        team = join(job)
+        team = join(plan)
         from recsys.learner import Learner
 
-        try:
-            walk(plan, Learner(plan, team))
-        finally:
-            team.leave()
+        walk(plan, Learner(plan, team))
     except RecsysError as error:  # all workers raise it, as all hold the same numbers
         return error
     return None
@@ -211,55 +198,27 @@ def settle(plan: Plan) -> None:
         tf.config.experimental.enable_op_determinism()  # the same seed gives the same model
 
 
-def join(job: dict[str, Any]) -> "Team":
+def join(plan: Plan) -> "Team":
     """The calling worker among those of its run; once in a process, before any other TensorFlow operation.
-
-    Args:
-        job: the `plan`, and the `secret` that only its workers know.
 
     Raises:
         ClusterError, ConfigError: as `settle`.
-        ConnectionError: as `Ring`.
     """
-    plan: Plan = job["plan"]
     settle(plan)
     from recsys.learner import Team
 
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    if plan.train.device == "gpu":
-        return Team(rank, workers, _by_nccl())
-    if workers == 1:
-        return Team()
+    return Team() if workers == 1 else Team(rank, workers, _sum(plan.train.device))
+
+
+def _sum(device: str) -> Callable[[Any], Any]:
+    """The sum over workers by TensorFlow's collectives: gRPC on CPUs, NCCL on GPUs (not run on one yet)."""
     import tensorflow as tf
 
-    # each worker has an address in TF_CONFIG, by Ray Train, that TensorFlow does not listen on here
-    addresses = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec().job_tasks("worker")
-    ring = Ring(rank, addresses, secret=job["secret"])
-    return Team(rank, workers, _by_ring(ring), ring.close)
-
-
-def _by_ring(ring: Ring) -> Callable[[Any], Any]:
-    """The sum over workers on CPUs."""
-    import tensorflow as tf
-
-    def total(values: Any) -> Any:
-        values = tf.convert_to_tensor(values)
-        summed = tf.numpy_function(ring.total, [values], values.dtype)  # stateful: in a tf.function sums keep their order
-        summed.set_shape(values.shape)
-        return summed
-
-    return total
-
-
-def _by_nccl() -> Callable[[Any], Any]:
-    """The sum over workers on GPUs; not run on one yet."""
-    import tensorflow as tf
-
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(  # must come before any other TensorFlow operation
-        communication_options=tf.distribute.experimental.CommunicationOptions(
-            implementation=tf.distribute.experimental.CommunicationImplementation.NCCL
-        )
+    by = tf.distribute.experimental.CommunicationImplementation
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(
+        communication_options=tf.distribute.experimental.CommunicationOptions(implementation=by.NCCL if device == "gpu" else by.RING)
     )
 
     def total(values: Any) -> Any:
