@@ -6,7 +6,7 @@ CONFIG ?= jobs/demo_shop.toml
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE# without compiled modules TensorFlow takes twice as long to import
 
-.PHONY: cluster-up cluster-down nightly backtest test test-fast drill lint types format bench pins clean
+.PHONY: cluster-up cluster-down nightly backtest test test-fast drill lint types format docs bench pins clean
 
 nightly: .venv/ready
 	.venv/bin/python -m jobs.demo_shop --out var/shop
@@ -22,8 +22,9 @@ test: .venv/ready
 
 # The tests of the files that differ from the last commit; where none does, all that need no Ray.
 test-fast: .venv/ready
-	@changed=$$( (git diff --name-only HEAD; git ls-files --others --exclude-standard) \
-		| sed -nE 's:^(recsys/|tests/test_)([a-z_]+)(/[a-z_]+)?\.py$$:tests/test_\2.py:p' | sort -u | while read -r file; do [ ! -f $$file ] || echo $$file; done); \
+	@changed=$$( (git diff --name-only HEAD; git ls-files --others --exclude-standard) | sed -nE \
+		-e 's:^recsys/((.+/)?)([a-z_]+)\.py$$:tests/\1test_\3.py:p' -e 's:^(jobs|cluster)/([a-z_]+)\.py$$:tests/\1/test_\2.py:p' \
+		-e '/^tests\/(.+\/)?test_[a-z_]+\.py$$/p' | sort -u | while read -r file; do [ ! -f $$file ] || echo $$file; done); \
 	(set -x; .venv/bin/python -m pytest -q -m "not ray" $$changed) || { [ $$? = 5 ] && echo "all tests of $$changed need Ray: make test"; }
 
 drill: .venv/ready
@@ -39,6 +40,10 @@ types: .venv/ready
 format: .venv/ready
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+# The reference of the settings, docs/settings.md, from the settings classes; a test says when it is stale.
+docs: .venv/ready
+	.venv/bin/python -m jobs.docs
 
 bench: .venv/ready
 	.venv/bin/python -m jobs.bench

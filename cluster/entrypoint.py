@@ -54,7 +54,7 @@ def differences(pinned: dict[str, list[str]]) -> list[str]:
 
 
 def _refuse(where: str, found: list[str]) -> None:
-    sys.exit(f"{where}: {'; '.join(found)}. Give the cluster requirements/runtime.txt (cluster/README.md), or submit the code it has.")
+    sys.exit(f"{where}: {'; '.join(found)}. Give the cluster requirements/runtime.txt (docs/clusters.md), or submit the code it has.")
 
 
 def _nodes(pinned: dict[str, list[str]]) -> None:

@@ -33,31 +33,20 @@ from typing import Annotated, Any
 import ray  # noqa: F401  its psutil is on the path from here on
 import typer
 
-from jobs import one_line_errors
-from recsys.errors import ClusterError
-from recsys.work import write_atomically
+from cluster.processes import MARK, Process, alive, members, send
+from recsys.errors import ClusterError, one_line_errors
+from recsys.storage import write_atomically
 
 # isort: split
 import psutil  # pyrefly: ignore[missing-import]
 
 HOST = "127.0.0.1"
 GCS_PORT, DASHBOARD_PORT, CLIENT_PORT = 26379, 28265, 20001  # off Ray's 6379, 8265 and 10001: another Ray may hold those
-MARK = "RECSYS_LOCAL_CLUSTER"  # in the environment of every process of the cluster; the value is the cluster's id
 START_SECONDS = 120.0
 START_ATTEMPTS = 3
 STOP_SECONDS = 15.0  # for Ray to end its own processes, before they are killed
 SESSIONS = Path("/tmp")  # Ray's Unix sockets lie in its session, and their paths may have 107 bytes: var/ can be too deep
 OBJECT_STORE_BYTES = 2**28  # of each node
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process that cannot be mistaken for a later one of the same number."""
-
-    role: str
-    pid: int
-    created: float
-    """Seconds since 1970, from the operating system."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,7 @@ def up(
     folder = folder.absolute()
     before = recorded(folder)
     if before is not None:
-        if _alive(before):
+        if alive(before.processes):
             raise ClusterError(f"{folder}: a cluster runs there, at {before.address}. Run `make cluster-down` first.")
         down(folder)  # its processes died by themselves, as in a reboot
     for port in (gcs_port, dashboard_port, client_port):
@@ -150,23 +139,23 @@ def down(folder: Path) -> int:
     cluster = recorded(folder)
     if cluster is None:
         return 0
-    members = _members(cluster)
-    for process in _alive(cluster)[::-1] or members:  # workers first, each ends its own children; or what they left behind
-        _signal(process, signal.SIGTERM)
-    _, left = psutil.wait_procs(members, timeout=STOP_SECONDS)
+    found = members(cluster.processes, cluster.id)
+    for process in alive(cluster.processes)[::-1] or found:  # workers first, each ends its own children; or what they left behind
+        send(process, signal.SIGTERM)
+    _, left = psutil.wait_procs(found, timeout=STOP_SECONDS)
     for _ in range(3):  # what was being started while we looked
-        left = [*left, *_members(cluster)]
+        left = [*left, *members(cluster.processes, cluster.id)]
         if not left:
             break
         for process in left:
-            _signal(process, signal.SIGKILL)
+            send(process, signal.SIGKILL)
         _, left = psutil.wait_procs(left, timeout=STOP_SECONDS)
     if left:
         raise ClusterError(f"{folder}: processes {', '.join(str(process.pid) for process in left)} are still there. End them by hand.")
     _keep_logs(folder, cluster)
     token_file(folder).unlink(missing_ok=True)
     (folder / "cluster.json").unlink(missing_ok=True)
-    return len(members)
+    return len(found)
 
 
 def _keep_logs(folder: Path, cluster: Cluster) -> None:
@@ -227,7 +216,7 @@ def _wait(folder: Path, cluster: Cluster, *, nodes: int) -> bool:
     end = time.monotonic() + START_SECONDS
     newest = cluster.processes[-1]
     while time.monotonic() < end:
-        if newest.pid not in {process.pid for process in _alive(cluster)}:
+        if newest.pid not in {process.pid for process in alive(cluster.processes)}:
             return False
         if _joined(folder, cluster) == nodes:
             return True
@@ -261,67 +250,6 @@ def _free(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise ClusterError(f"{HOST}:{port}: the port is taken. End what holds it, or pass another port (see --help).") from error
-
-
-def _alive(cluster: Cluster) -> list[psutil.Process]:
-    """The recorded processes that still run, in order of start."""
-    found: list[psutil.Process] = []
-    for process in cluster.processes:
-        try:
-            now = psutil.Process(process.pid)
-            if now.create_time() == process.created and now.status() != psutil.STATUS_ZOMBIE:
-                found.append(now)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def _members(cluster: Cluster) -> list[psutil.Process]:
-    """Every running process of the cluster: those recorded, their descendants and sessions, and all that carry its mark.
-
-    A job's driver has a session of its own and loses its parent when that dies, but keeps the mark; Ray's workers overwrite their
-    environment with a title, but keep parent and session.
-    """
-    alive = _alive(cluster)
-    found = {process.pid: process for process in alive}
-    for process in alive:
-        found |= {child.pid: child for child in _children(process)}
-    # A number that another program has by now is no session of ours; one that nobody has may still be the session of ours.
-    sessions = {one.pid for one in cluster.processes if one.pid in found or not psutil.pid_exists(one.pid)}
-    since = min((one.created for one in cluster.processes), default=0.0)
-    for process in psutil.process_iter():
-        if process.pid not in found and _belongs(process, cluster.id, sessions, since):
-            found |= {one.pid: one for one in [process, *_children(process)]}
-    return [process for process in found.values() if _running(process)]
-
-
-def _belongs(process: psutil.Process, mark: str, sessions: set[int], since: float) -> bool:
-    try:
-        in_session = os.getsid(process.pid) in sessions and process.create_time() >= since
-        return in_session or process.environ().get(MARK) == mark
-    except (psutil.Error, ProcessLookupError, PermissionError):
-        return False
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _running(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
-        process.send_signal(number)  # psutil looks first whether the number is still that process
-    except psutil.NoSuchProcess:
-        return
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)

@@ -4,13 +4,16 @@ import logging
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recsys.errors import RecsysError
+from recsys.errors import ConfigError, one_line_errors
+
+if TYPE_CHECKING:
+    from recsys.config import PairsSettings, Settings
 
 Config = Annotated[Path, typer.Option("--config", help="The settings, a TOML file.")]
 AsOf = Annotated[
@@ -32,14 +35,21 @@ Why = Annotated[str | None, typer.Option(help="Why it may; kept with the night."
 Day = Annotated[datetime, typer.Option("--as-of", formats=["%Y-%m-%d"], help="The day whose table this becomes.")]
 
 
-@contextmanager
-def one_line_errors() -> Generator[None]:
-    """A block whose errors that a user can mend end the job: the message as one line on stderr, and the error's exit status."""
-    try:
-        yield
-    except RecsysError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        raise typer.Exit(error.status) from error
+def day_of(path: Path, settings: "Settings | PairsSettings", as_of: datetime | None) -> date | None:
+    """The day that settings of a shop are meant for; None for feature rows, which have none.
+
+    Raises:
+        ConfigError: feature rows with a day, or a shop without one.
+    """
+    from recsys.config import PairsSettings
+
+    if isinstance(settings, PairsSettings):
+        if as_of is not None:
+            raise ConfigError(f"{path}: labelled rows have no --as-of, got {as_of.date()}. Leave it out.")
+        return None
+    if as_of is None:
+        raise ConfigError(f"{path}: training on a shop needs --as-of, got none. Add the day before which events count.")
+    return as_of.date()
 
 
 @contextmanager

@@ -7,14 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import Config, _print, job, main
-from recsys import config, pipeline, reliability, runtime
-from recsys.backtest import horizon_end, measure
+from jobs import Config, job, main, printing
+from recsys import config
+from recsys.data.shop import open_shop
+from recsys.engine.connect import connect
+from recsys.engine.progress import log
 from recsys.errors import ConfigError
-from recsys.prepare import prepare
-from recsys.runtime import log
-from recsys.shop import open_shop
-from recsys.work import write_atomically
+from recsys.evaluation.plots import FORMATS, plot_reliability
+from recsys.pipelines.backtest import horizon_end, measure
+from recsys.pipelines.signals import shop_state
+from recsys.pipelines.train import train_shop
+from recsys.storage import write_atomically
 
 
 def backtest(
@@ -30,18 +33,18 @@ def backtest(
     """Train as of a day, recommend, and compare with what was bought in the days after it."""
     with job():
         settings = config.load(config_path)
-        if plot is not None and plot.suffix not in reliability.FORMATS:
-            raise ConfigError(f"--plot {plot}: must end in {' or '.join(reliability.FORMATS)}, got '{plot.suffix}'. Rename it.")
+        if plot is not None and plot.suffix not in FORMATS:
+            raise ConfigError(f"--plot {plot}: must end in {' or '.join(FORMATS)}, got '{plot.suffix}'. Rename it.")
         day = as_of.date()
-        sources = open_shop(settings, as_of=day)
-        end = horizon_end(sources, as_of=day, horizon_days=horizon_days or settings.window.label_days)
-        with runtime.connect():
-            prepared = prepare(sources, end=end)
-            _print.rows(prepared.ingest)
-            trained = pipeline.train(prepared, as_of=day, on_epoch=_print.epoch_line)
-            _print.training(trained)
-            result = measure(prepared, trained.bundle, as_of=day, end=end)
-            _print.metrics(result)
+        inputs = open_shop(settings, as_of=day)
+        end = horizon_end(inputs, as_of=day, horizon_days=horizon_days or settings.window.label_days)
+        with connect():
+            state = shop_state(inputs, end=end)
+            printing.rows(state.dataset)
+            trained = train_shop(state, as_of=day, on_epoch=printing.epoch_line)
+            printing.training(trained)
+            result = measure(state, trained.bundle, as_of=day, end=end)
+            printing.metrics(result)
             if out is not None:
                 text = json.dumps(result, indent=1) + "\n"
                 write_atomically(out, lambda file: file.write_text(text))
@@ -55,7 +58,7 @@ def _plot(result: dict[str, Any], path: Path, *, days: int) -> None:
         log.warning("backtest: no plot: the horizon of %d days is shorter than window.label_days (%d)", result["horizon_days"], days)
         return
     title = f"{figures['rows']:,} candidates of {figures['users']:,} users as of {result['as_of']}, bought within {days} days"
-    write_atomically(path, lambda file: reliability.plot(figures, file, kind=path.suffix, title=title))
+    write_atomically(path, lambda file: plot_reliability(figures, file, kind=path.suffix, title=title))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from jobs import Config, job
 from recsys import config
-from recsys.registry import Decision, Registry
-from recsys.runtime import console
+from recsys.engine.progress import console
+from recsys.ranking.registry import Decision, Registry
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 Reason = Annotated[str, typer.Option("--why", help="Why; kept with the decision.")]

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from jobs import AsOf, Config, job, main
-from recsys import config, pipeline, runtime
-from recsys.prepare import prepare
-from recsys.shop import open_shop
+from recsys import config
+from recsys.data.shop import open_shop
+from recsys.engine.connect import connect
+from recsys.pipelines.examples import export_examples
+from recsys.pipelines.signals import shop_state
 
 
 def examples(
@@ -18,10 +20,10 @@ def examples(
 ) -> None:
     """Write the labelled feature rows that a shop's model learns from as Parquet, with the settings to train on them."""
     with job():
-        sources = open_shop(config.load(config_path), as_of=as_of.date())
-        with runtime.connect():
-            prepared = prepare(sources, end=as_of.date())
-            counts = pipeline.export_examples(prepared, as_of=as_of.date(), out=out)
+        inputs = open_shop(config.load(config_path), as_of=as_of.date())
+        with connect():
+            state = shop_state(inputs, end=as_of.date())
+            counts = export_examples(state, as_of=as_of.date(), out=out)
         print(f"{counts['train']:,} rows to train on, {counts['test']:,} to test on. Train on them:")
         print(f"    python -m jobs.train --config {out / 'pairs.toml'}")
 

@@ -1,19 +1,20 @@
 """Read the shop: events, items and users into the catalog and one profile per user."""
 
-from jobs import AsOf, Config, _print, job, main
-from recsys import config, runtime
-from recsys.prepare import prepare
-from recsys.shop import open_shop
+from jobs import AsOf, Config, job, main, printing
+from recsys import config
+from recsys.data.shop import open_shop
+from recsys.engine.connect import connect
+from recsys.pipelines.signals import shop_state
 
 
 def ingest(config_path: Config, as_of: AsOf) -> None:
     """Read the shop: events, items and users into the catalog and one profile per user."""
     with job():
-        sources = open_shop(config.load(config_path), as_of=as_of.date())
-        with runtime.connect():
-            prepared = prepare(sources, end=as_of.date())
-            _print.rows(prepared.ingest)
-            print(prepared.ingest.folder)
+        inputs = open_shop(config.load(config_path), as_of=as_of.date())
+        with connect():
+            state = shop_state(inputs, end=as_of.date())
+            printing.rows(state.dataset)
+            print(state.dataset.folder)
 
 
 if __name__ == "__main__":

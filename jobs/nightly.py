@@ -1,35 +1,38 @@
 """The night in order: read the shop, train, choose the bundle, score every user, publish the table."""
 
 import time
-from datetime import timedelta
 
-from jobs import AsOf, Config, Override, Why, _print, job, main
-from recsys import champion, config, gate, pipeline, record, runtime, work
-from recsys.prepare import prepare
-from recsys.registry import Registry
-from recsys.shop import check_as_of, open_shop
+from jobs import AsOf, Config, Override, Why, job, main, printing
+from recsys import config
+from recsys.engine.connect import connect
+from recsys.engine.progress import after_commit
+from recsys.engine.stage import prune
+from recsys.pipelines import nightly as pipeline
+from recsys.pipelines.champion import Chosen
+from recsys.publishing import gate
 
 
 def nightly(config_path: Config, as_of: AsOf, override: Override = None, why: Why = None) -> None:
     """The night in order: read the shop, train, choose the bundle, score every user, publish the table."""
     with job():
-        allowed = gate.overrides(override or [], why)
+        overrides = gate.overrides(override or [], why)
         settings = config.load(config_path)
         day = as_of.date()
-        before = day - timedelta(days=settings.window.label_days)
-        sources = open_shop(settings, as_of=day)
-        check_as_of(sources, before)
-        with runtime.connect():
-            prepared = prepare(sources, end=day)
-            _print.rows(prepared.ingest)
-            chosen = champion.choose(prepared, Registry(settings.champion.path), as_of=day, on_epoch=_print.epoch_line)
-            _print.training(chosen.tested)
-            _print.metrics(chosen.metrics)
-            _print.decision(chosen)
-            with record.page(prepared, chosen.bundle, as_of=day, chosen=chosen):
-                night = pipeline.score(prepared, chosen.bundle, as_of=day, overrides=allowed, ndcg=chosen.ndcg)
-            _print.published(night, prepared, as_of=day, overrides=allowed)
-        work.prune(settings.run.work, before=time.time() - settings.run.keep_work_days * 86_400)
+        inputs = pipeline.open_night(settings, as_of=day)
+        with connect():
+            state, published = pipeline.nightly(
+                inputs, as_of=day, overrides=overrides, on_read=printing.rows, on_epoch=printing.epoch_line, on_chosen=_chosen
+            )
+            with after_commit("nightly"):
+                printing.published(published, state, as_of=day, overrides=overrides)
+        with after_commit("run.work"):
+            prune(settings.run.work, before=time.time() - settings.run.keep_work_days * 86_400)
+
+
+def _chosen(chosen: Chosen) -> None:
+    printing.training(chosen.tested)
+    printing.metrics(chosen.metrics)
+    printing.decision(chosen)
 
 
 if __name__ == "__main__":

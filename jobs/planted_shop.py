@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from jobs import job, main
-from recsys import synthetic
+from recsys.data import synthetic
 from recsys.errors import ConfigError
-from recsys.work import write_atomically
+from recsys.storage import write_atomically
 
 LEAST_ITEMS = 4 * synthetic.CATEGORIES
 

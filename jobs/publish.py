@@ -7,9 +7,10 @@ import typer
 from rich.table import Table
 
 from jobs import Config, job
-from recsys import config, publish
+from recsys import config
 from recsys.config import PairsSettings
-from recsys.runtime import console
+from recsys.engine.progress import console
+from recsys.publishing.table import published_nights, take_back
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
@@ -28,7 +29,7 @@ def nights(config_path: Config) -> None:
         table = Table(title=path, title_justify="left")
         for column in ("as_of", "rows", "run_id", "model_version", "version", "published (UTC)"):
             table.add_column(column, justify="right" if column in ("rows", "version") else "left")
-        for night in publish.nights(path, storage):
+        for night in published_nights(path, storage):
             published = f"{night.published_utc:%Y-%m-%d %H:%M}" if night.published_utc else "-"
             version = "-" if night.version is None else str(night.version)
             table.add_row(str(night.as_of), f"{night.rows:,}", night.run_id, night.model_version, version, published)
@@ -42,7 +43,7 @@ def rollback(
     """Take back the nights after a day, in one commit."""
     with job():
         path, storage = _table(config_path)
-        gone = publish.rollback(path, to=to.date(), storage_options=storage)
+        gone = take_back(path, to=to.date(), storage_options=storage)
         console.print(f"Taken back: {', '.join(map(str, gone)) or 'nothing'}. {to.date()} is the newest night of {path}.")
 
 

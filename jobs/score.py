@@ -5,11 +5,19 @@ from typing import Annotated
 
 import typer
 
-from jobs import AsOf, Config, Override, Why, _print, job, main
-from recsys import bundle, champion, config, gate, pipeline, record, runtime
-from recsys.prepare import prepare
-from recsys.registry import Registry
-from recsys.shop import open_shop
+from jobs import AsOf, Config, Override, Why, job, main, printing
+from recsys import config
+from recsys.data.shop import open_shop
+from recsys.engine.connect import connect
+from recsys.engine.progress import after_commit
+from recsys.pipelines import champion
+from recsys.pipelines.night_record import recorded
+from recsys.pipelines.score import check_bundle, score_shop
+from recsys.pipelines.signals import shop_state
+from recsys.pipelines.train import train_shop
+from recsys.publishing.gate import overrides
+from recsys.ranking import bundle
+from recsys.ranking.registry import Registry
 
 
 def score(
@@ -23,21 +31,22 @@ def score(
 ) -> None:
     """Score every user and publish the table of a day."""
     with job():
-        allowed = gate.overrides(override or [], why)
+        allowed = overrides(override or [], why)
         settings = config.load(config_path)
         loaded = bundle.load(bundle_path) if bundle_path else None
         if loaded is not None:
-            pipeline.check_bundle(loaded, settings)
-        sources = open_shop(settings, as_of=as_of.date())
-        with runtime.connect():
-            prepared = prepare(sources, end=as_of.date())
+            check_bundle(loaded, settings)
+        inputs = open_shop(settings, as_of=as_of.date())
+        with connect():
+            state = shop_state(inputs, end=as_of.date())
             if loaded is None:
-                loaded = pipeline.train(prepared, as_of=as_of.date(), on_epoch=_print.epoch_line).bundle
+                loaded = train_shop(state, as_of=as_of.date(), on_epoch=printing.epoch_line).bundle
             day = as_of.date()
-            ndcg = champion.versus(prepared, Registry(settings.champion.path), loaded, as_of=day)
-            with record.page(prepared, loaded, as_of=day):
-                night = pipeline.score(prepared, loaded, as_of=day, overrides=allowed, ndcg=ndcg)
-            _print.published(night, prepared, as_of=day, overrides=allowed)
+            ndcg = champion.versus(state, Registry(settings.champion.path), loaded, as_of=day)
+            with recorded(state, loaded, as_of=day):
+                night = score_shop(state, loaded, as_of=day, overrides=allowed, ndcg=ndcg)
+            with after_commit("score"):
+                printing.published(night, state, as_of=day, overrides=allowed)
 
 
 if __name__ == "__main__":

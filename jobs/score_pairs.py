@@ -1,14 +1,21 @@
 """Score feature rows and publish the best k of each user as the table of a day."""
 
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs import Config, Day, Override, Why, _print, job, main
-from recsys import bundle, config, gate, pairs_score, runtime
-from recsys.pairs import open_rows
-from recsys.runtime import console
+from jobs import Config, Day, Override, Why, job, main, printing
+from recsys import config
+from recsys.config import PairsSettings
+from recsys.engine.connect import connect
+from recsys.engine.progress import after_commit, console
+from recsys.features.feature_table import open_feature_table
+from recsys.pipelines import pairs_score
+from recsys.publishing import gate
+from recsys.ranking import bundle
 
 
 def score_pairs(
@@ -27,23 +34,28 @@ def score_pairs(
         settings = config.load_pairs(config_path)
         loaded = bundle.load(bundle_path)
         pairs_score.check_bundle(loaded, settings)
-        rows = open_rows(settings, "score", loaded.spec)
-        with runtime.connect():
+        rows = open_feature_table(settings, "score", loaded.spec)
+        with connect():
             night = pairs_score.score(settings, rows, loaded, as_of=as_of.date(), all_scores=all_scores, overrides=allowed)
-        table = night.published
-        console.print(f"{table.rows:,} rows for {table.users:,} users; run {table.run_id}.")
-        rejected = ", ".join(f"{reason} {count:,}" for reason, count in night.rejected.items())
-        console.print(
-            f"{night.rows:,} rows read, {sum(night.rejected.values()):,} rejected{': ' if rejected else ''}{rejected}; "
-            f"{night.repeated:,} repeats of a user's item passed over."
-        )
-        if table.seconds:
-            console.print(f"Scored in {table.seconds:.1f} s with the actors' start: {table.scored / table.seconds:,.0f} rows/s.")
-        _print.verdict(table.verdict, allowed)
-        if table.version is None:
-            console.print(f"This run is what stands for {as_of.date()}; nothing was committed.")
-        else:
-            console.print(f"Committed as version {table.version} of {settings.table.path}, a Delta table partitioned by as_of.")
+        with after_commit("score_pairs"):
+            _told(night, settings, as_of=as_of.date(), overrides=allowed)
+
+
+def _told(night: pairs_score.PairsRun, settings: PairsSettings, *, as_of: date, overrides: Mapping[str, str]) -> None:
+    table = night.published
+    console.print(f"{table.rows:,} rows for {table.users:,} users; run {table.run_id}.")
+    rejected = ", ".join(f"{reason} {count:,}" for reason, count in night.rejected.items())
+    console.print(
+        f"{night.rows:,} rows read, {sum(night.rejected.values()):,} rejected{': ' if rejected else ''}{rejected}; "
+        f"{night.repeated:,} repeats of a user's item passed over."
+    )
+    if table.seconds:
+        console.print(f"Scored in {table.seconds:.1f} s with the actors' start: {table.scored / table.seconds:,.0f} rows/s.")
+    printing.verdict(table.verdict, overrides)
+    if table.version is None:
+        console.print(f"This run is what stands for {as_of}; nothing was committed.")
+    else:
+        console.print(f"Committed as version {table.version} of {settings.table.path}, a Delta table partitioned by as_of.")
 
 
 if __name__ == "__main__":

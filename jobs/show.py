@@ -6,11 +6,14 @@ from typing import Annotated
 
 import typer
 
-from jobs import Config, _print, job, main
-from recsys import bundle, config, pipeline, runtime
-from recsys import show as lists
-from recsys.prepare import prepare
-from recsys.shop import open_shop
+from jobs import Config, job, main, printing
+from recsys import config
+from recsys.data.shop import open_shop
+from recsys.engine.connect import connect
+from recsys.pipelines import inspect as lists
+from recsys.pipelines.signals import shop_state
+from recsys.pipelines.train import train_shop
+from recsys.ranking import bundle
 
 
 def show(
@@ -31,17 +34,17 @@ def show(
     with job():
         settings = config.load(config_path)
         night, before = lists.find_night(settings, as_of=as_of.date() if as_of else None)
-        sources = open_shop(settings, as_of=night.as_of)
-        user_id = lists.parse_user(user, sources.user_id)
+        inputs = open_shop(settings, as_of=night.as_of)
+        user_id = lists.parse_user(user, inputs.user_id)
         loaded = bundle.load(bundle_path) if bundle_path else lists.find_bundle(settings, night) if contributions else None
-        with runtime.connect():
-            prepared = prepare(sources, end=night.as_of)
-            shown = lists.show(prepared, user_id, night=night, before=before)
-            _print.user_list(shown)
+        with connect():
+            state = shop_state(inputs, end=night.as_of)
+            shown = lists.show(state, user_id, night=night, before=before)
+            printing.user_list(shown)
             if contributions:
                 if loaded is None:
-                    loaded = pipeline.train(prepared, as_of=night.as_of, on_epoch=_print.epoch_line).bundle
-                _print.contributions(*lists.contributed(prepared, loaded, shown, largest=contributions))
+                    loaded = train_shop(state, as_of=night.as_of, on_epoch=printing.epoch_line).bundle
+                printing.contributions(*lists.attributed(state, loaded, shown, largest=contributions))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Hand a verb to a Ray cluster as a job: python -m jobs.submit nightly --address URL --config shop.toml --as-of 2017-12-01 --wait."""
 
 import os
+import pkgutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,19 +9,22 @@ from typing import Annotated
 
 import typer
 
+import jobs
+from cluster import dashboard, working_dir
+from cluster import submit as jobs_on
 from jobs import job, main
-from recsys import dashboard, working_dir
-from recsys import submit as jobs_on
+from recsys.engine.progress import log
 from recsys.errors import ConfigError
-from recsys.runtime import log
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL_TOKEN = Path("var/cluster/token")  # of `make cluster-up`
 NOT_JOBS = {
+    "printing",  # no verb
     "submit",
     "publish",
     "bundles",
-}  # the last two read and write a table's or a registry's few small files: no work for a cluster
+    "docs",
+}  # publish and bundles read and write a table's or a registry's few small files: no work for a cluster
 LEFT_RUNNING = 130  # as of a command that Ctrl-C ended
 
 
@@ -43,7 +47,7 @@ def submit(
 ) -> None:
     """Hand a verb to a Ray cluster as a job; without --wait, return when the cluster has it."""
     with job():
-        verbs = sorted({file.stem for file in (ROOT / "jobs").glob("[a-z]*.py")} - NOT_JOBS)
+        verbs = sorted({module.name for module in pkgutil.iter_modules(jobs.__path__)} - NOT_JOBS)
         if verb not in verbs:
             raise ConfigError(f"'{verb}' is no verb that a cluster runs. There are {', '.join(verbs)}.")
         dashboard.check_address(address, insecure_http=insecure_http)

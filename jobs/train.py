@@ -1,15 +1,16 @@
 """Train a model and write its bundle: of a shop on what was known before a day, or of labelled feature rows."""
 
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs import Config, ShopAsOf, _print, job, main
-from recsys import bundle, config, runtime
+from jobs import Config, ShopAsOf, day_of, job, main, printing
+from recsys import config
 from recsys.config import PairsSettings, Settings
-from recsys.errors import ConfigError
+from recsys.engine.connect import connect
+from recsys.ranking import bundle
 
 
 def train(
@@ -20,45 +21,40 @@ def train(
     """Train a model and write its bundle: of a shop on what was known before a day, or of labelled feature rows."""
     with job():
         settings = config.load_either(config_path)
-        if isinstance(settings, PairsSettings):
-            if as_of is not None:
-                raise ConfigError(f"{config_path}: labelled rows have no --as-of, got {as_of.date()}. Leave it out.")
-            made = _of_rows(settings)
-        elif as_of is None:
-            raise ConfigError(f"{config_path}: training on a shop needs --as-of, got none. Add the day before which events count.")
-        else:
-            made = _of_shop(settings, as_of)
+        day = day_of(config_path, settings, as_of)
+        made = _of_rows(settings) if isinstance(settings, PairsSettings) else _of_shop(settings, day)
         if out is not None:
             bundle.copy(made, out)
             print(out)
 
 
-def _of_shop(settings: Settings, as_of: datetime) -> bundle.Bundle:
-    from recsys import pipeline
-    from recsys.prepare import prepare
-    from recsys.shop import open_shop
+def _of_shop(settings: Settings, day: date | None) -> bundle.Bundle:
+    from recsys.data.shop import open_shop
+    from recsys.pipelines.signals import shop_state
+    from recsys.pipelines.train import train_shop
 
-    sources = open_shop(settings, as_of=as_of.date())
-    with runtime.connect():
-        prepared = prepare(sources, end=as_of.date())
-        _print.rows(prepared.ingest)
-        trained = pipeline.train(prepared, as_of=as_of.date(), on_epoch=_print.epoch_line)
-        _print.training(trained)
+    assert day is not None, "settings of a shop have a day"
+    inputs = open_shop(settings, as_of=day)
+    with connect():
+        state = shop_state(inputs, end=day)
+        printing.rows(state.dataset)
+        trained = train_shop(state, as_of=day, on_epoch=printing.epoch_line)
+        printing.training(trained)
     return trained.bundle
 
 
 def _of_rows(settings: PairsSettings) -> bundle.Bundle:
-    from recsys import pairs_train
-    from recsys.pairs import check_alike, open_rows
+    from recsys.features.feature_table import check_alike, open_feature_table
+    from recsys.pipelines import pairs_train
 
-    rows = open_rows(settings, "path")
-    test = open_rows(settings, "test") if settings.pairs.test else None
+    rows = open_feature_table(settings, "path")
+    test = open_feature_table(settings, "test") if settings.pairs.test else None
     if test is not None:
         check_alike(rows, test)
-    with runtime.connect():
-        fitted = pairs_train.train(settings, rows, test, on_epoch=_print.epoch_line)
-        _print.training(fitted.trained)
-        _print.pairs_test(fitted)
+    with connect():
+        fitted = pairs_train.train(settings, rows, test, on_epoch=printing.epoch_line)
+        printing.training(fitted.trained)
+        printing.pairs_test(fitted)
     return fitted.trained.bundle
 
 

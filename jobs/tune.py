@@ -8,17 +8,19 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from jobs import Config, ShopAsOf, job, main
-from recsys import config, pairs_train, pipeline, runtime
-from recsys import tune as search
+from jobs import Config, ShopAsOf, day_of, job, main
+from recsys import config
 from recsys.config import PairsSettings
+from recsys.data.shop import open_shop
+from recsys.engine.connect import connect
+from recsys.engine.progress import console, log
 from recsys.errors import ConfigError
-from recsys.pairs import open_rows
-from recsys.prepare import prepare
-from recsys.runtime import console, log
-from recsys.shop import open_shop
-from recsys.tune import Trial
-from recsys.work import write_atomically
+from recsys.features.feature_table import open_feature_table
+from recsys.pipelines import examples, pairs_train
+from recsys.pipelines.signals import shop_state
+from recsys.storage import write_atomically
+from recsys.training import search
+from recsys.training.search import Trial
 
 
 def tune(
@@ -33,19 +35,17 @@ def tune(
         settings = config.load_either(config_path)
         if plot is not None and plot.suffix not in search.FORMATS:
             raise ConfigError(f"--plot {plot}: must end in {' or '.join(search.FORMATS)}, got '{plot.suffix}'. Rename it.")
+        day = day_of(config_path, settings, as_of)
         if isinstance(settings, PairsSettings):
-            if as_of is not None:
-                raise ConfigError(f"{config_path}: labelled rows have no --as-of, got {as_of.date()}. Leave it out.")
-            rows = open_rows(settings, "path")
-            with runtime.connect():
+            rows = open_feature_table(settings, "path")
+            with connect():
                 labelled, _ = pairs_train.make_examples(settings, rows)
                 found = search.search(settings, labelled, trials=trials, on_trial=_line)
-        elif as_of is None:
-            raise ConfigError(f"{config_path}: training on a shop needs --as-of, got none. Add the day before which events count.")
         else:
-            sources = open_shop(settings, as_of=as_of.date())
-            with runtime.connect():
-                labelled = pipeline.labelled(prepare(sources, end=as_of.date()), as_of=as_of.date())
+            assert day is not None, "settings of a shop have a day"
+            inputs = open_shop(settings, as_of=day)
+            with connect():
+                labelled = examples.labelled(shop_state(inputs, end=day), as_of=day)
                 found = search.search(settings, labelled, trials=trials, on_trial=_line)
         _table(found)
         if plot is not None:

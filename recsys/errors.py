@@ -12,6 +12,10 @@ A message says where, what was expected, what was seen, and the next step, in th
 `events/part-3.parquet: column 'ts' must be timestamp, got int64. Convert it, or set shop.columns.ts.`
 """
 
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+
 
 class RecsysError(Exception):
     """Every error that a user can mend; anything else that escapes is our own mistake."""
@@ -44,3 +48,13 @@ class GateError(RecsysError):
 
 class ClusterError(RecsysError):
     """Ray cannot run the plan on the resources it has."""
+
+
+@contextmanager
+def one_line_errors() -> Generator[None]:
+    """A block whose errors that a user can mend end the program: the message as one line on stderr, and the error's exit status."""
+    try:
+        yield
+    except RecsysError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)  # noqa: T201 # the command line's last word
+        raise SystemExit(error.status) from error

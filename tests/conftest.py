@@ -26,43 +26,44 @@ hypothesis.settings.load_profile("recsys")
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """The session's Ray, embedded, with 8 logical CPUs; `runtime.connect` inside a test uses it."""
+    """The session's Ray, embedded, with 8 logical CPUs; `connect` inside a test uses it."""
     import ray
 
-    from recsys import runtime
+    from recsys.engine.connect import connect
 
     os.environ["RAY_AUTH_MODE"] = "disabled"  # read once per process; the default differs by how Ray is started
-    with runtime.connect(cpus=CPUS):
+    with connect(cpus=CPUS):
         yield
     assert not ray.is_initialized()
 
 
 def _in_this_process(patch: pytest.MonkeyPatch) -> None:
-    from recsys import runtime, train
-    from recsys.epochs import walk
+    from recsys.engine import units
     from recsys.errors import RecsysError
+    from recsys.training import fit
+    from recsys.training.loop import run_epochs
 
-    def units(worker: Any, units: Any, *, actors: int | None, device: str) -> Any:
-        return runtime._here(worker, units)
+    def work_here(worker: Any, pending: Any, *, actors: int | None, device: str) -> Any:
+        return units._here(worker, pending)
 
-    def fit(work: Any, plan: Any) -> RecsysError | None:
-        from recsys.learner import Learner, Team
+    def fit_here(work: Any, plan: Any) -> RecsysError | None:
+        from recsys.training.replica import ProcessGroup, Replica
 
         try:
-            walk(plan, Learner(plan, Team()))
+            run_epochs(plan, Replica(plan, ProcessGroup()))
         except RecsysError as error:
             return error
         return None
 
-    patch.setattr(runtime, "_on_ray", units)
-    patch.setattr(train, "launch", fit)
+    patch.setattr(units, "_on_ray", work_here)
+    patch.setattr(fit, "launch_plan", fit_here)
 
 
 @pytest.fixture(scope="module")
 def two_actors(ray_cluster: None) -> Iterator[None]:
     """Two actors a stage, as on two CPUs: eight would spend their time importing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recsys.runtime.cpus", lambda: 2)
+        patch.setattr("recsys.engine.units.cpus", lambda: 2)
         yield
 
 

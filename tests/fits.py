@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recsys import config, tables
-from recsys.epochs import Plan
-from recsys.spec import FeatureSpec
+from recsys import config
+from recsys.features.spec import FeatureSpec
+from recsys.schema import examples_schema
+from recsys.training.plan import Plan
 
 SPEC = FeatureSpec(
     dense=("a", "b", "c", "d", "e"),
@@ -39,7 +40,7 @@ def write(path: Path, rows: slice, *, spec: FeatureSpec = SPEC) -> Path:
     label = (rng.random(count) < 1 / (1 + np.exp(-rule))).astype(np.float32)
     weight = rng.choice(np.array([0, 1, 2, 5], np.float32), count, p=[0.02, 0.5, 0.4, 0.08])
     dense[rng.random(dense.shape) < 0.01] = np.nan
-    schema = tables.examples_schema(pa.int64(), pa.string(), dense=len(spec.dense), codes=columns)
+    schema = examples_schema(pa.int64(), pa.string(), dense=len(spec.dense), codes=columns)
     table = pa.table(
         [
             pa.array(np.arange(count)),

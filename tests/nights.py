@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from recsys import staging
-from recsys.staging import Part
-from recsys.tables import recommendations_schema
+from recsys.publishing import staging
+from recsys.publishing.staging import Part
+from recsys.schema import recommendations_schema
 
 NIGHT = date(2017, 12, 1)
 NEXT = date(2017, 12, 2)

@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from recsys import candidates, config, profiles, signals
-from recsys.catalog import Catalog
-from recsys.features import Describer
-from recsys.profiles import Profiles
-from recsys.signals import Signals
-from recsys.tables import DAY_US
-from recsys.users import Users
+from recsys import config
+from recsys.data.catalog import Catalog
+from recsys.data.histories import Histories, group_events
+from recsys.features.candidate_features import Featurizer
+from recsys.retrieval import candidates, signals
+from recsys.retrieval.rules import RuledUsers
+from recsys.retrieval.signals import Signals
+from recsys.schema import DAY_US
 
 START, CUTOFF, END = 0, 100 * DAY_US, 110 * DAY_US
 MILK, CHEESE, BREAD, ROLL, CAKE, NOTHING, SPADE = range(7)
@@ -98,8 +99,8 @@ def users() -> pa.Table:
     )
 
 
-def group(events: Sequence[Event], table: pa.Table | None = None) -> Profiles:
-    """Profiles of the events, of the shop's users unless others are given."""
+def group(events: Sequence[Event], table: pa.Table | None = None) -> Histories:
+    """Histories of the events, of the shop's users unless others are given."""
     columns = (
         np.array([event.item for event in events], np.int32),
         np.array([round(event.day * DAY_US) for event in events], np.int64),
@@ -107,11 +108,11 @@ def group(events: Sequence[Event], table: pa.Table | None = None) -> Profiles:
         np.array([event.price for event in events], np.float32),
         np.array([event.wanted for event in events], bool),
     )
-    return profiles.group(users() if table is None else table, np.array([event.user for event in events], np.int64), columns)
+    return group_events(users() if table is None else table, np.array([event.user for event in events], np.int64), columns)
 
 
-def whole() -> Profiles:
-    """The shop's profiles with all events, before, within and after the history."""
+def whole() -> Histories:
+    """The shop's histories with all events, before, within and after the history."""
     return group([*BEFORE, *HISTORY, *AFTER])
 
 
@@ -127,21 +128,21 @@ def settings(**sections: config.Section) -> config.Settings:
     return config.Settings.model_validate(default | sections)
 
 
-def fit(events: Profiles, changed: config.Settings | None = None, **options: Any) -> Signals:
+def fit(events: Histories, changed: config.Settings | None = None, **options: Any) -> Signals:
     """The signals of [START, CUTOFF), every user taking part."""
     chosen = np.ones(len(events), bool)
     fitted = (changed or settings()).signals
     return signals.fit([(events, chosen)], items=7, start=START, cutoff=CUTOFF, settings=fitted, seed=3, **options)
 
 
-def describer(changed: config.Settings | None = None, items: Catalog | None = None, events: Profiles | None = None) -> Describer:
-    """The shop's describer as of CUTOFF, with signals of other events where they are given."""
-    return Describer(changed or settings(), items or catalog(), fit(events or whole()), VOCABULARIES)
+def featurizer(changed: config.Settings | None = None, items: Catalog | None = None, events: Histories | None = None) -> Featurizer:
+    """The shop's featurizer as of CUTOFF, with signals of other events where they are given."""
+    return Featurizer(changed or settings(), items or catalog(), fit(events or whole()), VOCABULARIES)
 
 
-def batch(changed: config.Settings | None = None, items: Catalog | None = None) -> Users:
+def batch(changed: config.Settings | None = None, items: Catalog | None = None) -> RuledUsers:
     """The shop's users as of CUTOFF."""
-    return describer(changed, items).users(whole())
+    return featurizer(changed, items).users(whole())
 
 
 def items_of(found: candidates.Candidates, user: int, source: str | None = None) -> list[int]:

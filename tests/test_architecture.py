@@ -9,32 +9,40 @@ import pytest
 import recsys
 
 PACKAGE = Path(recsys.__file__).parent
-# a file, or a folder of files that hold one idea
-FILES = {path.name: [path] for path in PACKAGE.glob("*.py") if path.name != "__init__.py"}
-FILES |= {f"{path.parent.name}/": sorted(path.parent.glob("*.py")) for path in PACKAGE.glob("*/__init__.py")}
-# A line of a map: a file's name, R where it imports Ray, and what it is.
-LINE = re.compile(r"^ +(?P<file>\w+(?:\.py|/)) +(?P<ray>R )?(?P<words>\S.*)$", re.MULTILINE)
+ROOT = PACKAGE.parent
+# From the ground up: a part may import those of earlier lines. Parts of one line know nothing of one another.
+FLOORS = (
+    ("errors", "hashing", "metrics"),
+    ("schema",),
+    ("config", "storage"),
+    ("engine",),
+    ("data",),
+    ("retrieval",),
+    ("features",),
+    ("ranking",),
+    ("training", "publishing"),
+    ("evaluation",),
+    ("pipelines",),
+)
+FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+# What stands on a lower floor and is none of a part's business all the same.
+NOT = {
+    "storage": {"schema"},
+    "engine": {"config", "schema", "metrics", "hashing"},
+    "data": {"engine"},
+    "retrieval": {"engine"},
+    "features": {"engine"},
+    "ranking": {"engine"},
+    "publishing": {"engine", "data", "retrieval", "features", "ranking"},
+    "evaluation": {"engine", "training", "publishing"},
+}
+RAY = {"engine"}
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def lines(text: str) -> dict[str, re.Match[str]]:
-    """The map's lines by file; a file that stands there twice is a mistake."""
-    found = list(LINE.finditer(text))
-    names = [line["file"] for line in found]
-    assert len(names) == len(set(names)), names
-    return {line["file"]: line for line in found}
-
-
-def docstring() -> dict[str, re.Match[str]]:
-    assert recsys.__doc__ is not None
-    return lines(recsys.__doc__)
-
-
-def readme() -> dict[str, re.Match[str]]:
-    """The lines below `recsys/` in README's tree, down to the next folder."""
-    text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-    tree = re.search(r"^    recsys/ .*\n((?:      .*\n)+)", text, re.MULTILINE)
-    assert tree, "README has no tree with a line `    recsys/` followed by indented files"
-    return lines(tree[1])
+def part_of(path: Path) -> str:
+    """The folder of recsys that a file stands in, or its own name at the root."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> set[str]:
@@ -49,46 +57,79 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_every_file_stands_in_the_package_s_map_and_every_line_of_the_map_is_a_file():
-    assert docstring().keys() == FILES.keys()
+def parts(path: Path) -> set[str]:
+    """The other parts of recsys that a file imports."""
+    names = {module.split(".")[1] for module in imports(path) if module.startswith("recsys.")}
+    return {name for name in names if name in FLOOR} - {part_of(path)}
 
 
-def test_every_file_stands_in_readme_s_tree_and_every_line_of_the_tree_is_a_file():
-    assert readme().keys() == FILES.keys()
+def test_every_part_has_its_floor():
+    assert {part_of(path) for path in FILES} - {"__init__"} == FLOOR.keys()
 
 
-def test_both_maps_have_one_order_and_mark_the_same_files():
-    def marks(found: dict[str, re.Match[str]]) -> list[tuple[str, bool]]:
-        return [(name, bool(line["ray"])) for name, line in found.items()]
-
-    assert marks(readme()) == marks(docstring())
-
-
-def test_a_folder_s_map_names_its_files():
-    folders = {name: paths for name, paths in FILES.items() if name.endswith("/")}
-    assert folders
-    for paths in folders.values():
-        (start,) = (path for path in paths if path.name == "__init__.py")
-        assert lines(ast.get_docstring(ast.parse(start.read_text(encoding="utf-8"))) or "").keys() == {path.name for path in paths} - {
-            "__init__.py"
-        }
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_import_leads_upwards(path: Path):
+    here = part_of(path)
+    if here == "__init__":
+        assert not parts(path)
+        return
+    upwards = {part for part in parts(path) if FLOOR[part] >= FLOOR[here]}
+    assert not upwards, f"{path.name} imports {upwards}, which stand on its own floor or above it"
+    foreign = parts(path) & NOT.get(here, set())
+    assert not foreign, f"{path.name} imports {foreign}, which are none of its business"
 
 
-def test_only_files_marked_r_import_ray_or_one_that_does():
-    marked = {name for name, line in docstring().items() if line["ray"]}
-    reaches = {f"recsys.{name.removesuffix('.py')}" for name in marked}
-    for name, paths in FILES.items():
-        seen = set().union(*map(imports, paths))
-        touches = {module for module in seen if module.split(".")[0] == "ray" or module in reaches}
-        assert bool(touches) == (name in marked), f"{name} imports {touches or 'no Ray'}"
+def test_no_import_goes_round_in_a_circle():
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES if path.name != "__init__.py"}
+    arrows = {name: imports(path) & modules.keys() - {name} for name, path in modules.items()}
+    while free := [name for name, others in arrows.items() if not others & arrows.keys()]:
+        for name in free:
+            del arrows[name]
+    assert not arrows, f"in circles or above one: {sorted(arrows)}"
 
 
-def test_no_file_reads_the_environment_but_runtime():
-    for name, path in ((name, path) for name, paths in FILES.items() for path in paths):
+def test_of_recsys_only_the_engine_imports_ray():
+    for path in FILES:
+        touches = {module for module in imports(path) if module.split(".")[0] == "ray"}
+        assert not touches or part_of(path) in RAY, f"{path}: imports {touches}"
+
+
+def test_recsys_imports_neither_jobs_nor_cluster_and_cluster_no_job_and_little_of_recsys():
+    for path in FILES:
+        assert not {module for module in imports(path) if module.split(".")[0] in ("jobs", "cluster", "tests")}, path
+    for path in (ROOT / "cluster").rglob("*.py"):
+        assert not {module for module in imports(path) if module.split(".")[0] in ("jobs", "tests")}, path
+        assert parts_below(path) <= {"config", "engine", "errors", "storage"}, path
+
+
+def parts_below(path: Path) -> set[str]:
+    return {module.split(".")[1] for module in imports(path) if module.startswith("recsys.")} & FLOOR.keys()
+
+
+def test_a_folder_says_what_comes_in_and_goes_out_and_names_its_files():
+    for face in PACKAGE.glob("*/__init__.py"):
+        if face.parent.name == "config":
+            continue  # its face names the sections of the settings file in their order
+        tree = ast.parse(face.read_text(encoding="utf-8"))
+        assert len(tree.body) == 1, f"{face}: a face holds a docstring and nothing else"
+        said = ast.get_docstring(tree) or ""
+        assert "In: " in said, face
+        assert "Out: " in said, face
+        assert set(re.findall(r"`(\w+)`", said)) == {path.stem for path in face.parent.glob("[a-z]*.py")}, face
+
+
+def test_files_are_short_enough_to_be_one_idea():
+    for folder in ("recsys", "jobs", "cluster"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
+
+
+def test_no_file_reads_the_environment_but_connect():
+    for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute | ast.Name) and name != "runtime.py":
+            if isinstance(node, ast.Attribute | ast.Name) and path.name != "connect.py":
                 word = node.attr if isinstance(node, ast.Attribute) else node.id
-                assert word not in ("environ", "environb", "getenv", "getenvb"), f"{name}:{node.lineno} reads the environment"
+                assert word not in ("environ", "environb", "getenv", "getenvb"), f"{path}:{node.lineno} reads the environment"
 
 
 def test_nobody_takes_names_that_ray_keeps_to_itself():
@@ -102,20 +143,20 @@ def test_nobody_takes_names_that_ray_keeps_to_itself():
     ("statement", "heavy"),
     [
         ("import recsys", {"ray", "tensorflow", "keras", "pandas", "pyarrow", "numpy", "pydantic"}),
-        ("import recsys.bundle, recsys.score", {"ray", "tensorflow", "keras", "torch"}),
-        ("import recsys.config, recsys.tables, recsys.errors", {"ray", "tensorflow", "keras", "pandas"}),
-        ("import recsys.pipeline", {"tensorflow", "keras"}),  # the driver of a night that needs no training
+        ("import recsys.ranking.bundle, recsys.ranking.scorer", {"ray", "tensorflow", "keras", "torch"}),
+        ("import recsys.config, recsys.schema, recsys.errors", {"ray", "tensorflow", "keras", "pandas"}),
+        ("import recsys.pipelines.score", {"tensorflow", "keras"}),  # the driver of a night that needs no training
     ],
 )
 def test_an_import_loads_nothing_heavier_than_it_needs(statement: str, heavy: set[str]):
     code = f"import sys; {statement}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert "recsys" in loaded
     assert heavy.isdisjoint(loaded), f"{statement} loads {heavy & set(loaded)}"
 
 
 def test_what_the_bench_holds_us_against_carries_nothing_of_ours():
-    code = "import runpy, sys; runpy.run_path('jobs/_bench_alternatives.py'); print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True).stdout.split()
+    code = "import runpy, sys; runpy.run_path('jobs/bench/alternatives.py'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert "pyarrow" in loaded
     assert {"recsys", "jobs", "ray", "tensorflow", "keras"}.isdisjoint(loaded)

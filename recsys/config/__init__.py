@@ -6,18 +6,17 @@ runs in. Here, in the order of the file:
     section.py    what all sections are
     shop.py       [shop], [features], [window], [signals], [candidates], [examples]
     pairs.py      [pairs], of the pairs door
-    fit.py        [model], [train], [calibration]
+    training.py   [model], [train], [calibration]
     search.py     [tune]
     rules.py      [[rules]]
-    night.py      [rank], [table], [gate], [champion], [report], [run]
+    publishing.py [rank], [table], [gate], [champion], [report], [run]
     settings.py   the whole files, and what must agree in them
-    read.py       a file -> settings, or the first mistake in one sentence
+    loading.py    a file -> settings, or the first mistake in one sentence
 """
 
-from recsys.config.fit import Calibration, Model, PairsTrain, Train
-from recsys.config.night import Champion, Gate, Rank, Report, Run, Table
+from recsys.config.loading import load, load_either, load_pairs
 from recsys.config.pairs import Column, Pairs, Scaling, Words
-from recsys.config.read import load, load_either, load_pairs
+from recsys.config.publishing import Champion, Gate, Rank, Report, Run, Table
 from recsys.config.rules import (
     AVAILABLE,
     REPEATS,
@@ -35,6 +34,7 @@ from recsys.config.search import ABSENT, SPACE, WHOLE, Range
 from recsys.config.section import Section
 from recsys.config.settings import PairsSettings, Settings
 from recsys.config.shop import Candidates, Columns, Examples, Features, Shop, Signals, Window
+from recsys.config.training import Calibration, Model, PairsTrain, Train
 
 __all__ = [
     "ABSENT",

@@ -20,16 +20,17 @@ Fill = Annotated[float | Literal["mean"], BeforeValidator(_fill)]  # one mistake
 
 
 class Scaling(Section):
-    """What is done to numbers before the model sees them, in this order; the figures come from the training rows."""
+    """What is done to numbers before the model sees them, in this order. Means and ranges come from the training rows."""
 
     divide: Annotated[float, Field(gt=0)] = 1.0
     """Divide by this, such as 255 for pixels."""
     log1p: bool = False
-    """Take log(1 + x); rows with a value below 0 are rejected, and counted."""
+    """Take log(1 + x). A row with a value below 0 is rejected, and counted."""
     scale: Literal["standard", "minmax", "none"] = "standard"
-    """standard: centred, by the standard deviation, cut at 8 of them. minmax: the training rows' range to 0..1. none: as it is."""
+    """standard: less the mean, by the standard deviation, cut at 8 of them. minmax: the training rows' range to 0..1. none: as it
+    is."""
     fill: Fill = "mean"
-    """What stands for a missing value: the training rows' mean, or this value of the column."""
+    """What stands for a missing value: the training rows' mean, or a number in the column's own unit."""
     indicator: bool = False
     """A further input: 1 where the value, or one of a list's, is missing, else 0."""
 
@@ -38,13 +39,13 @@ class Words(Section):
     """What is done to words before the model sees them."""
 
     max_vocabulary: Positive = 10_000
-    """Values kept, the most frequent first; the rest, and unseen ones, share code 0."""
+    """How many values of a column are kept, the most frequent first. The rest, and values never seen, share code 0."""
     max_values: Positive = 20
-    """Of a list column: the first so many of a row's values count."""
+    """Of a column of lists: so many of a row's values count, the first ones."""
 
 
 class Column(Section):
-    """One column's own rules; what is absent is as for all columns."""
+    """Rules of one column by its name; what is absent is as for all columns."""
 
     divide: Annotated[float, Field(gt=0)] | None = None
     """As pairs.scaling.divide."""
@@ -63,35 +64,37 @@ class Column(Section):
 
 
 class Pairs(Section):
-    """Feature rows: where they lie and what their columns are. Every column is named here, has its standard name, or is ignored."""
+    """Feature rows: where they lie and what their columns are. Every column is named here, has its standard name, or stands in ignore;
+    any other is refused, so that nothing becomes a feature by accident.
+    """
 
     path: str
-    """Rows to train on, and to score where `score` is absent: a Parquet or CSV file or a folder of them, path or URI."""
+    """Rows to train on, and to score where score is absent: a file or a folder of them, path or URI."""
     test: str | None = None
-    """Labelled rows that training never sees; `jobs.train` prints the metrics on them."""
+    """Labelled rows that training never sees; jobs.train prints the metrics on them."""
     score: str | None = None
-    """Rows to score; absent: those of `path`."""
+    """Rows to score. Absent: those of path."""
     users: str | None = None
-    """A Parquet table of user_id and features of users, joined to the rows by user_id."""
+    """A side table in Parquet: user_id and features of users, found by the rows' user_id. Saves writing them out on every row."""
     items: str | None = None
-    """A Parquet table of item_id and features of items, joined to the rows by item_id."""
+    """A side table in Parquet: item_id and features of items, found by the rows' item_id."""
     format: Literal["parquet", "csv", "original_csv"] = "parquet"
-    """original_csv: a CSV with a header whose last column is the label and all others are numeric features; it cannot be scored into
-    a table, as it has no ids."""
+    """How the rows are written. original_csv: a header, the label in the last column, all others numeric features; such rows cannot be
+    scored into a table, as they have no ids."""
     user_id: str = "user_id"
-    """Whose list the row may enter: an integer or a string."""
+    """Column of whose list the row may enter: an integer or a string."""
     item_id: str = "item_id"
-    """What the list may show: an integer or a string."""
+    """Column of what the list may show: an integer or a string."""
     label: str = "label"
-    """What is predicted, from 0 to 1; read in training only."""
+    """Column of what is predicted, from 0 to 1; read in training only."""
     weight: str = "weight"
-    """Weight of the row in training; optional, absent 1."""
+    """Column of the row's weight in training. Optional; without it every row weighs 1."""
     numeric: Names = ()
     """Columns of numbers, truth values, or lists of numbers of one length."""
     categorical: Names = ()
     """Columns of words: strings, integers or truth values."""
     multivalued: Names = ()
-    """Columns of lists of words; a row's embedding is the mean of its known values' embeddings."""
+    """Columns of lists of words. A row's embedding is the mean of its known values' embeddings."""
     ignore: Names = ()
     """Columns that are left unread."""
     scaling: Scaling = Scaling()
@@ -103,7 +106,7 @@ class Pairs(Section):
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training rows held out to choose the epochs: whole users where rows have a user_id, else single rows."""
     storage_options: dict[str, str] = Field(default_factory=dict)
-    """Options of the object store, such as region and endpoint; secrets come from the environment."""
+    """Options of the object store, such as region and endpoint. Secrets do not belong here: they come from the environment."""
 
     @property
     def named(self) -> tuple[str, ...]:

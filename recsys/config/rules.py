@@ -15,7 +15,7 @@ def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-# As `clean.text` writes columns of integers and truth values.
+# As `types.as_text` writes columns of integers and truth values.
 Values = Annotated[tuple[Annotated[str, BeforeValidator(_word)], ...], Strict(False), Field(min_length=1)]
 
 
@@ -26,16 +26,16 @@ def _one_of(section: Section, *names: str) -> None:
 
 
 class Audience(Section):
-    """The users that a rule is for: by a column of USERS, or by a list of their ids."""
+    """The users that a rule is for: audience = { column = …, values = […] }, or with other_than, or { ids = … }."""
 
     column: str | None = None
-    """Of USERS, taken as words; with `values` or `other_than`."""
+    """A column of users, taken as words; with values or other_than."""
     values: Values | None = None
     """Users whose column is one of these."""
     other_than: Values | None = None
-    """Users whose column is none of these; those without a value, and those who are not in USERS, are among them."""
+    """Users whose column is none of these. Users without a value, and those who are not in the table of users, are among them."""
     ids: str | None = None
-    """Parquet, path or URI, with a column user_id (by the shop's name for it): the users on the list."""
+    """A Parquet file or folder, path or URI, with a column user_id (by your name for it): the users on the list."""
 
     @model_validator(mode="after")
     def _one_form(self) -> "Audience":
@@ -51,9 +51,9 @@ class Rule(Section):
     """What all rules have."""
 
     name: Annotated[str, Field(min_length=1)]
-    """Of the rule, by which its drops are counted; every rule has its own."""
+    """The rule's own name, by which its drops are counted; no two rules share one."""
     audience: Audience | None = None
-    """Whom it is for; absent, all users."""
+    """Whom the rule is for, see below. Absent: all users."""
 
     def lists(self) -> dict[str, str]:
         """Where the rule's lists of ids lie: `items`, `pairs` or `users` (the audience's) -> path or URI."""
@@ -61,7 +61,7 @@ class Rule(Section):
 
 
 class BoughtRule(Rule):
-    """Not what the user bought lately. For "never what was bought before" there is rank.allow_repeats."""
+    """Not what the user bought lately. For "never what was bought before" there is rank.allow_repeats = false."""
 
     kind: Literal["bought"]
     days: Positive
@@ -73,11 +73,11 @@ class ColumnRule(Rule):
 
     kind: Literal["column"]
     column: str
-    """Of ITEMS, taken as words: strings, integers or truth values."""
+    """A column of items, taken as words: strings, integers or truth values."""
     only: Values | None = None
-    """Items with one of these values, and no others; an item without a value does not pass."""
+    """Items with one of these values, and no others. An item without a value does not pass. Set this or never."""
     never: Values | None = None
-    """Items with none of these values; an item without a value passes."""
+    """Items with none of these values. An item without a value passes."""
 
     @model_validator(mode="after")
     def _one_form(self) -> "ColumnRule":
@@ -90,11 +90,11 @@ class RangeRule(Rule):
 
     kind: Literal["range"]
     column: str
-    """Of ITEMS, a number such as the price; compared as float32."""
+    """A column of items that is a number, such as the price; compared as float32."""
     min: float | None = None
-    """The least that passes; absent, no bound."""
+    """The least that passes. Absent: no bound; set min, max or both."""
     max: float | None = None
-    """The greatest that passes; absent, no bound."""
+    """The greatest that passes. Absent: no bound."""
 
     @model_validator(mode="after")
     def _has_a_range(self) -> "RangeRule":
@@ -110,7 +110,8 @@ class ItemsRule(Rule):
 
     kind: Literal["items"]
     only: str | None = None
-    """Parquet, path or URI, with a column item_id (by the shop's name for it): these items, and no others."""
+    """A Parquet file or folder, path or URI, with a column item_id (by your name for it): these items, and no others. Set this or
+    never."""
     never: str | None = None
     """The same: none of these items."""
 
@@ -129,10 +130,10 @@ class PairsRule(Section):
     """Never what stands on a list of users and items: each row is an item that this user must not see."""
 
     name: Annotated[str, Field(min_length=1)]
-    """As of every rule."""
+    """The rule's own name, by which its drops are counted; no two rules share one."""
     kind: Literal["pairs"]
     never: str
-    """Parquet, path or URI, with columns user_id and item_id (by the shop's names for them)."""
+    """A Parquet file or folder, path or URI, with columns user_id and item_id (by your names for them)."""
 
     def lists(self) -> dict[str, str]:
         """As of every rule."""
@@ -143,12 +144,12 @@ class CapRule(Section):
     """At most n items of one value in a list, counted in list order; items without a value are not counted."""
 
     name: Annotated[str, Field(min_length=1)]
-    """As of every rule."""
+    """The rule's own name, by which its drops are counted; no two rules share one."""
     kind: Literal["cap"]
     column: str
-    """Of ITEMS, taken as words, such as category, brand or seller."""
+    """A column of items, taken as words, such as category, brand or seller."""
     at_most: Positive
-    """Items of each value in one list."""
+    """How many items of each value one list may hold."""
 
     def lists(self) -> dict[str, str]:
         """None."""
@@ -157,4 +158,4 @@ class CapRule(Section):
 
 AnyRule = BoughtRule | ColumnRule | RangeRule | ItemsRule | PairsRule | CapRule
 AVAILABLE, REPEATS = RULES_BUILT_IN = ("available", "repeats")  # names of rules that are no [[rules]]
-PROFILE_COLUMNS = ("user_id", "item", "ts", "quantity", "price", "wanted")  # of the profiles beside what users tell
+HISTORY_COLUMNS = ("user_id", "item", "ts", "quantity", "price", "wanted")  # of the histories beside what users tell

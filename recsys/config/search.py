@@ -9,14 +9,14 @@ from recsys.config.section import Section
 
 
 class Range(Section):
-    """Numbers that a search draws from, ends included."""
+    """A range that a search draws from, both ends included: { low = …, high = … }."""
 
     low: float
     """The smallest."""
     high: float
     """The largest."""
     log: bool = False
-    """Even over the logarithms instead of the numbers."""
+    """Draw evenly over the logarithms instead of the numbers."""
 
 
 ABSENT = "absent"  # a choice: the key is left out

@@ -4,23 +4,24 @@ from typing import Annotated
 
 from pydantic import Field, Strict, model_validator
 
-from recsys.config.fit import Calibration, Model, PairsTrain, Train
-from recsys.config.night import Champion, Gate, Rank, Report, Run, Table
 from recsys.config.pairs import Pairs
-from recsys.config.rules import PROFILE_COLUMNS, RULES_BUILT_IN, AnyRule, BoughtRule, CapRule, ColumnRule, RangeRule, Rule
+from recsys.config.publishing import Champion, Gate, Rank, Report, Run, Table
+from recsys.config.rules import HISTORY_COLUMNS, RULES_BUILT_IN, AnyRule, BoughtRule, CapRule, ColumnRule, RangeRule, Rule
 from recsys.config.search import SPACE, Space
 from recsys.config.section import Section
 from recsys.config.shop import Candidates, Examples, Features, Shop, Signals, Window
+from recsys.config.training import Calibration, Model, PairsTrain, Train
 
 
 class PairsSettings(Section):
-    """The whole file of the pairs door: feature rows in, a model or a table out."""
+    """Feature rows in, a model or a table out."""
 
     pairs: Pairs
     model: Model = Model()
     train: PairsTrain = PairsTrain()
     tune: Space = SPACE
-    """What `jobs.tune` searches: keys of [model] and [train] -> [choices], or {low, high, [log]}."""
+    """What `jobs.tune` searches: keys of [model] and [train], each with a list of choices, or a range. The choice "absent" leaves the
+    key out. Without a section [tune] it searches these:"""
     rank: Rank = Rank()
     table: Table = Table(path="var/pairs_recommendations")
     gate: Gate = Gate()
@@ -36,7 +37,7 @@ class PairsSettings(Section):
 
 
 class Settings(Section):
-    """The whole file of the shop door: events, items and users in, a model or a table out."""
+    """Events, items and users in, a model or a table out."""
 
     shop: Shop
     features: Features = Features()
@@ -47,11 +48,13 @@ class Settings(Section):
     model: Model = Model()
     train: Train = Train()
     tune: Space = SPACE
-    """What `jobs.tune` searches: keys of [model] and [train] -> [choices], or {low, high, [log]}."""
+    """What `jobs.tune` searches: keys of [model] and [train], each with a list of choices, or a range. The choice "absent" leaves the
+    key out. Without a section [tune] it searches these:"""
     calibration: Calibration = Calibration()
     rank: Rank = Rank()
     rules: Annotated[tuple[Annotated[AnyRule, Field(discriminator="kind")], ...], Strict(False)] = ()
-    """[[rules]]: what no list may hold, whatever the model says; each drop is counted under the first rule here that asks for it."""
+    """What no list may hold, whatever the model says. Write [[rules]] once for each; a drop is counted under the first rule that asks
+    for it. Every rule has a name and a kind, and the keys of its kind:"""
     table: Table = Table()
     gate: Gate = Gate()
     champion: Champion = Champion()
@@ -77,7 +80,7 @@ class Settings(Section):
             where, table = f"rules '{rule.name}'", "items" if of_items else "users"
             if getattr(self.shop, table) is None:
                 raise ValueError(f"{where} names column '{column}' but shop.{table} is absent; set shop.{table} or remove the rule")
-            taken = (columns.item_id, columns.available, "item_id", "available") if of_items else (columns.user_id, *PROFILE_COLUMNS)
+            taken = (columns.item_id, columns.available, "item_id", "available") if of_items else (columns.user_id, *HISTORY_COLUMNS)
             words = features.item_categorical if of_items else features.user_categorical
             numbers = features.item_numeric if of_items else features.user_numeric
             words += tuple(c for _, items, c, is_number in self.rule_columns() if items == of_items and not is_number)

@@ -8,125 +8,131 @@ from recsys.config.section import Names, Positive, Section
 
 
 class Columns(Section):
-    """Ours = theirs, only where they differ."""
+    """The shop's names of columns, where they differ from ours: ours = "theirs"."""
 
     user_id: str = "user_id"
-    """Whose event it is: an integer or a string."""
+    """Column of events and users: who it is, an integer or a string. Events and users must have one type."""
     item_id: str = "item_id"
-    """What it is about: an integer or a string."""
+    """Column of events and items: which item it is, an integer or a string. Events and items must have one type."""
     ts: str = "ts"
-    """When it happened: a timestamp, with a zone or in shop.timezone."""
+    """Column of events: when it happened. A timestamp, with a zone or, without one, in shop.timezone."""
     kind: str = "kind"
-    """What sort of event it is, such as view or purchase; optional."""
+    """Column of events: what sort of event it is, such as view or purchase. Optional."""
     quantity: str = "quantity"
-    """Units of the item; optional, absent 1."""
+    """Column of events: units of the item. Optional; without it every event is of 1."""
     price: str = "price"
-    """Paid for one unit; optional."""
+    """Column of events: what was paid for one unit, not for all of them. Optional."""
     available: str = "available"
-    """Whether an item may be recommended; optional, absent true."""
+    """Column of items: whether the item may be recommended, true or false. Optional; without it every item may."""
     name: str = "name"
-    """What a person calls an item; optional."""
+    """Column of items: what a person calls the item, for reasons and for the page of a night. Optional."""
 
 
 class Shop(Section):
     """Where the shop's tables lie and how to read them."""
 
     events: str
-    """A Parquet file or a folder of them, path or URI: user_id, item_id, ts, [kind], [quantity], [price]."""
+    """A Parquet file or a folder of them, path or URI, with columns user_id, item_id, ts and, if you have them, kind, quantity and
+    price."""
     items: str | None = None
-    """The catalog: item_id, [available], [name], and the columns that [features] and [[rules]] name. Without it: the items seen in
-    events."""
+    """The catalog, likewise: item_id and, if you have them, available, name, and the columns that [features] and [[rules]] name.
+    Absent: the items seen in events are the catalog."""
     users: str | None = None
-    """user_id and the columns that [features] and [[rules]] name."""
+    """What is known of users, likewise: user_id and the columns that [features] and [[rules]] name. Absent: nothing is."""
     timezone: str | None = None
-    """Of times without a zone, as an IANA name. Absent: such times are refused."""
+    """Zone of times that carry none, as an IANA name such as "Europe/Berlin". Absent: such times are refused."""
     label_kinds: Names | None = None
-    """Event kinds that count as wanted. Absent: all; a table without a kind column: all."""
+    """Kinds of events that count as wanted, such as ["purchase"]: these are what lists are to foretell. Absent, or where events have no
+    column kind: all."""
     columns: Columns = Columns()
     storage_options: dict[str, str] = Field(default_factory=dict)
-    """Options of the object store, such as region and endpoint; secrets come from the environment."""
+    """Options of the object store, such as region and endpoint. Secrets do not belong here: they come from the environment."""
 
 
 class Features(Section):
-    """Columns of items and users that describe them."""
+    """Columns of items and users that describe them, for the model and for sources that go by category."""
 
     item_categorical: Names = ()
-    """Columns of items taken as words, such as department and brand."""
+    """Columns of items that are words, such as department and brand."""
     item_numeric: Names = ()
-    """Columns of items taken as numbers."""
+    """Columns of items that are numbers."""
     user_categorical: Names = ()
-    """Columns of users taken as words, such as an age band."""
+    """Columns of users that are words, such as an age band. Users without history get what users with the same words bought."""
     user_numeric: Names = ()
-    """Columns of users taken as numbers."""
+    """Columns of users that are numbers."""
     max_vocabulary: Positive = 10_000
-    """Values kept for one categorical column, the most frequent first; the rest, and unseen ones, share code 0."""
+    """How many values of a categorical column are kept, the most frequent first. The rest, and values never seen, share code 0."""
     max_embedded: Annotated[int, Field(ge=0)] = 100
-    """Columns of at most so many values get an embedding in the model; one of many values would be learnt by heart. An item column
-    of any number of values shapes the category source and features, such as the user's share of purchases in it."""
+    """A categorical column with at most so many values gets an embedding in the model; one with more would be learnt by heart. An item
+    column with any number of values shapes the category source and features, such as the user's share of purchases in it."""
 
 
 class Window(Section):
-    """What is looked back on, and how far ahead a label looks; in days."""
+    """How far to look back, and how far ahead a label looks. All in days but cutoffs."""
 
     history_days: Positive = 365
-    """Events older than this are not looked at."""
+    """Events older than this, counted back from the date, are not looked at."""
     label_days: Positive = 28
-    """What a user buys within so many days of a date is what should have been recommended on it."""
+    """What a user buys within so many days after a date is what should have been on the list of that date. It is also what a score is
+    about: the chance of a purchase within so many days."""
     cutoffs: Annotated[int, Field(ge=2)] = 5
-    """Dates at which training examples are made, label_days apart; the newest is the validation window."""
+    """At how many dates training examples are made, label_days apart; the newest is the validation window. Dates with less than
+    label_days of history before them are left out."""
 
 
 class Signals(Section):
-    """What history says about items."""
+    """What history says about items: which go together, what is popular with whom. The defaults suit most shops."""
 
     max_users: Positive = 200_000
-    """Users whose histories fit the neighbours and factors: all of them, or that many chosen by hash."""
+    """How many users' histories the neighbours and factors are fitted on: all, or so many chosen by hash. It bounds the memory of the
+    one process that fits them."""
     ease_items: Annotated[int, Field(ge=0)] = 5_000
-    """The most bought items that EASE covers (its cost is quadratic); the rest get cosine neighbours. 0 turns EASE off."""
+    """How many of the most bought items the EASE model covers; its cost grows with the square. The other items get cosine neighbours. 0
+    turns EASE off."""
     ease_l2: Annotated[float, Field(gt=0)] = 500.0
-    """Ridge penalty, in users, of EASE and of the cosine neighbours' weights."""
+    """Ridge penalty, in users, of EASE and of the cosine neighbours' weights. More means that rare pairs count less."""
     neighbours: Positive = 200
-    """Neighbours kept of each item."""
+    """How many neighbours of each item are kept."""
     factors: Positive = 64
-    """Length of the ALS vectors of users and items."""
+    """Length of the vectors of users and items that ALS (matrix factorisation, Hu, Koren, Volinsky 2008) learns."""
     als_iterations: Positive = 15
     """Rounds of ALS."""
     als_l2: Annotated[float, Field(gt=0)] = 10.0
     """Regularisation of the ALS vectors."""
     als_alpha: Annotated[float, Field(gt=0)] = 2.0
-    """Weight of purchases in ALS."""
+    """Weight of purchases in ALS, against what was not bought."""
     group_users: Positive = 50
-    """Users who must have bought in the last 28 days before a group of users alike has a popularity of its own: fewer would show one
-    user what another bought."""
+    """A group of users with the same words must have so many buyers in the last 28 days to have a popularity of its own: fewer would
+    show one user what another bought."""
 
 
 class Candidates(Section):
-    """How many items each source may propose for one user."""
+    """How many items each source may propose for one user. 0 turns a source off. More candidates find more and take longer."""
 
     own: Annotated[int, Field(ge=0)] = 200
-    """Items that the user bought before. 0 turns a source off."""
+    """Source own: items that the user bought before."""
     popular: Positive = 100
-    """Items that everybody buys; never off, as it serves those without history."""
+    """Source popular: items that many users bought. It is never off, as it serves those without history."""
     neighbours: Annotated[int, Field(ge=0)] = 150
-    """Neighbours of what the user bought."""
+    """Source neighbours: items that go with what the user bought."""
     factors: Annotated[int, Field(ge=0)] = 150
-    """Items whose ALS vector is nearest to the user's."""
+    """Source factors: items whose ALS vector is nearest to the user's."""
     category: Annotated[int, Field(ge=0)] = 50
-    """Items popular in the user's categories."""
+    """Source category: items popular in the user's categories."""
     content: Annotated[int, Field(ge=0)] = 0
-    """Cold items in the user's categories, the newest first; needs features.item_categorical. Off where not asked for: what it adds to
-    lists, and takes from them, depends on how well the catalog tells new items from dead ones. 20 is a start."""
+    """Source content: cold items in the user's categories, the newest first; needs features.item_categorical. Off unless you ask for
+    it: what it adds to lists, and takes from them, depends on how well the catalog tells new items from dead ones. 20 is a start."""
     cold_buyers: Positive = 10
-    """An item with fewer buyers is cold: too few for sources that go by who bought it."""
+    """An item with fewer buyers than this is cold: too few for sources that go by who bought it."""
     unseen: Annotated[int, Field(ge=0)] = 1_000
-    """Of the available items that nobody bought within window.history_days, so many are candidates of `content`, chosen by hash, others
-    for each date: a catalog of millions does not grow the signals, and each item has its days. 0: only items with a buyer."""
+    """Of the available items that nobody bought within window.history_days, so many are candidates of content, chosen by hash, others
+    on each date: so a catalog of millions does not grow the work, and each item has its days. 0: only items with a buyer."""
     per_user: Positive = 500
-    """At most this many after merging, those ranked best by any source first."""
+    """At most so many candidates of a user after merging, those first that any source ranks best."""
 
 
 class Examples(Section):
-    """How labelled rows are sampled."""
+    """How labelled rows for training are sampled."""
 
     negatives: Positive = 5
-    """Negatives for one positive, drawn from the user's own candidates."""
+    """How many candidates that were not bought are kept for each one that was, drawn from the same user's candidates."""

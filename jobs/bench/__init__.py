@@ -1,0 +1,1 @@
+"""What the system costs, beside named alternatives: python -m jobs.bench."""

@@ -1,0 +1,112 @@
+"""[rank], [table], [gate], [champion], [report], [run]: the lists, what may be published, and how the work is cut up."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from recsys.config.section import Fraction, Positive, Section
+
+
+class Rank(Section):
+    """The list of one user."""
+
+    k: Positive = 10
+    """Items in a list."""
+    allow_repeats: bool = True
+    """Whether an item that the user bought before may be recommended. If not, that is the rule "repeats": nothing of the whole history
+    (window.history_days). For "not within so many days" there is the rule bought."""
+    candidates: str | None = None
+    """Your own candidates: a Parquet file or a folder of them, path or URI, with the columns user_id and item_id by your names for
+    them. Only these are ranked, and users without a row get no list. The model still learns from what the sources propose. Absent: what
+    the sources propose is ranked."""
+    diversity: Fraction = 0.0
+    """How much an item's likeness to those above it counts against its rank (maximal marginal relevance, Carbonell and Goldstein 1998).
+    0 is off; at 0.5 both count alike. Only in the shop's file."""
+
+
+class Table(Section):
+    """The published table."""
+
+    path: str = "var/recommendations"
+    """Folder or URI of the Delta table."""
+    keep_nights: Positive = 30
+    """How many nights the table keeps; older ones are removed, and their files with them."""
+
+
+class Gate(Section):
+    """What a night must look like to be published. Each limit belongs to a check, whose name comes first in its text; --override takes
+    that name.
+
+    Shares and changes are against the newest night before. A first night has only the absolute checks.
+    """
+
+    min_rows: Annotated[float, Field(ge=0)] = 0.8
+    """rows: at least this share of the night before's."""
+    min_users: Annotated[float, Field(ge=0)] = 0.9
+    """users: those with a list, at least this share of the night before's."""
+    max_growth: Annotated[float, Field(ge=1)] = 1.5
+    """rows and users: at most this share of the night before's. Twice the users may be the same people under two ids."""
+    max_short_rise: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """short_users: how much the share of users with fewer than k items may rise."""
+    min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """overlap: the least share of the night before's rows that is there again, over users of both nights. Where half the catalog is
+    gone, at most about half can be; an ordinary night of the demo shop keeps 0.9."""
+    min_items: Annotated[float, Field(ge=0)] = 0.6
+    """items: distinct recommended items, at least this share of the night before's."""
+    max_concentration_rise: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """concentration: how much the Gini index of rows over items may rise."""
+    max_drift: Annotated[float, Field(ge=0)] = 0.5
+    """drift: the largest population stability index of the scores. Two ordinary nights of the demo shop, each with a model of its own,
+    came to 0.08 to 0.28; a feature in another unit, on a small shop, to 0.6."""
+    max_source_change: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """source_change: the largest change of a source's share of the rows."""
+    min_source_kept: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """source_kept: the smallest part of its share that a source may keep, of sources with a hundredth of the rows or more."""
+    max_repeated_users: Annotated[int, Field(ge=0)] = 0
+    """repeated_users: how many lists there may be beyond a user's first."""
+    max_unknown_items: Annotated[int, Field(ge=0)] = 0
+    """unknown_items: how many rows may have an item that is not available in the catalog."""
+    max_ndcg_loss: Annotated[float, Field(ge=0)] = 0.01
+    """ndcg: how much worse the model may be than the champion. The upper 95% bound of its NDCG@10 less the champion's, on the last full
+    label window, must be at least minus this. Keep it at or above champion.margin, else a challenger could win and be stopped."""
+    max_users: Positive = 1_000_000
+    """How many users the gate looks at: repeated_users at all, or at about so many chosen by hash, overlap at 200,000 of them. It
+    bounds the driver's memory."""
+
+
+class Champion(Section):
+    """Which model scores a night of the shop door."""
+
+    path: str = "var/bundles"
+    """Folder of the bundles that met the champion, and of every decision. On a cluster a path that every node shares."""
+    margin: Annotated[float, Field(ge=0)] = 0.01
+    """A challenger wins where the lower 95% bound of its NDCG@10 less the champion's is above minus this."""
+
+
+class Report(Section):
+    """The page that tells of a night."""
+
+    path: str = "var/reports"
+    """Folder of the pages: of each published night AS_OF.html and its figures, AS_OF.json; of one that the gate stopped
+    AS_OF-stopped.html. On a cluster a path that every node shares."""
+
+
+class Run(Section):
+    """How the work is cut up. None of it changes a list but seed, and device in the last bits of a score."""
+
+    work: str = "var/work"
+    """Folder for what stages hand each other. On a cluster a path that every node shares."""
+    keep_work_days: Positive = 7
+    """After a night, folders of stages that no run used for so many days are removed, with the bundles in them. To keep a bundle, copy
+    it out: jobs.train --out."""
+    shards: Positive | None = None
+    """How many parts the users are cut into by hash; one part is a unit of work and of resuming. Absent: one for 200,000 events, at
+    least 16."""
+    shard_bytes: Positive = 128 * 2**20
+    """How many bytes of feature rows, decoded, are one unit of work: a second or two of scoring. Only with feature rows."""
+    actors: Positive | None = None
+    """How many actors score. Absent: one for each CPU of the cluster, or for each GPU where those score."""
+    device: Literal["cpu", "gpu"] | None = None
+    """What scores: ONNX Runtime on CPU, or Keras on GPU. Absent: the GPU where the cluster has one."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Every random choice derives from it."""

@@ -1,0 +1,217 @@
+"""The shop's inputs, opened and held against the settings: whatever is wrong with them is said here, before work starts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.config import Settings
+from recsys.data.inputs import Input, bounds, open_input
+from recsys.data.types import family, id_type, utc
+from recsys.errors import DataError
+from recsys.schema import histories_schema
+
+SHARD_EVENTS = 200_000  # of one shard, where the settings do not say: some 10 MB in memory
+
+
+@dataclass(frozen=True)
+class ShopInputs:
+    """The shop's inputs, opened and checked."""
+
+    settings: Settings
+    events: Input
+    items: Input | None
+    users: Input | None
+    user_id: pa.DataType
+    item_id: pa.DataType
+    first: date
+    """Of the first event, UTC."""
+    last: date
+    """Of the last event, UTC."""
+    lists: Mapping[str, Input]
+    """The rules' lists of ids by `list_name`."""
+    supplied: Input | None
+    """The shop's own candidates."""
+
+    @property
+    def shards(self) -> int:
+        """Parts that the users are hashed into."""
+        return self.settings.run.shards or max(16, math.ceil(self.events.rows / SHARD_EVENTS))
+
+    def user_fields(self) -> list[pa.Field]:
+        """Fields of the users' features, strings, then float32 numbers; and of what rules read beside them."""
+        features = self.settings.features
+        return self._fields(features.user_categorical, features.user_numeric, of_items=False)
+
+    def item_fields(self) -> list[pa.Field]:
+        """Fields of the items' features, strings, then float32 numbers; and of what rules read beside them."""
+        features = self.settings.features
+        return self._fields(features.item_categorical, features.item_numeric, of_items=True)
+
+    def _fields(self, words: Sequence[str], numbers: Sequence[str], *, of_items: bool) -> list[pa.Field]:
+        types = {name: pa.string() for name in words} | {name: pa.float32() for name in numbers}
+        for _, items, column, is_number in self.settings.rule_columns():
+            if items == of_items:
+                types.setdefault(column, pa.float32() if is_number else pa.string())
+        return [pa.field(name, dtype) for name, dtype in types.items()]
+
+    def schema(self) -> pa.Schema:
+        """The histories' schema."""
+        return histories_schema(self.user_id, self.user_fields())
+
+    def identity(self) -> list[str]:
+        """Digests of the three inputs; empty where one is absent."""
+        return [source.identity() if source else "" for source in (self.events, self.items, self.users)]
+
+    def list_identity(self) -> dict[str, str]:
+        """Digest of each of the rules' lists; no part of `identity`, as lists may change from night to night."""
+        return {name: source.identity() for name, source in self.lists.items()}
+
+
+def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
+    """The shop's inputs, with every column that the settings name found and of a usable type.
+
+    Only footers are read, and the times where footers lack statistics.
+
+    Raises:
+        DataError: an input is missing, empty or of wrong types; times without a zone and no shop.timezone; as_of outside the data.
+    """
+    shop, columns = settings.shop, settings.shop.columns
+    events = open_input("shop.events", shop.events, shop.storage_options)
+    user_id = _id(events, columns.user_id, "user_id")
+    item_id = _id(events, columns.item_id, "item_id")
+    _check_times(events, settings)
+    for setting in ("quantity", "price"):
+        _number(events, getattr(columns, setting), setting=f"shop.columns.{setting}", required=False)
+    if columns.kind in events.columns:
+        _text(events, columns.kind, setting="shop.columns.kind")
+    items = users = None
+    if shop.items is not None:
+        items = open_input("shop.items", shop.items, shop.storage_options)
+        _same_id(_id(items, columns.item_id, "item_id"), item_id, items, "item_id", events)
+        if columns.available in items.columns and not pa.types.is_boolean(items.columns[columns.available]):
+            raise DataError(
+                f"{items.location}: column '{columns.available}' must be bool, got {items.columns[columns.available]}. "
+                "Convert it, or set shop.columns.available."
+            )
+        for name in settings.features.item_categorical:
+            _text(items, name, setting="features.item_categorical")
+        for name in settings.features.item_numeric:
+            _number(items, name, setting="features.item_numeric", required=True)
+    if shop.users is not None:
+        users = open_input("shop.users", shop.users, shop.storage_options)
+        _same_id(_id(users, columns.user_id, "user_id"), user_id, users, "user_id", events)
+        for name in settings.features.user_categorical:
+            _text(users, name, setting="features.user_categorical")
+        for name in settings.features.user_numeric:
+            _number(users, name, setting="features.user_numeric", required=True)
+    supplied = None
+    if settings.rank.candidates is not None:
+        supplied = open_input("rank.candidates", settings.rank.candidates, shop.storage_options)
+        _same_id(_id(supplied, columns.user_id, "user_id"), user_id, supplied, columns.user_id, events)
+        _same_id(_id(supplied, columns.item_id, "item_id"), item_id, supplied, columns.item_id, events)
+    for rule, of_items, column, is_number in settings.rule_columns():
+        source = items if of_items else users
+        assert source is not None, "the settings refuse a rule on a table that is absent"
+        if is_number:
+            _number(source, column, setting=f"the rule '{rule.name}'", required=True)
+        else:
+            _text(source, column, setting=f"the rule '{rule.name}'")
+    lists: dict[str, Input] = {}
+    for number, rule in enumerate(settings.rules):
+        for what, location in rule.lists().items():
+            listed = open_input(f"the rule '{rule.name}'", location, shop.storage_options, may_be_empty=True)
+            if what != "users":
+                _same_id(_id(listed, columns.item_id, "item_id"), item_id, listed, columns.item_id, events)
+            if what != "items":
+                _same_id(_id(listed, columns.user_id, "user_id"), user_id, listed, columns.user_id, events)
+            lists[list_name(number, what)] = listed
+    first, last = _span(events, settings, as_of=as_of)
+    inputs = ShopInputs(settings, events, items, users, user_id, item_id, first, last, lists, supplied)
+    check_as_of(inputs, as_of)
+    return inputs
+
+
+def list_name(number: int, what: str) -> str:
+    """The name of one list: of the rule at that place in the settings, from 0, and `items`, `pairs` or `users`."""
+    return f"{number:03d}-{what}"
+
+
+def _id(source: Input, column: str, setting: str) -> pa.DataType:
+    dtype = source.require(column, setting=f"shop.columns.{setting}")
+    return id_type(dtype, where=source.location, column=column)
+
+
+def _same_id(dtype: pa.DataType, expected: pa.DataType, source: Input, column: str, events: Input) -> None:
+    if dtype != expected:
+        raise DataError(
+            f"{source.location}: column '{column}' must be {expected} as in {events.location}, got {dtype}. Convert one of them."
+        )
+
+
+def _number(source: Input, column: str, *, setting: str, required: bool) -> None:
+    if column not in source.columns and not required:
+        return
+    dtype = source.require(column, setting=setting)
+    if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_decimal(dtype) or pa.types.is_boolean(dtype)):
+        raise DataError(f"{source.location}: column '{column}' must be a number, got {dtype}. Convert it, or change {setting}.")
+
+
+def _text(source: Input, column: str, *, setting: str) -> None:
+    dtype = source.require(column, setting=setting)
+    value = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+    if not (family(value) == "string" or pa.types.is_integer(value) or pa.types.is_boolean(value)):
+        raise DataError(
+            f"{source.location}: column '{column}' must be a string, integer or bool to be a category, got {dtype}. "
+            f"Convert it, or change {setting}."
+        )
+
+
+def _check_times(events: Input, settings: Settings) -> None:
+    column = settings.shop.columns.ts
+    dtype = events.require(column, setting="shop.columns.ts")
+    if not (pa.types.is_timestamp(dtype) or pa.types.is_date(dtype)):
+        raise DataError(f"{events.location}: column '{column}' must be timestamp, got {dtype}. Set shop.columns.ts or convert it.")
+    if (pa.types.is_date(dtype) or dtype.tz is None) and settings.shop.timezone is None:
+        raise DataError(
+            f"{events.location}: column '{column}' has times without a zone ({dtype}). Set shop.timezone, for example to \"UTC\"."
+        )
+    if settings.shop.timezone is not None:
+        try:
+            pc.assume_timezone(pa.array([0], pa.timestamp("us")), settings.shop.timezone)
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"shop.timezone: '{settings.shop.timezone}' is no IANA time zone. Use a name such as \"Europe/Berlin\"."
+            ) from error
+
+
+def _span(events: Input, settings: Settings, *, as_of: date) -> tuple[date, date]:
+    """The days, UTC, of the first and the last event; one dated more than a year after as_of is a mistake and says nothing."""
+    column = settings.shop.columns.ts
+    dtype = events.columns[column]
+    limit = as_of + timedelta(days=366)
+    zone = None if pa.types.is_date(dtype) or dtype.tz is None else UTC
+    ends = bounds(events, column, below=limit if pa.types.is_date(dtype) else datetime.combine(limit, time(), zone))
+    if ends[0] is None:
+        raise DataError(f"{events.location}: column '{column}' holds no time before {limit}. Nothing can be learned from it.")
+    first, last = utc(pa.array(ends, dtype), settings.shop.timezone).to_pylist()
+    return first.date(), last.date()
+
+
+def check_as_of(inputs: ShopInputs, as_of: date) -> None:
+    """Refuse a date without label windows behind it, or so late that the last window would be empty."""
+    label_days = inputs.settings.window.label_days
+    span = f"the events span {inputs.first} to {inputs.last}"
+    if (as_of - inputs.last).days > label_days:
+        raise DataError(
+            f"--as-of {as_of}: more than window.label_days ({label_days}) after the last event; {span}. "
+            "Use an earlier date, or look why newer events are missing."
+        )
+    if (as_of - inputs.first).days < 3 * label_days:
+        raise DataError(
+            f"--as-of {as_of}: needs three label windows of {label_days} days before it (history, training, validation); {span}. "
+            "Use a later date, or a smaller window.label_days."
+        )

@@ -1,0 +1,71 @@
+"""One stage's folder: named by the digest of everything that goes into it, with one receipt per finished unit.
+
+Resuming, caching and "a second run does nothing" are this one mechanism. A unit is finished when its receipt exists; the receipt
+is written after the unit's outputs, by a rename, so a process killed at any moment leaves a finished unit or none.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recsys.storage import code_digest, digest, write_atomically, write_json
+
+Receipt = dict[str, Any]
+
+ABOUT = "stage.json"  # in a stage's folder: what its name is the digest of
+
+
+class Stage:
+    """One stage's folder and receipts.
+
+    Args:
+        root: folder of all stages, shared by every node.
+        name: the stage's name, the first part of the folder's.
+        inputs: everything the outputs depend on: digests of earlier stages, settings, dates.
+    """
+
+    def __init__(self, root: str | Path, name: str, inputs: Mapping[str, Any]) -> None:
+        self.name = name
+        self.digest = digest({"stage": name, "code": code_digest(), **inputs})
+        self.path = Path(root).absolute() / f"{name}-{self.digest}"
+        self.path.mkdir(parents=True, exist_ok=True)
+        about = self.path / ABOUT
+        if about.exists():
+            about.touch()  # used now: `prune` goes by it
+        else:
+            write_atomically(about, lambda file: write_json(file, {"stage": name, **inputs}))
+
+    def receipt(self, unit: str) -> Receipt | None:
+        """What the finished unit left; None where it is not finished."""
+        try:
+            return json.loads((self.path / "receipts" / f"{unit}.json").read_text())
+        except FileNotFoundError:
+            return None
+
+    def finish(self, unit: str, receipt: Receipt) -> Receipt:
+        """The receipt, stored: from here on the unit is finished. Its outputs must be in place."""
+        write_atomically(self.path / "receipts" / f"{unit}.json", lambda file: write_json(file, receipt))
+        return receipt
+
+    def forget(self, unit: str) -> None:
+        """The unit is neither finished nor begun any more, as when its outputs were removed."""
+        (self.path / "receipts" / f"{unit}.json").unlink(missing_ok=True)
+        (self.path / "attempts" / unit).unlink(missing_ok=True)
+
+    def attempt(self, unit: str) -> int:
+        """How often the unit was begun since it was last forgotten, this time included."""
+        path = self.path / "attempts" / unit
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as file:
+            file.write(b".")
+        return path.stat().st_size
+
+
+def prune(root: str | Path, *, before: float) -> list[str]:
+    """The names of the stage folders that no run used since `before`, seconds since 1970; they are removed."""
+    stale = sorted(about.parent for about in Path(root).glob(f"*/{ABOUT}") if about.stat().st_mtime < before)
+    for folder in stale:
+        shutil.rmtree(folder)
+    return [folder.name for folder in stale]

@@ -1,0 +1,156 @@
+"""A stage's units worked on by Ray Data, each leaving a receipt; only the unfinished ones.
+
+A stage runs as one Ray Data job: its unfinished units are the rows, an actor pool maps them to receipts. The units are made in the
+driver and the receipts come back to it, so no read or write task competes with the actors for CPUs, which on a small cluster would hang
+without an error.
+"""
+
+import json
+import pickle
+import time
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+
+from recsys.engine.connect import cpus, gpus
+from recsys.engine.progress import progress
+from recsys.engine.stage import Receipt, Stage
+from recsys.errors import ClusterError, RecsysError
+
+Task = Callable[[str, dict[str, Any]], Receipt]
+"""A unit's name and values -> its receipt."""
+ATTEMPTS = 4  # of one unit in one run; Ray Data tries without end, a hang for a unit that kills every worker
+
+
+def share(arrays: Mapping[str, np.ndarray]) -> Any:
+    """The arrays in Ray's object store: one copy a node, which all its actors read; an argument of `run_units`."""
+    return ray.put(dict(arrays))
+
+
+class _Worker:
+    """One actor: the stage's task, made once, called for one unit after the other.
+
+    Errors come back as values: raised, Ray Data loses their type or adds words of its own to their message.
+    """
+
+    def __init__(self, stage: Stage, make: Callable[..., Task], arguments: tuple[Any, ...]) -> None:
+        self.stage = stage
+        self.make = make
+        self.arguments = arguments
+        self.task: Task | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        ((name, values),) = zip(batch["name"], batch["unit"], strict=True)
+        return {"name": [str(name)], "error": [pickle.dumps(self.error(str(name), json.loads(values)))]}
+
+    def error(self, name: str, values: Mapping[str, Any]) -> RecsysError | None:
+        """Why the unit could not be finished; None where it was."""
+        if self.stage.attempt(name) > ATTEMPTS:
+            return ClusterError(
+                f"{self.stage.path}: unit {name} ended its worker {ATTEMPTS} times, as when memory runs out. "
+                "Give the nodes more memory, or cut smaller units: raise run.shards."
+            )
+        begun, started = time.time(), time.monotonic()
+        try:
+            if self.task is None:
+                self.task = self.make(*(ray.get(value) if isinstance(value, ray.ObjectRef) else value for value in self.arguments))
+            receipt = self.task(name, dict(values))
+            self.stage.finish(name, {**receipt, "begun": round(begun, 3), "seconds": round(time.monotonic() - started, 3)})
+        except RecsysError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 # the driver raises it
+            traceback.print_exc()
+            return ClusterError(
+                f"{self.stage.path}: unit {name} failed: {type(error).__name__}: {error}. "
+                "The traceback is in Ray's session folder; run the command again to resume."
+            )
+        return None
+
+
+def _here(worker: _Worker, units: Mapping[str, Mapping[str, Any]]) -> Generator[RecsysError | None]:
+    """Work on the units in this process; of each what `_Worker.error` says."""
+    for name, values in units.items():
+        yield worker.error(name, values)
+
+
+def _on_ray(
+    worker: _Worker, units: Mapping[str, Mapping[str, Any]], *, actors: int | None, device: str
+) -> Generator[RecsysError | None]:
+    """Work on the units as one Ray Data job; of each finished one what `_Worker.error` says, in any order."""
+    have, what = (gpus(), "GPUs") if device == "gpu" else (cpus(), "CPUs")
+    wanted = actors or max(have, 1)
+    if wanted > have:
+        raise ClusterError(f"{wanted} actors need {wanted} {what}, Ray has {have}. Lower run.actors, or add nodes.")
+    rows = [{"name": name, "unit": json.dumps(dict(values))} for name, values in units.items()]
+    from ray.data import ActorPoolStrategy, from_items
+
+    dataset = from_items(rows, override_num_blocks=len(units)).map_batches(
+        _Worker,
+        fn_constructor_args=(worker.stage, worker.make, worker.arguments),
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=1 if device == "gpu" else 0,
+        compute=ActorPoolStrategy(size=min(wanted, len(units))),
+    )
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            yield from map(pickle.loads, batch["error"])
+    except (RayError, RuntimeError) as error:
+        last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
+        raise ClusterError(
+            f"{worker.stage.path}: Ray gave up: {type(error).__name__}: {' '.join(last)} "
+            "Its logs are in its session folder; run the command again to resume."
+        ) from error
+
+
+def run_units(
+    stage: Stage,
+    units: Mapping[str, Mapping[str, Any]],
+    make: Callable[..., Task],
+    *arguments: Any,
+    unit: str,
+    label: str | None = None,
+    actors: int | None = None,
+    device: str = "cpu",
+    here: bool = False,
+) -> dict[str, Receipt]:
+    """The receipts of all units of a stage, in the order of `units`; only the unfinished ones are worked on.
+
+    Args:
+        units: name -> plain values that say what the unit is.
+        label: of the progress bar; absent, the stage's name.
+        unit: what people call several of them.
+        make: called once in every actor with `arguments`; what it returns turns a unit into a receipt. Object references among
+            the arguments are resolved to shared read-only values.
+        actors: how many work at once; absent, one a CPU, or one a GPU.
+        device: "gpu" gives every actor one.
+        here: work on the units in this process, one after the other: for what takes less time than an actor's start.
+
+    Raises:
+        ClusterError: more actors than the cluster has CPUs or GPUs, or Ray gave up on a unit.
+        RecsysError: whatever of ours a unit raised.
+    """
+    pending = {name: values for name, values in units.items() if stage.receipt(name) is None}
+    for name in pending:
+        stage.forget(name)  # and with it the attempts of earlier runs
+    if pending:
+        worker = _Worker(stage, make, arguments)
+        mistakes = _here(worker, pending) if here else _on_ray(worker, pending, actors=actors, device=device)
+        # closed here and now: a job that a mistake leaves behind must not outlive the Ray it runs on
+        with closing(mistakes), progress(label or stage.name, len(pending), unit=unit) as advance:
+            for mistake in mistakes:
+                if mistake is not None:
+                    raise mistake
+                advance(1)
+    receipts: dict[str, Receipt] = {}
+    for name in units:
+        receipt = stage.receipt(name)
+        if receipt is None:
+            raise ClusterError(f"{stage.path}: unit {name} left no receipt. Is run.work a folder that every node shares?")
+        receipts[name] = receipt
+    return receipts

@@ -1,0 +1,87 @@
+"""Training workers on Ray Train: a function called in each of them, all started again when one fails or the cluster changes."""
+
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+
+from recsys.errors import ClusterError
+
+RESIZE_SECONDS = 60.0  # between two looks whether an elastic fit may grow; growing costs a restart from the last checkpoint
+
+
+def launch(
+    work: Callable[[dict[str, Any]], Any],
+    job: dict[str, Any],
+    *,
+    folder: Path,
+    workers: int | tuple[int, int],
+    gpu: bool,
+    max_failures: int,
+) -> Any:
+    """What `work` returned in the first of the workers; it is called in each with `job`.
+
+    Args:
+        folder: shared by every node; Ray's own files lie in it while the workers run.
+        workers: how many, or the fewest and the most of them.
+        gpu: each worker gets one, beside its CPU.
+        max_failures: how often all are started again after one failed.
+
+    Raises:
+        ClusterError: the workers failed more often than that.
+    """
+    from ray.train.tensorflow import TensorflowTrainer  # imports TensorFlow
+
+    api: Any = ray.train  # to a type checker each of its names is the old class or the new one
+    attempt = f"ray-{uuid.uuid4().hex}"  # a name of its own: Ray would take up what it finds under an old one
+    trainer = TensorflowTrainer(
+        work,
+        train_loop_config=job,
+        scaling_config=api.ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpu else {}),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        run_config=api.RunConfig(name=attempt, storage_path=str(folder), failure_config=api.FailureConfig(max_failures=max_failures)),
+    )
+    try:
+        result: Any = trainer.fit()  # of Train V2, which the type checker does not see
+    except ray.train.TrainingFailedError as error:
+        raise ClusterError(
+            f"{folder}: training failed and was retried {max_failures} times: {_cause(str(error))} The last checkpoint stands; "
+            "mend the cause and run the same command again, or raise train.max_failures."
+        ) from error
+    finally:
+        shutil.rmtree(folder / attempt, ignore_errors=True)
+    return result.return_value
+
+
+def this_worker() -> tuple[int, int]:
+    """Inside `work`: the worker's rank, from 0, and how many there are."""
+    context = ray.train.get_context()
+    return context.get_world_rank(), context.get_world_size()
+
+
+def _cause(text: str) -> str:
+    """The last line of a failed run's text, which says why."""
+    return text.strip().splitlines()[-1].strip()
+
+
+def check_room(workers: int, *, gpu: bool) -> None:
+    """Refuse what Ray would wait for without end. The controller of Train asks for no CPU.
+
+    Raises:
+        ClusterError: the cluster has fewer CPUs, or GPUs, than workers.
+    """
+    there = ray.cluster_resources()
+    for resource in ("CPU", "GPU") if gpu else ("CPU",):
+        if there.get(resource, 0) < workers:
+            raise ClusterError(
+                f"training: {workers} workers on {'gpu' if gpu else 'cpu'} need {workers} {resource}s, the cluster has "
+                f"{there.get(resource, 0):g}. Lower train.workers or add nodes."
+            )

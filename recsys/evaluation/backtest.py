@@ -1,0 +1,237 @@
+"""A time-split backtest: lists as of a date beside simple baselines, compared with what users bought after it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recsys import metrics
+from recsys.data.histories import Histories
+from recsys.evaluation import bootstrap
+from recsys.hashing import stable_hash
+from recsys.ranking.recommend import ScoredUsers, cut_batch
+from recsys.ranking.top_k import cut_lists, item_lists
+from recsys.retrieval.candidates import Candidates, top_scores
+from recsys.retrieval.rules import RuledUsers
+from recsys.retrieval.signals import POPULARITY_DAYS
+from recsys.retrieval.sources import Factors, Group, Neighbours
+from recsys.schema import USER_ID
+
+K = 20  # ranked for evaluation, whatever the published k is
+KS = (10, 20)
+OURS = "mlp"
+MODELS = (OURS, "popular", "popular_28d", "popular_7d", "own", "own_then_popular", "neighbours", "factors")
+SLICES = ("all", "new")  # all items; items that the user had not bought before the date
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a batch of users bought in the horizon, as sorted item codes by user."""
+
+    offsets: np.ndarray
+    items: np.ndarray
+
+    @property
+    def count(self) -> np.ndarray:
+        """int64 (U): relevant items."""
+        return np.diff(self.offsets)
+
+
+def truth(histories: Histories, *, start: int, end: int, new: bool) -> Truth:
+    """The distinct items wanted in [start, end), without those wanted before where `new`."""
+    catalog = int(histories.item.max(initial=0)) + 1
+    relevant = _pairs(histories, start, end, catalog)
+    if new:
+        relevant = np.setdiff1d(relevant, _pairs(histories, np.iinfo(np.int64).min, start, catalog), assume_unique=True)
+    user, item = np.divmod(relevant, catalog)
+    return Truth(np.searchsorted(user, np.arange(len(histories) + 1)), item.astype(np.int32))
+
+
+def _pairs(histories: Histories, start: int, end: int, catalog: int) -> np.ndarray:
+    """int64: user row x catalog + item code of every distinct pair wanted in [start, end), ascending."""
+    events = histories.between(start, end)
+    return np.unique(events.user_row[events.wanted].astype(np.int64) * catalog + events.item[events.wanted])
+
+
+Sums = Mapping[str, np.ndarray]  # by name, each (1 + RESAMPLES): over the users as they are, then over those of each resample
+
+
+def evaluate(batch: ScoredUsers, *, start: int, end: int, factors: Factors, seed: int, diversity: float = 0.0) -> dict[str, np.ndarray]:
+    """Sums over the batch's users that `summary` turns into means and intervals.
+
+    Users count who bought within the history before `start`, have a relevant item in [start, end), and, where candidates are given,
+    have one of these; the baselines then rank these alone.
+
+    Args:
+        factors: the source whose scores alone are the `factors` baseline.
+        seed: of the resamples.
+        diversity: of the model's lists, as rank.diversity; the rules hold for all lists, the baselines' too.
+
+    Returns:
+        Of each slice, "all" and "new": "slice users", then "slice model metric@k"; also "recall source", "recall union" and
+        "candidates" over the users of "all". Each float64 (1 + RESAMPLES).
+    """
+    users, candidates = batch.users, batch.candidates
+    sums: dict[str, np.ndarray] = {}
+    weights = bootstrap.draws(stable_hash(users.history.users.column(USER_ID).to_numpy()), seed=seed)
+    scores = dict(_scores(users, factors))
+    seen = _seen(batch.histories, users, start)
+    for name in SLICES:
+        new = name == "new"
+        actual = truth(batch.histories, start=start, end=end, new=new)
+        counted = batch.modelled & (actual.count > 0)
+        if users.supplied is not None:
+            counted &= np.bincount(users.supplied.user_row, minlength=len(users)) > 0
+        values = {f"{name} users": np.ones(int(counted.sum()))}
+        for model in MODELS:
+            if model == OURS:
+                kept = ~np.isin(_keys(candidates, users), seen) if new else np.ones(len(candidates), bool)
+                mine = candidates.keep(kept)
+                ranked, _ = cut_batch(batch, mine, batch.raw[kept], k=K, diversity=diversity)
+                lists = item_lists(ranked, mine, users.signals.items, users=len(users), k=K)
+            else:
+                lists = _lists(scores[model], users, seen if new else None)
+            hits = metrics.hits(lists[counted], *_of(actual, counted))
+            for metric, function in metrics.RANKING.items():
+                for k in KS:
+                    values[f"{name} {model} {metric}@{k}"] = function(hits, actual.count[counted], k)
+        if not new:
+            values |= _recall(candidates, users, actual, counted)
+        total = bootstrap.sums(np.stack(list(values.values()), axis=1), weights[:, counted])
+        sums |= dict(zip(values, total.T.copy(), strict=True))
+    return sums
+
+
+def _of(actual: Truth, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and items of the counted users alone."""
+    kept = np.repeat(counted, actual.count)
+    return np.concatenate([[0], np.cumsum(actual.count[counted])]), actual.items[kept]
+
+
+def _seen(histories: Histories, users: RuledUsers, start: int) -> np.ndarray:
+    """int64: user row x J + active position of what the users wanted at any time before the date."""
+    before = histories.between(np.iinfo(np.int64).min, start)
+    position = users.signals.position[before.item[before.wanted]]
+    row = before.user_row[before.wanted].astype(np.int64)
+    return np.unique((row * len(users.signals.items) + position)[position >= 0])
+
+
+def _keys(candidates: Candidates, users: RuledUsers) -> np.ndarray:
+    return candidates.user_row * len(users.signals.items) + candidates.item
+
+
+def _scores(users: RuledUsers, factors: Factors) -> Iterator[tuple[str, np.ndarray]]:
+    """Each baseline's float32 (U, J) or (1, J) scores; -inf where it does not list the item."""
+    buyers = users.signals.buyers  # popular is what many users bought, however often each
+    windows = dict(zip(POPULARITY_DAYS, buyers, strict=False))
+    with np.errstate(divide="ignore"):
+        yield "popular", np.log(buyers[-1])[None, :]
+        yield "popular_28d", np.log(windows[28])[None, :]
+        yield "popular_7d", np.log(windows[7])[None, :]
+    # Days on which the user bought the item; of equals the one bought last.
+    own = np.full((len(users), len(users.signals.items)), -np.inf, np.float32)
+    own.ravel()[users.own_key] = (users.own.count + 1.0 / (2.0 + users.own.last))[:-1]
+    yield "own", own
+    yield "own_then_popular", np.where(np.isfinite(own), own, np.where(buyers[-1] > 0, windows[28] / (buyers.max() + 1) - 1, -np.inf))
+    yield "neighbours", Neighbours().scores(users)
+    yield "factors", factors.scores(users)
+
+
+def _lists(scores: np.ndarray, users: RuledUsers, seen: np.ndarray | None) -> np.ndarray:
+    """int32 (U, K) item codes of the best items that the rules let through, without those seen, -1 beyond a list's end."""
+    items = len(users.signals.items)
+    scores = np.where(users.barred > 0, -np.inf, np.broadcast_to(scores, (len(users), items)))
+    if users.supplied is not None:
+        others = np.ones(scores.shape, bool)
+        others[users.supplied.user_row, users.signals.position[users.supplied.item]] = False
+        scores[others] = -np.inf
+    if seen is not None:
+        scores.ravel()[seen] = -np.inf
+    codes, caps = users.signals.items, users.rules.caps
+    limit = K
+    while True:  # caps may pass over what a longer list makes up for
+        row, column, rank = top_scores(scores, limit)
+        ranked, _ = cut_lists(row, column, -rank.astype(np.float32), k=K, caps=caps, codes=codes)
+        full = np.bincount(row[ranked.row], minlength=len(users)) == K
+        if not caps or limit >= items or (full | (np.bincount(row, minlength=len(users)) < limit)).all():
+            break
+        limit *= 4
+    lists = np.full((len(users), K), -1, np.int32)
+    lists[row[ranked.row], ranked.rank - 1] = codes[column[ranked.row]]
+    return lists
+
+
+def _recall(candidates: Candidates, users: RuledUsers, actual: Truth, counted: np.ndarray) -> dict[str, np.ndarray]:
+    """Of each counted user the share of relevant items that each source proposed, and the number of candidates."""
+    catalog = len(users.signals.position)
+    relevant = np.repeat(np.arange(len(users)), actual.count) * catalog + actual.items
+    hit = np.isin(candidates.user_row * catalog + users.signals.items[candidates.item], relevant)
+
+    def recall(mask: np.ndarray) -> np.ndarray:
+        found = np.bincount(candidates.user_row[mask], minlength=len(users))
+        return found[counted] / actual.count[counted]
+
+    values = {
+        f"recall {name}": recall(hit & (candidates.rank[:, number] > 0))
+        for number, name in enumerate(candidates.names)
+        if name != Group.name  # of users without history, who do not count
+    }
+    values["recall union"] = recall(hit)
+    values["candidates"] = np.bincount(candidates.user_row, minlength=len(users))[counted].astype(np.float64)
+    return values
+
+
+def add(sums: Iterable[Sums]) -> dict[str, np.ndarray]:
+    """The sums of several batches or shards as one; those of none have no names."""
+    total: dict[str, np.ndarray] = {}
+    for one in sums:
+        for key, value in one.items():
+            total[key] = total[key] + value if key in total else value
+    return total
+
+
+def summary(sums: Sums) -> dict[str, Any]:
+    """Means over users, in the shape that `jobs.backtest --out` writes; null where no user counts.
+
+    Returns:
+        `users`: slice -> users that count. `models`: model -> slice -> metric@k -> mean; `intervals`: the same with [low, high], 95% by
+        the bootstrap over users. `differences`: each model but ours -> slice -> metric@k -> `mean`, ours minus the model's, user by
+        user, and its `interval`. `candidates`: `recall` by source and of their union, and candidates `per_user`.
+    """
+    nobody = np.zeros(1 + bootstrap.RESAMPLES)
+    users = {name: sums.get(f"{name} users", nobody) for name in SLICES}
+
+    def mean(name: str, total: np.ndarray) -> float | None:
+        return float(total[0] / users[name][0]) if users[name][0] else None
+
+    def total(model: str, name: str, metric: str) -> np.ndarray:
+        return sums.get(f"{name} {model} {metric}", nobody)
+
+    def each(models: Iterable[str], figure: Callable[[str, str, str], Any]) -> dict[str, Any]:
+        metrics_at = [f"{metric}@{k}" for k in KS for metric in metrics.RANKING]
+        return {model: {name: {at: figure(model, name, at) for at in metrics_at} for name in SLICES} for model in models}
+
+    def difference(model: str, name: str, metric: str) -> dict[str, Any]:
+        ours = total(OURS, name, metric) - total(model, name, metric)
+        return {"mean": mean(name, ours), "interval": bootstrap.interval(ours, users[name])}
+
+    return {
+        "users": {name: int(users[name][0]) for name in SLICES},
+        "models": each(MODELS, lambda model, name, metric: mean(name, total(model, name, metric))),
+        "intervals": each(MODELS, lambda model, name, metric: bootstrap.interval(total(model, name, metric), users[name])),
+        "differences": each(MODELS[1:], difference),
+        "candidates": {
+            "recall": {key.removeprefix("recall "): mean("all", value) for key, value in sums.items() if key.startswith("recall ")},
+            "per_user": mean("all", sums.get("candidates", nobody)),
+        },
+    }
+
+
+def paired(ours: Sums, other: Sums) -> dict[str, Any]:
+    """NDCG@10 over all items of one bundle's sums less another's, of the same users and seed: `mean`, `interval` and `users`."""
+    nobody = np.zeros(1 + bootstrap.RESAMPLES)
+    key, users = f"all {OURS} ndcg@10", ours.get("all users", nobody)
+    difference = ours.get(key, nobody) - other.get(key, nobody)
+    mean = float(difference[0] / users[0]) if users[0] else None
+    return {"mean": mean, "interval": bootstrap.interval(difference, users), "users": int(users[0])}

@@ -1,0 +1,264 @@
+"""Candidate rows -> model inputs; training and scoring both call `candidate_features`, so they cannot differ."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recsys import config
+from recsys.data.catalog import Catalog, encode
+from recsys.data.histories import Histories
+from recsys.features.spec import ModelInputs
+from recsys.retrieval.candidates import NOT_FEATURES, Candidates, propose, user_batches
+from recsys.retrieval.rules import RuledUsers, Rules
+from recsys.retrieval.signals import MONTH, POPULARITY_DAYS, Signals
+from recsys.retrieval.sources import Source, sources
+from recsys.retrieval.supplied import Supplied
+from recsys.retrieval.users import UserBatch, group_days
+from recsys.schema import DAY_US
+
+RECENT_DAYS = 28.0
+
+
+class Featurizer:
+    """Histories -> candidates and their model inputs as of the signals' cutoff; the one road of examples, scoring and backtest.
+
+    Args:
+        vocabularies: of every categorical column, as in the bundle's spec.
+        lists: as of `Rules`; absent, as in training.
+    """
+
+    def __init__(
+        self,
+        settings: config.Settings,
+        catalog: Catalog,
+        signals: Signals,
+        vocabularies: Mapping[str, tuple[str, ...]],
+        lists: Path | None = None,
+    ) -> None:
+        self.settings = settings
+        self.catalog = catalog
+        self.signals = signals
+        self.vocabularies = vocabularies
+        self.rules = Rules(settings, catalog, lists)
+        self.sources: list[tuple[Source, int]] = sources(settings)
+        self.categories = {
+            name: encode(catalog.table.column(name), vocabularies[name])[signals.items] for name in settings.features.item_categorical
+        }
+
+    def users(self, histories: Histories, supplied: Supplied | None = None) -> RuledUsers:
+        """The users as of the cutoff: whatever is later in their histories is cut off here and nowhere else."""
+        history = histories.between(int(self.signals.start), int(self.signals.cutoff))
+        return RuledUsers(history, self.signals, self.catalog, self.categories, self.settings.signals, supplied, rules=self.rules)
+
+    def __call__(
+        self, histories: Histories, supplied: Supplied | None = None
+    ) -> Iterator[tuple[Histories, RuledUsers, Candidates, ModelInputs]]:
+        """Batch by batch: whole histories of its users, the users as of the cutoff, their candidates and inputs.
+
+        Args:
+            supplied: the only candidates of the histories' users; absent, the sources propose them.
+        """
+        for start, stop in user_batches(len(histories), len(self.signals.items)):
+            batch = histories.select(start, stop)
+            users = self.users(batch, supplied.select(start, stop) if supplied is not None else None)
+            candidates = propose(users, self.sources, per_user=self.settings.candidates.per_user)
+            inputs = candidate_features(candidates, users, features=self.settings.features, vocabularies=self.vocabularies)
+            yield batch, users, candidates, inputs
+
+
+def embedded(features: config.Features, vocabularies: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The categorical columns whose words the model gets as such: those of few words, item columns first."""
+    columns = features.item_categorical + features.user_categorical
+    return tuple(name for name in columns if len(vocabularies[name]) <= features.max_embedded)
+
+
+def candidate_features(
+    candidates: Candidates, users: UserBatch, *, features: config.Features, vocabularies: Mapping[str, tuple[str, ...]]
+) -> ModelInputs:
+    """The features of every candidate row, from what was known before the signals' cutoff.
+
+    Shares are counts divided by the total of their window, so that they mean the same as of any date.
+    """
+    active = _activity(users)
+    columns = _of_items(candidates, users)
+    columns |= _of_sources(candidates, users)
+    columns |= _of_users(candidates, users, active)
+    columns |= _of_own_purchases(candidates, users, active)
+    columns |= _of_categories(candidates, users, active)
+
+    row, item = candidates.user_row, candidates.item
+    table = users.catalog.table
+    for name in features.item_numeric:
+        columns[name] = table.column(name).to_numpy()[users.signals.items][item]
+    for name in features.user_numeric:
+        columns[name] = users.history.users.column(name).to_numpy()[row]
+
+    dense = np.empty((len(columns), len(row)), np.float32)
+    for place_in_row, values in enumerate(columns.values()):
+        dense[place_in_row] = values
+    dense[~np.isfinite(dense)] = np.nan
+    codes_of = []
+    for name in embedded(features, vocabularies):
+        if name in users.categories:
+            codes_of.append(users.categories[name][item])
+        else:
+            codes_of.append(encode(users.history.users.column(name), vocabularies[name])[row])
+    codes = np.stack(codes_of, axis=1).astype(np.int32) if codes_of else np.empty((len(row), 0), np.int32)
+    return ModelInputs(np.ascontiguousarray(dense.T), codes, names=tuple(columns))
+
+
+@dataclass(frozen=True)
+class _Activity:
+    """What each user of a batch did in all: float64 (U) purchases, visits, and the mean log price."""
+
+    purchases: np.ndarray
+    visits: np.ndarray
+    """Days with a purchase."""
+    log_price: np.ndarray
+
+
+def _activity(users: UserBatch) -> _Activity:
+    buyer, bought, days = users.purchases
+    purchases = np.bincount(buyer, minlength=len(users)).astype(np.float64)
+    visits = np.bincount(np.unique(buyer * DAY_US + days) // DAY_US, minlength=len(users))  # distinct (user, day)
+    return _Activity(purchases, visits, _mean(_log_price(users)[bought], buyer, len(users)))
+
+
+def _log_price(users: UserBatch) -> np.ndarray:
+    return np.log(users.signals.price + 0.01)
+
+
+def _of_items(candidates: Candidates, users: UserBatch) -> dict[str, np.ndarray]:
+    """The item: how popular, how old, how often bought again, at what price."""
+    signals, item, cutoff = users.signals, candidates.item, int(users.signals.cutoff)
+    columns: dict[str, np.ndarray] = {}
+    names = [f"popularity_{days}d" for days in POPULARITY_DAYS] + ["popularity_all"]
+    logs = np.log(signals.popularity + 1e-7)
+    for name, values in zip(names, logs, strict=True):
+        columns[name] = values[item]
+    for name, shorter, longer in zip(names, logs, logs[1:], strict=False):
+        columns[f"{name}_trend"] = (shorter - longer)[item]
+    known = signals.buyers[-1] > 0
+    columns["item_age"] = np.where(known, np.log1p((cutoff - signals.first_ts) / DAY_US), np.nan)[item]
+    columns["item_rest"] = np.where(known, np.log1p((cutoff - signals.last_ts) / DAY_US), np.nan)[item]
+    columns["item_buyers"] = np.log1p(signals.buyers[-1])[item]
+    columns["item_repeat_rate"] = signals.repeat_rate[item]
+    columns["item_repeat_days"] = np.log1p(signals.repeat_days)[item]
+    columns["item_price"] = _log_price(users)[item]
+    return columns
+
+
+def _of_sources(candidates: Candidates, users: UserBatch) -> dict[str, np.ndarray]:
+    """The sources: score, its place among the user's candidates, and whether the source proposed the item."""
+    row = candidates.user_row
+    columns: dict[str, np.ndarray] = {}
+    described = [number for number, name in enumerate(candidates.names) if name not in NOT_FEATURES]
+    for number in described:
+        source = candidates.names[number]
+        score = candidates.score[:, number]
+        if source != "popular":
+            columns[f"{source}_score"] = score
+            columns[f"{source}_z"] = _standardised(score, row, len(users))
+        columns[f"{source}_place"] = _log_place(score, row, len(users))
+        columns[f"{source}_proposed"] = candidates.rank[:, number] > 0
+    columns["sources"] = (candidates.rank[:, described] > 0).sum(axis=1)
+    return columns
+
+
+def _of_users(candidates: Candidates, users: UserBatch, active: _Activity) -> dict[str, np.ndarray]:
+    """The user: how active, how long, how often the same again, at what prices."""
+    buyer, _, days = users.purchases
+    count, visits = active.purchases, active.visits
+    recent = np.bincount(buyer[days < RECENT_DAYS], minlength=len(users))
+    whole = group_days(buyer, days)
+    place, known = whole.find(np.arange(len(users)))
+    distinct = np.bincount(users.own_key // len(users.signals.items), minlength=len(users))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        per_user = {
+            "user_purchases": np.log1p(count),
+            "user_purchases_recent": np.log1p(recent),
+            "user_items": np.log1p(distinct),
+            "user_visits": np.log1p(visits),
+            "user_basket": np.log1p(count / visits),
+            "user_repeats": 1.0 - distinct / count,
+            "user_rest": np.where(known, np.log1p(whole.last[place]), np.nan),
+            "user_age": np.where(known, np.log1p(whole.first[place]), np.nan),
+            "user_price": active.log_price,
+        }
+    columns = {name: values[candidates.user_row] for name, values in per_user.items()}
+    columns["price_against_usual"] = _log_price(users)[candidates.item] - active.log_price[candidates.user_row]
+    return columns
+
+
+def _of_own_purchases(candidates: Candidates, users: UserBatch, active: _Activity) -> dict[str, np.ndarray]:
+    """The user and the item: bought how often, when last, and when again."""
+    own, row, item = users.own, candidates.user_row, candidates.item
+    columns: dict[str, np.ndarray] = {}
+    place, known = own.find(row * len(users.signals.items) + item)
+    times, last, first = own.count[place], own.last[place], own.first[place]
+    interval = np.where(times > 1, (first - last) / np.maximum(times - 1, 1), np.nan)
+    usual = np.where(np.isfinite(interval), interval, users.signals.repeat_days[item])
+    columns["own_count"] = np.where(known, np.log1p(times), 0.0)
+    columns["own_recent"] = np.where(known, np.log1p(own.recent[place]), 0.0)
+    columns["own_share"] = np.where(known, times / np.maximum(active.purchases, 1)[row], 0.0)
+    columns["own_per_visit"] = np.where(known, times / np.maximum(active.visits, 1)[row], 0.0)
+    columns["own_decayed"] = np.where(known, np.log1p(own.decayed[place]), 0.0)
+    columns["own_last"] = np.where(known, np.log1p(last), np.nan)
+    columns["own_first"] = np.where(known, np.log1p(first), np.nan)
+    columns["own_interval"] = np.where(known, np.log1p(interval), np.nan)
+    columns["own_due"] = np.where(known, np.log((last + 1.0) / (usual + 1.0)), np.nan)
+    columns["own_known"] = known
+    return columns
+
+
+def _of_categories(candidates: Candidates, users: UserBatch, active: _Activity) -> dict[str, np.ndarray]:
+    """The user and the item's categories: the user's taste for them, and the item's standing in them."""
+    row, item, (buyer, bought, days) = candidates.user_row, candidates.item, users.purchases
+    log_price, count = _log_price(users), np.maximum(active.purchases, 1)
+    columns: dict[str, np.ndarray] = {}
+    window = users.signals.popularity[MONTH].astype(np.float64)
+    for name, codes in users.categories.items():
+        size = int(codes.max(initial=0)) + 1
+        grouped = group_days(buyer * size + codes[bought], days)
+        place, known = grouped.find(row * size + codes[item])
+        known &= codes[item] > 0
+        of_category = np.bincount(codes, weights=window, minlength=size)
+        columns[f"{name}_share"] = np.where(known, grouped.count[place] / count[row], 0.0)
+        columns[f"{name}_count"] = np.where(known, np.log1p(grouped.count[place]), 0.0)
+        columns[f"{name}_recent"] = np.where(known, np.log1p(grouped.recent[place]), 0.0)
+        columns[f"{name}_last"] = np.where(known, np.log1p(grouped.last[place]), np.nan)
+        columns[f"{name}_popularity"] = np.log(of_category + 1e-7)[codes[item]]
+        columns[f"{name}_standing"] = np.log((window + 1e-7) / (of_category[codes] + 1e-7))[item]
+        paid = _mean(log_price[bought], buyer * size + codes[bought], len(users) * size)
+        columns[f"{name}_price"] = log_price[item] - paid[row * size + codes[item]]
+    return columns
+
+
+def _standardised(score: np.ndarray, row: np.ndarray, users: int) -> np.ndarray:
+    """Each score less the mean of its user's, over their standard deviation; NaN stays NaN."""
+    present = np.isfinite(score)
+    values = np.where(present, score, 0.0).astype(np.float64)
+    count = np.maximum(np.bincount(row, weights=present, minlength=users), 1)
+    mean = np.bincount(row, weights=values, minlength=users) / count
+    centred = np.where(present, values - mean[row], 0.0)
+    spread = np.sqrt(np.bincount(row, weights=centred**2, minlength=users) / count)
+    return np.where(present, centred / np.maximum(spread, 1e-9)[row], np.nan)
+
+
+def _log_place(score: np.ndarray, row: np.ndarray, users: int) -> np.ndarray:
+    """log(1 + place) of each score among its user's, best first from 0, ties in row order; NaN counts as the lowest."""
+    order = np.lexsort((-np.nan_to_num(score, nan=-np.inf), row))
+    starts = np.searchsorted(row, np.arange(users))
+    place = np.empty(len(row))
+    place[order] = np.arange(len(row)) - starts[row[order]]
+    return np.log1p(place)
+
+
+def _mean(values: np.ndarray, key: np.ndarray, size: int) -> np.ndarray:
+    """Mean of the values of each key, NaN left out; NaN where a key has none."""
+    present = np.isfinite(values)
+    count = np.bincount(key[present], minlength=size)
+    with np.errstate(invalid="ignore"):
+        return np.bincount(key[present], weights=values[present], minlength=size) / np.where(count, count, np.nan)

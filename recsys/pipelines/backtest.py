@@ -1,0 +1,130 @@
+"""The backtest as a stage: lists as of a date, beside baselines, held against what was bought after it; a shard of users is a unit."""
+
+from collections.abc import Mapping
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys.config import Settings
+from recsys.data.shop import ShopInputs
+from recsys.data.types import midnight
+from recsys.engine.progress import log
+from recsys.engine.stage import Receipt, Stage
+from recsys.engine.units import Task, run_units, share
+from recsys.errors import DataError
+from recsys.evaluation import backtest
+from recsys.evaluation.reliability import count, summary, zero
+from recsys.pipelines.score import device_of, scoring
+from recsys.pipelines.signals import ShopState, make_lists, read_signals, supplied_of
+from recsys.ranking.bundle import Bundle
+from recsys.ranking.recommend import score_users
+from recsys.ranking.scorer import Device, chances
+from recsys.retrieval.signals import Signals
+from recsys.retrieval.sources import Factors
+from recsys.storage import load_arrays, save_arrays
+
+
+def horizon_end(inputs: ShopInputs, *, as_of: date, horizon_days: int) -> date:
+    """The day before which purchases count as the backtest's truth: the horizon's end, or the data's with a warning.
+
+    Raises:
+        DataError: no event from as_of on.
+    """
+    data_end = inputs.last + timedelta(days=1)
+    if data_end <= as_of:
+        raise DataError(f"--as-of {as_of}: no event from then on to compare with; the last is of {inputs.last}. Use an earlier date.")
+    end = as_of + timedelta(days=horizon_days)
+    if end > data_end:
+        log.warning(
+            "backtest: the data ends on %s, so the horizon is %d days, not %d", inputs.last, (data_end - as_of).days, horizon_days
+        )
+    return min(end, data_end)
+
+
+def measure(state: ShopState, bundle: Bundle, *, as_of: date, end: date) -> dict[str, Any]:
+    """Metrics of lists as of a date against the purchases of [as_of, end), beside the baselines.
+
+    Where candidates are given, the baselines too rank these alone, and users without one do not count. `calibration` is
+    `reliability.summary` against the purchases of window.label_days; null where the horizon is shorter.
+
+    Args:
+        bundle: trained as of the same date, else it would know its test.
+    """
+    stage, receipts = _measured(state, bundle, as_of=as_of, end=end)
+    result = backtest.summary(_sums(stage, receipts, "lists"))
+    calibration = None
+    if _label_end(state.settings, as_of) <= end:
+        calibration = summary(_sums(stage, receipts, "scores"))
+    return {"as_of": as_of.isoformat(), "horizon_days": (end - as_of).days, **result, "calibration": calibration}
+
+
+def paired(state: ShopState, bundle: Bundle, other: Bundle, *, as_of: date, end: date) -> dict[str, Any]:
+    """NDCG@10 of one bundle less another's, user by user, on lists as of a date against the purchases of [as_of, end).
+
+    Returns:
+        `mean`; `interval`, its 95% bounds by the bootstrap over users, whose resamples both bundles share; `users`. None, None and 0
+        where no user counts.
+    """
+    return backtest.paired(*(_sums(*_measured(state, one, as_of=as_of, end=end), "lists") for one in (bundle, other)))
+
+
+def _sums(stage: Stage, receipts: Mapping[str, Receipt], what: str) -> dict[str, np.ndarray]:
+    return backtest.add(load_arrays(stage.path / f"{name}-{what}.npz") for name in receipts)
+
+
+def _measured(state: ShopState, bundle: Bundle, *, as_of: date, end: date) -> tuple[Stage, dict[str, Receipt]]:
+    trained_as_of = bundle.about["window"]["as_of"]
+    assert trained_as_of <= as_of.isoformat(), f"a bundle as of {trained_as_of} cannot be tested as of {as_of}"
+    device = device_of(state.settings.run)
+    signals = read_signals(state, as_of, lists=True)
+    stage = Stage(
+        state.settings.run.work,
+        "backtest",
+        {"signals": state.signals.digest, "examples": state.examples.digest, "model": bundle.model_version}
+        | {
+            "as_of": as_of.isoformat(),
+            "end": end.isoformat(),
+            "device": device,
+            "supplied": state.supplied.digest if state.supplied else None,
+            "rules": state.rules.digest,
+            "diversity": state.settings.rank.diversity,
+            "seed": state.settings.run.seed,
+        },
+    )
+    units = {f"users-{shard}": {"shard": shard} for shard in state.dataset.shards}
+    arguments = (state, (str(bundle.folder), device), share(signals.arrays()), make_lists(state), as_of, end, stage.path)
+    receipts = run_units(stage, units, _measure_task, *arguments, actors=state.settings.run.actors, device=device, unit="shards")
+    return stage, receipts
+
+
+def _label_end(settings: Settings, as_of: date) -> date:
+    """The day before which a purchase makes true what a score as of a date foretells."""
+    return as_of + timedelta(days=settings.window.label_days)
+
+
+def _measure_task(
+    state: ShopState, model: tuple[str, Device], arrays: dict[str, np.ndarray], lists: Path, as_of: date, end: date, folder: Path
+) -> Task:
+    featurizer, scorer = scoring(state, model, Signals(**arrays), lists)
+    chance = chances(scorer.bundle)
+    factors = Factors(state.settings.signals)
+    told = {"seed": state.settings.run.seed, "diversity": state.settings.rank.diversity}
+    label_end = _label_end(state.settings, as_of)
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        start, stop = midnight(as_of), midnight(end)
+        sums: dict[str, np.ndarray] = {}
+        total = zero()
+        histories, only = state.dataset.histories(unit["shard"]), supplied_of(state, unit["shard"])
+        for batch in score_users(histories, featurizer, scorer, only):
+            found = backtest.evaluate(batch, start=start, end=stop, factors=factors, **told)
+            sums = backtest.add([sums, found])
+            if label_end <= end:
+                total = backtest.add([total, count(batch, chance=chance, end=midnight(label_end))])
+        save_arrays(folder / f"{name}-lists.npz", **sums)
+        save_arrays(folder / f"{name}-scores.npz", **total)
+        return {"users": {key: int(sums[f"{key} users"][0]) if sums else 0 for key in backtest.SLICES}}
+
+    return task

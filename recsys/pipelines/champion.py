@@ -1,0 +1,128 @@
+"""Which bundle scores the night: a newly trained challenger only where it is not worse than the champion on days neither knows.
+
+The challenger is trained as of a label length ago, and both rank that day's lists: what was bought since decides. So did the champion
+in its turn, and its tested twin, not its refit, meets the challenger. Only who wins is fitted again on all data, and that refit
+publishes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+from recsys.engine.progress import log
+from recsys.errors import BundleError
+from recsys.pipelines.backtest import measure, paired
+from recsys.pipelines.score import check_bundle
+from recsys.pipelines.signals import ShopState
+from recsys.pipelines.train import train_shop
+from recsys.ranking.bundle import Bundle
+from recsys.ranking.registry import Decision, Entry, Registry
+from recsys.training.fit import Trained
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The bundle of a night, and how it came to be."""
+
+    bundle: Bundle
+    decision: Decision | None
+    """None where a night before the champion's own day is made up for: it is scored by a model of its day, and nothing is decided."""
+    tested: Trained
+    refit: Trained | None
+    """Of the challenger where it won tonight, or of the night that is made up for."""
+    metrics: dict[str, Any]
+    """Of the challenger, as `backtest.measure`."""
+
+    @property
+    def ndcg(self) -> float | None:
+        """As `versus`: of the challenger that won tonight; the champion is not held against itself."""
+        return self.decision.high if self.decision and self.refit else None
+
+
+def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> Chosen:
+    """The bundle that scores the night of as_of; what is decided is kept, and not decided again by a second run.
+
+    Raises:
+        DataError: as `train.train_shop`.
+    """
+    settings = state.settings
+    before = as_of - timedelta(days=settings.window.label_days)
+    tested = train_shop(state, as_of=before, on_epoch=on_epoch)
+    metrics = measure(state, tested.bundle, as_of=before, end=as_of)
+    challenger = tested.bundle.model_version
+    champion = registry.champion()
+    made = next((one for one in reversed(registry.decisions()) if one.challenger == challenger), None)
+    if champion is not None and champion.tested.about["window"]["as_of"] > before.isoformat():
+        refit = train_shop(state, as_of=as_of, on_epoch=on_epoch)
+        return Chosen(refit.bundle, None, tested, refit, metrics)
+    if champion is not None and made is not None:
+        won = champion.version == challenger and made.as_of == as_of.isoformat()  # tonight, before this run was ended and begun again
+        refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if won else None
+        return Chosen(_publishing(champion), made, tested, refit, metrics)
+    decision = _decide(state, champion, tested.bundle, as_of=as_of, before=before)
+    refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if decision.promoted else None
+    registry.keep(tested.bundle, refit.bundle if refit else None)
+    registry.decide(decision)
+    standing = registry.champion()
+    assert standing is not None, "a decision names a champion"
+    return Chosen(_publishing(standing), decision, tested, refit, metrics)
+
+
+def versus(state: ShopState, registry: Registry, bundle: Bundle, *, as_of: date) -> float | None:
+    """Upper 95% bound of a bundle's NDCG@10 less the champion's, on the last full label window before as_of.
+
+    None where it is the champion, there is none, or it cannot be told, which is logged: one of the two knows the window or cannot
+    score under these settings. For a refit its tested twin is measured.
+    """
+    champion = registry.champion()
+    if champion is None or bundle.model_version in (champion.version, _publishing(champion).model_version):
+        return None
+    before = (as_of - timedelta(days=state.settings.window.label_days)).isoformat()
+    entries = [registry.entry(version) for version in registry.versions()]
+    twins = [entry.tested for entry in entries if entry.published and entry.published.model_version == bundle.model_version]
+    tested = twins[0] if twins else bundle
+    for one in (tested, champion.tested):
+        if (known := one.about["window"]["as_of"]) > before:
+            log.warning(
+                "gate: ndcg is not measured: model %s was trained as of %s and knows what came after %s",
+                one.model_version,
+                known,
+                before,
+            )
+            return None
+        try:
+            check_bundle(one, state.settings)
+        except BundleError as error:
+            log.warning("gate: ndcg is not measured: %s", error)
+            return None
+    difference = paired(state, tested, champion.tested, as_of=date.fromisoformat(before), end=as_of)
+    return difference["interval"][1] if difference["interval"] else None
+
+
+def _publishing(entry: Entry) -> Bundle:
+    assert entry.published is not None, f"champion {entry.version} has no bundle that publishes"
+    return entry.published
+
+
+def _decide(state: ShopState, champion: Entry | None, tested: Bundle, *, as_of: date, before: date) -> Decision:
+    day, challenger = as_of.isoformat(), tested.model_version
+    if champion is None:
+        return Decision(day, challenger, challenger, "the first")
+    margin = state.settings.champion.margin
+    try:
+        check_bundle(champion.tested, state.settings)
+        difference = paired(state, tested, champion.tested, as_of=before, end=as_of)
+    except BundleError as error:
+        return Decision(day, challenger, challenger, f"the champion cannot score under tonight's settings: {error}")
+    low, high = difference["interval"] or (None, None)
+    wins = low is not None and low > -margin
+    why = (
+        f"its NDCG@10 is not worse by more than {margin:g}"
+        if wins
+        else f"that its NDCG@10 is not worse by more than {margin:g} is not shown"
+        if low is not None
+        else f"no user bought between {before} and {as_of}"
+    )
+    stands = challenger if wins else champion.version
+    return Decision(day, stands, challenger, why, difference["mean"], low, high, margin, difference["users"])

@@ -1,0 +1,160 @@
+"""Labelled feature rows as of earlier dates: what a shop's model learns from.
+
+Each function of a pipeline is one stage: it names the stage's folder by the digest of what goes in, says what a unit is, and hands the
+units to the engine. A stage whose receipts are all there does nothing. The pure work is done by the modules that a task calls.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from recsys.config import Settings
+from recsys.data.types import midnight
+from recsys.engine.stage import Receipt
+from recsys.engine.units import Task, run_units
+from recsys.errors import DataError
+from recsys.features import examples
+from recsys.features.candidate_features import Featurizer, embedded
+from recsys.features.fitting import fit_examples
+from recsys.hashing import stable_hash
+from recsys.pipelines.signals import ShopState, fit_signals
+from recsys.retrieval import signals as signals_module
+from recsys.schema import DAY_US, USER_ID
+from recsys.storage import write_arrow, write_atomically
+from recsys.training.fit import Labelled
+
+
+def cutoffs(settings: Settings, *, as_of: date, first: date) -> list[date]:
+    """The dates that examples are made as of, oldest first, a label length apart; the last one's window ends at as_of.
+
+    Those with less than a label length of history before them are left out.
+    """
+    step = timedelta(days=settings.window.label_days)
+    dates = [as_of - step * number for number in range(settings.window.cutoffs, 0, -1)]
+    return [day for day in dates if day - step >= first]
+
+
+def make_examples(state: ShopState, days: Sequence[date]) -> dict[date, list[Receipt]]:
+    """The labelled rows as of each cutoff; a unit is a cutoff and a shard of users."""
+    fit_signals(state, {day.isoformat(): {"cutoff": day.isoformat(), "supplied": False} for day in days})
+    units = {
+        f"{day.isoformat()}-{shard}": {"cutoff": day.isoformat(), "shard": shard} for day in days for shard in state.dataset.shards
+    }
+    receipts = run_units(state.examples, units, _examples_task, state, unit="parts")
+    return {day: [receipts[f"{day.isoformat()}-{shard}"] for shard in state.dataset.shards] for day in days}
+
+
+def _examples_task(state: ShopState) -> Task:
+    settings = state.settings
+    catalog = state.dataset.catalog()
+    featurizer: dict[str, Featurizer] = {}
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        cutoff = unit["cutoff"]
+        if cutoff not in featurizer:  # units come in order of cutoff: one set of signals at a time
+            featurizer.clear()
+            signals = signals_module.load(state.signals.path / f"{cutoff}.npz")
+            featurizer[cutoff] = Featurizer(settings, catalog, signals, state.vocabularies)
+        start = midnight(date.fromisoformat(cutoff))
+        end = start + settings.window.label_days * DAY_US
+        tables: list[pa.Table] = []
+        counts: Counter[str] = Counter()
+        names: tuple[str, ...] = ()
+        for batch, users, candidates, inputs in featurizer[cutoff](state.dataset.histories(unit["shard"])):
+            label = examples.bought(candidates, users, window=batch.between(start, end))
+            hashes = stable_hash(batch.users.column(USER_ID).to_numpy())
+            chosen = examples.sample(candidates, label, negatives=settings.examples.negatives, user_hash=hashes, seed=settings.run.seed)
+            tables.append(examples.chosen_examples(candidates, users, inputs, label, chosen))
+            counts.update(rows=int(chosen.sum()), positives=int(label.sum()), candidates=len(candidates))
+            names = inputs.names
+        table = pa.concat_tables(tables)
+        write_atomically(state.examples.path / f"{name}.arrow", lambda file: write_arrow(table, file))
+        return {**counts, "features": names}
+
+    return task
+
+
+def export_examples(state: ShopState, *, as_of: date, out: Path) -> dict[str, int]:
+    """The labelled rows that a model as of a date learns from, as Parquet for the pairs door; and its settings, OUT/pairs.toml.
+
+    OUT/train holds the rows of all cut-offs but the newest, OUT/test those of the newest: a file for each cut-off and shard.
+
+    Returns:
+        Rows of `train` and `test`.
+
+    Raises:
+        DataError: as `train`.
+    """
+    days = training_cutoffs(state, as_of)
+    words = {name: state.vocabularies[name] for name in embedded(state.settings.features, state.vocabularies)}
+    counts: Counter[str] = Counter()
+    names: tuple[str, ...] = ()
+    for day, receipts in make_examples(state, days).items():
+        part = "test" if day == days[-1] else "train"
+        (out / part).mkdir(parents=True, exist_ok=True)
+        for shard, receipt in zip(state.dataset.shards, receipts, strict=True):
+            names = tuple(receipt["features"])
+            with pa.memory_map(str(state.examples.path / f"{day.isoformat()}-{shard}.arrow")) as source:
+                table = examples.named(pa.ipc.open_file(source).read_all(), names, words)
+            write_atomically(
+                out / part / f"{day.isoformat()}-{shard}.parquet",
+                lambda file, table=table: pa.parquet.write_table(table, file, compression="zstd"),
+            )
+            counts[part] += table.num_rows
+    pairs = {
+        "path": str(out / "train"),
+        "test": str(out / "test"),
+        "numeric": list(names),
+        "categorical": list(words),
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in pairs.items()]
+    text = "\n".join(["# Feature rows of jobs.examples: python -m jobs.train --config this file", "[pairs]", *lines, ""])
+    write_atomically(out / "pairs.toml", lambda file: file.write_text(text, encoding="utf-8"))
+    return dict(counts)
+
+
+def labelled(state: ShopState, *, as_of: date) -> Labelled:
+    """The examples that a fit as of a date reads, made if they are not there; those of the newest cutoff validate.
+
+    Raises:
+        DataError: fewer than two windows, or no positive example.
+    """
+    settings = state.settings
+    days = training_cutoffs(state, as_of)
+    made = make_examples(state, days)
+    parts = [receipt for receipts in made.values() for receipt in receipts]
+    counts = {key: sum(part[key] for part in parts) for key in ("rows", "positives", "candidates")}
+    if counts["positives"] == 0:
+        raise DataError(f"--as-of {as_of}: no candidate was bought in any label window. Check shop.label_kinds and window.label_days.")
+    files = {day: [state.examples.path / f"{day.isoformat()}-{shard}.arrow" for shard in state.dataset.shards] for day in days}
+    fitting = [file for day in days[:-1] for file in files[day]]
+    dates = [day.isoformat() for day in days]
+    return Labelled(
+        fitting,
+        files[days[-1]],
+        identity={"examples": state.examples.digest, "cutoffs": dates},
+        spec=lambda: fit_examples(fitting, parts[0]["features"], embedded(settings.features, state.vocabularies), state.vocabularies),
+        window={"as_of": as_of.isoformat(), "cutoffs": dates, "label_days": settings.window.label_days},
+        counts=counts,
+    )
+
+
+def training_cutoffs(state: ShopState, as_of: date) -> list[date]:
+    """`cutoffs` of the shop; the last one's examples validate.
+
+    Raises:
+        DataError: fewer than two.
+    """
+    settings = state.settings
+    days = cutoffs(settings, as_of=as_of, first=state.dataset.first)
+    if len(days) < 2:
+        raise DataError(
+            f"--as-of {as_of}: training needs two label windows of {settings.window.label_days} days with as much history before "
+            f"them; the first event is of {state.dataset.first}. Use a later date or a smaller window.label_days."
+        )
+    return days

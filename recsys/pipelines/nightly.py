@@ -1,0 +1,56 @@
+"""The shop door's night on one page: shop read, challenger trained and tested, champion chosen, users scored, the table published."""
+
+from collections.abc import Callable, Mapping
+from datetime import date, timedelta
+from typing import Any
+
+from recsys.config import Settings
+from recsys.data.dataset import ShopDataset
+from recsys.data.shop import ShopInputs, check_as_of, open_shop
+from recsys.pipelines.champion import Chosen, choose
+from recsys.pipelines.night_record import recorded
+from recsys.pipelines.score import score_shop
+from recsys.pipelines.signals import ShopState, shop_state
+from recsys.publishing.release import Published
+from recsys.ranking.registry import Registry
+
+
+def open_night(settings: Settings, *, as_of: date) -> ShopInputs:
+    """The shop's inputs, opened, and as_of held against them.
+
+    Raises:
+        DataError: as `open_shop`; or as_of leaves the challenger, which is tested a label length before it, too little history.
+    """
+    inputs = open_shop(settings, as_of=as_of)
+    check_as_of(inputs, as_of - timedelta(days=settings.window.label_days))
+    return inputs
+
+
+def nightly(
+    inputs: ShopInputs,
+    *,
+    as_of: date,
+    overrides: Mapping[str, str] = {},
+    on_read: Callable[[ShopDataset], None] = lambda _: None,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda _: None,
+    on_chosen: Callable[[Chosen], None] = lambda _: None,
+) -> tuple[ShopState, Published]:
+    """The table of as_of, published, with its page; and the shop as it was read for it.
+
+    Args:
+        inputs: of `open_night`.
+        overrides: checks of the gate that may fail, and why.
+        on_read, on_epoch, on_chosen: told of each step that is done: what was read, each epoch, which bundle scores.
+
+    Raises:
+        GateError: the lists are not what they may be; the page says why, and what stood before stands.
+        DataError, PublishError, ClusterError: as the stages.
+    """
+    settings = inputs.settings
+    state = shop_state(inputs, end=as_of)
+    on_read(state.dataset)
+    chosen = choose(state, Registry(settings.champion.path), as_of=as_of, on_epoch=on_epoch)
+    on_chosen(chosen)
+    with recorded(state, chosen.bundle, as_of=as_of, chosen=chosen):
+        published = score_shop(state, chosen.bundle, as_of=as_of, overrides=overrides, ndcg=chosen.ndcg)
+    return state, published

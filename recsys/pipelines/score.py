@@ -1,0 +1,175 @@
+"""A bundle and the shop -> tonight's table: every user scored, shard by shard, and released."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from recsys import config
+from recsys.config import Settings
+from recsys.engine.connect import gpus
+from recsys.engine.stage import Receipt, Stage
+from recsys.engine.units import Task, run_units, share
+from recsys.features.candidate_features import Featurizer
+from recsys.pipelines.signals import ShopState, make_lists, read_signals, supplied_of
+from recsys.publishing import staging
+from recsys.publishing.release import Published, Release, publish_parts
+from recsys.ranking import bundle as bundles
+from recsys.ranking.bundle import Bundle
+from recsys.ranking.recommend import listed, score_users
+from recsys.ranking.scorer import Device, Scorer, chances
+from recsys.ranking.table_rows import Stamp, recommendations
+from recsys.retrieval.signals import Signals
+
+SHAPING = {  # settings that say what the inputs of a model mean; None: all of the section
+    "features": None,
+    "signals": None,
+    "candidates": None,
+    "window": ("history_days",),
+    "rank": ("allow_repeats",),
+}
+
+
+def device_of(run: config.Run) -> Device:
+    """What scores: as the settings say, else the GPU where the cluster has one."""
+    return run.device or ("gpu" if gpus() else "cpu")
+
+
+def score_units(
+    stage: Stage, units: Mapping[str, Mapping[str, Any]], make: Callable[..., Task], *arguments: Any, release: Release, **options: Any
+) -> tuple[dict[str, Receipt], float]:
+    """The receipts of units whose `part`, where it is not None, is staged; and the seconds it took, 0 where all was done before.
+
+    Args:
+        make, arguments, options: of `units.run_units`.
+    """
+    parts = {receipt["part"]["path"]: name for name in units if (receipt := stage.receipt(name)) and receipt["part"]}
+    done = [receipt["part"] for name in parts.values() if (receipt := stage.receipt(name))]
+    for part in staging.missing(release.table.path, done, storage_options=release.storage_options):
+        stage.forget(parts[part["path"]])
+    fresh = any(stage.receipt(name) is None for name in units)
+    started = time.monotonic()
+    receipts = run_units(stage, units, make, *arguments, **options)
+    return receipts, time.monotonic() - started if fresh else 0.0
+
+
+def release_of(state: ShopState, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str] = {}) -> tuple[Release, Stage]:
+    """The table that a bundle would publish as of a date, and the stage that scores it; a shard's receipt is `part-SHARD`."""
+    settings = state.settings
+    identity = {
+        "inputs": state.inputs.identity(),
+        "supplied": state.supplied.digest if state.supplied else None,
+        "settings": settings.model_dump(mode="json", include={"shop", "features", "window", "signals", "candidates", "rank", "rules"}),
+        "lists": state.inputs.list_identity(),
+        "seed": settings.run.seed,
+        "device": device_of(settings.run),
+    }
+    ids = state.inputs.user_id, state.inputs.item_id
+    release = Release.of(settings, identity, as_of=as_of, model_version=bundle.model_version, ids=ids, overrides=overrides)
+    stage = Stage(settings.run.work, "score", {"run": release.run_id, "ingest": state.dataset.digest, "table": settings.table.path})
+    return release, stage
+
+
+def score_shop(
+    state: ShopState, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str] = {}, ndcg: float | None = None
+) -> Published:
+    """The recommendation table of as_of: a shard of users is a unit, its receipt names a staged part; one commit publishes all.
+
+    Args:
+        overrides: checks of the gate that may fail, and why.
+        ndcg: as `champion.versus`, for the gate.
+
+    Raises:
+        BundleError: as `check_bundle`.
+        GateError, PublishError: as `release.publish_parts`.
+    """
+    settings = state.settings
+    check_bundle(bundle, settings)
+    device = device_of(settings.run)
+    release, stage = release_of(state, bundle, as_of=as_of, overrides=overrides)
+    signals = read_signals(state, as_of, lists=True)
+    receipts, seconds = score_units(
+        stage,
+        {f"part-{shard}": {"shard": shard} for shard in state.dataset.shards},
+        _score_task,
+        state,
+        (str(bundle.folder), device),
+        share(signals.arrays()),  # one copy a node, read by all its actors
+        make_lists(state),
+        release,
+        release=release,
+        actors=settings.run.actors,
+        device=device,
+        unit="shards",
+    )
+    parts = [receipt["part"] for receipt in receipts.values()]
+    scored = sum(receipt["candidates"] for receipt in receipts.values())
+    dropped, short = Counter[str](), Counter[str]()
+    for receipt in receipts.values():
+        dropped.update(receipt["dropped"])
+        short.update(receipt["short"])
+    catalog = state.dataset.catalog()
+    available = catalog.item_id.filter(pa.array(catalog.available))
+    return publish_parts(
+        release,
+        stage.path,
+        parts,
+        scored=scored,
+        seconds=seconds,
+        dropped=dict(dropped),
+        short=dict(short),
+        available=available,
+        ndcg=ndcg,
+    )
+
+
+def _score_task(state: ShopState, model: tuple[str, Device], arrays: dict[str, np.ndarray], lists: Path, release: Release) -> Task:
+    settings = state.settings
+    featurizer, scorer = scoring(state, model, Signals(**arrays), lists)
+    chance = chances(scorer.bundle)
+    stamp = Stamp(release.as_of, release.model_version, release.run_id)
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        candidates = 0
+        tables: list[pa.Table] = []
+        dropped, short = Counter[str](), Counter[str]()
+        histories, only = state.dataset.histories(unit["shard"]), supplied_of(state, unit["shard"])
+        for batch in score_users(histories, featurizer, scorer, only):
+            candidates += len(batch.candidates)
+            made = listed(batch, settings.rank)
+            dropped.update(made.dropped)
+            short.update(made.short)
+            tables.append(recommendations(batch, made.ranked, stamp, chance=chance))
+        part = release.stage(pa.concat_tables(tables), shard=int(unit["shard"]))
+        return {"part": part, "candidates": candidates, "dropped": dropped, "short": short}
+
+    return task
+
+
+def check_bundle(bundle: Bundle, settings: Settings) -> None:
+    """Refuse a bundle whose inputs were made under other settings than tonight's would be.
+
+    Of rules only rank.allow_repeats is one, as it takes a source, and its inputs, away. Other rules take candidates away and leave
+    what every input means: the shop may change them, and its lists of ids, without a new model.
+
+    Raises:
+        BundleError: a setting that shapes the features differs; or the pairs door trained it.
+    """
+    bundles.check_settings(bundle, settings, SHAPING)
+
+
+def scoring(state: ShopState, model: tuple[str, Device], signals: Signals, lists: Path | None) -> tuple[Featurizer, Scorer]:
+    """What one actor scores with: features under the bundle's own vocabularies, and the model.
+
+    Args:
+        lists: of `make_lists`; None where the rules with lists do not act, as in training.
+    """
+    folder, device = model
+    loaded = bundles.load(folder)
+    featurizer = Featurizer(state.settings, state.dataset.catalog(), signals, loaded.spec.vocabularies, lists)
+    return featurizer, Scorer(loaded, device)

@@ -1,0 +1,6 @@
+"""Lists of one night -> one atomic commit, or a refusal. Knows neither model nor Ray.
+
+In: rows of the recommendation table. Out: a version of the Delta table.
+Read `staging` (parts that no reader sees, audited), `figures` (what the lists look like), `gate` (may they be published?), `table`
+and `delta` (the commit, the nights, reading back), and `release`, which does it in order.
+"""

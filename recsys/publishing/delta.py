@@ -1,0 +1,115 @@
+"""The Delta table beneath the recommendations: opened, created, its files listed and reclaimed."""
+
+import re
+import time
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
+
+from recsys.errors import PublishError
+from recsys.publishing.staging import Part
+from recsys.schema import AS_OF, MODEL_VERSION, RUN_ID, differences
+from recsys.storage import filesystem
+
+RECLAIM_HOURS = 7 * 24  # Delta's own default: how long files that no night refers to stay on disk
+# A checkpoint forgets removed files older than this, and what is forgotten is never reclaimed (delta-rs#3644): so much longer.
+TABLE_PROPERTIES = {"delta.deletedFileRetentionDuration": "interval 365 days"}
+TERMINAL = re.compile(r"\x1b\[[0-9;]*m|\u21b3")  # colours and arrows in deltalake's messages
+
+
+def open_table(path: str, storage_options: Mapping[str, str]) -> DeltaTable | None:
+    """The table; None where there is none.
+
+    Raises:
+        PublishError: something else lies there, or the store cannot be reached.
+    """
+    try:
+        uri, options = _delta(path, storage_options)
+        return DeltaTable(uri, storage_options=options)
+    except TableNotFoundError:
+        return None
+    except (DeltaError, OSError) as error:  # the latter where a store cannot be reached
+        said = " ".join(TERMINAL.sub("", str(error)).split())
+        raise PublishError(
+            f"{path}: cannot be opened as a Delta table: {said}. Check table.path, the store and its credentials."
+        ) from error
+
+
+def create_table(path: str, schema: pa.Schema, storage_options: Mapping[str, str]) -> DeltaTable:
+    """The table, made where there is none."""
+    uri, options = _delta(path, storage_options)
+    return DeltaTable.create(uri, schema, mode="ignore", partition_by=[AS_OF], configuration=TABLE_PROPERTIES, storage_options=options)
+
+
+def check_table(table: DeltaTable, schema: pa.Schema, *, where: str) -> None:
+    """Nothing, where the table has these columns, by name, and is partitioned by as_of.
+
+    Raises:
+        PublishError: it differs.
+    """
+    partition = table.metadata().partition_columns
+    seen = {field.name: field for field in pa.schema(table.schema().to_arrow())}
+    # By name, as readers go: a column that came later stands last. One that is still to come may be absent.
+    named = [seen.pop(field.name, field if field.nullable else None) for field in schema]
+    wrong = differences(pa.schema([field for field in (*named, *seen.values()) if field is not None]), schema)
+    if partition != [AS_OF]:
+        wrong = f"must be partitioned by {AS_OF}, got {', '.join(partition) or 'no partitions'}"
+    if wrong:
+        raise PublishError(f"{where}: {wrong}. Set table.path to a new folder, or move the old table away.")
+
+
+def add_columns(table: DeltaTable, schema: pa.Schema) -> None:
+    """The nullable columns that the table was made before, added to it: old nights have nulls there."""
+    known = {field.name for field in table.schema().fields}
+    absent = pa.schema([field for field in schema if field.name not in known])
+    if absent.names:
+        table.alter.add_columns(Schema.from_arrow(absent).fields)
+
+
+def table_files(table: DeltaTable) -> list[dict[str, Any]]:
+    """The files the table consists of: path, bytes, rows, night, and the run and model that its statistics name."""
+    names = {"path": "path", "size_bytes": "size", "num_records": "rows", f"partition.{AS_OF}": AS_OF}
+    names |= {f"min.{name}": name for name in (RUN_ID, MODEL_VERSION)}
+    files = pa.table(table.get_add_actions(flatten=True))
+    return files.select(list(names)).rename_columns(names).to_pylist()
+
+
+def add_action(part: Part, as_of: date) -> AddAction:
+    """What makes a staged part one of the night's files."""
+    return AddAction(part["path"], part["size"], {AS_OF: as_of.isoformat()}, part["modified_ms"], True, part["stats"])
+
+
+def remove_action(file: dict[str, Any], now_ms: int) -> RemoveAction:
+    """What takes a file out of the table."""
+    return RemoveAction(file["path"], True, now_ms, file["size"], {AS_OF: file[AS_OF].isoformat()})
+
+
+def reclaim(path: str, storage_options: Mapping[str, str]) -> None:
+    """Delete what the log says was removed RECLAIM_HOURS ago, unless it was written again since: a running night may stage it.
+
+    Only a dry run is left to deltalake: each real one deletes all it ever listed again, and adds two versions to the table.
+    """
+    table = open_table(path, storage_options)
+    assert table is not None, f"{path}: no table after a commit"
+    store, root = filesystem(path, storage_options)
+    names = table.vacuum(RECLAIM_HOURS, dry_run=True, enforce_retention_duration=False)
+    for info in store.get_file_info([f"{root}/{name}" for name in names]):
+        if info.is_file and time.time_ns() - info.mtime_ns > RECLAIM_HOURS * 3600 * 1_000_000_000:
+            store.delete_file(info.path)
+
+
+def _delta(path: str, storage_options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The table's root and the options as deltalake takes them."""
+    if "://" not in path:
+        return str(Path(path).absolute()), {}
+    names = {"region": "aws_region", "endpoint": "aws_endpoint"}
+    options = {names[key]: value for key, value in storage_options.items()}
+    if storage_options.get("endpoint", "").startswith("http://"):
+        options["aws_allow_http"] = "true"
+    return path, options

@@ -1,0 +1,139 @@
+"""May tonight's staged table replace what stands there? Its figures beside the settings' limits."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+
+from recsys import config
+from recsys.errors import ConfigError
+from recsys.publishing.figures import ListFigures, drift, overlap, source_shares
+
+NAMES = (
+    "repeated_users",
+    "unknown_items",
+    "lowest_score",
+    "highest_score",
+    "ndcg",
+    "rows",
+    "users",
+    "short_users",
+    "overlap",
+    "items",
+    "concentration",
+    "drift",
+    "source_change",
+    "source_kept",
+)
+
+
+def overrides(names: Iterable[str], why: str | None) -> dict[str, str]:
+    """Check -> why it may fail, as the arguments --override and --why say.
+
+    Raises:
+        ConfigError: no such check, or one of the two without the other.
+    """
+    chosen = list(names)
+    for name in chosen:
+        if name not in NAMES:
+            raise ConfigError(f"--override {name}: no such check. Known: {', '.join(NAMES)}.")
+    if bool(chosen) != bool(why and why.strip()):
+        raise ConfigError(f"--override and --why go together, got {chosen} and {why!r}. Say which check may fail, and why.")
+    return dict.fromkeys(chosen, why or "")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure of a night and what it may be."""
+
+    name: str
+    """As in --override."""
+    value: float | None
+    """None where there is nothing to measure."""
+    low: float | None
+    """The least that it may be; None: anything."""
+    high: float | None
+    """The most."""
+    meaning: str
+
+    @property
+    def passed(self) -> bool:
+        """The figure is within its limits, or there is none."""
+        if self.value is None:
+            return True
+        return (self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high)
+
+    @property
+    def limit(self) -> str:
+        """What the figure may be, in words."""
+        parts = [f"at least {self.low:g}"] if self.low is not None else []
+        return " and ".join(parts + ([f"at most {self.high:g}"] if self.high is not None else []))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The checks of a night."""
+
+    before: date | None
+    """The night compared with; None where tonight's is the first."""
+    checks: tuple[Check, ...]
+
+    def __post_init__(self) -> None:
+        assert {check.name for check in self.checks} <= set(NAMES)
+
+    def failed(self, overrides: Iterable[str] = ()) -> list[Check]:
+        """The checks that stop the night, but those overridden by name."""
+        return [check for check in self.checks if not check.passed and check.name not in set(overrides)]
+
+
+def judge(
+    now: ListFigures,
+    before: ListFigures | None,
+    *,
+    limits: config.Gate,
+    night_before: date | None,
+    unknown_items: int,
+    ndcg: float | None = None,
+) -> Verdict:
+    """Tonight's figures beside their limits.
+
+    Args:
+        ndcg: as `champion.versus`.
+        before: the newest night before tonight; None where there is none.
+        unknown_items: rows whose item the catalog does not have, or may not be recommended.
+    """
+    checks = [
+        Check("repeated_users", now.repeated_users, None, limits.max_repeated_users, "lists beyond a user's first"),
+        Check("unknown_items", unknown_items, None, limits.max_unknown_items, "rows with an item that is not available in the catalog"),
+        Check("lowest_score", _number(now.low), 0.0, None, "a chance is not below 0"),
+        Check("highest_score", _number(now.high), None, 1.0, "nor above 1"),
+        Check(
+            "ndcg",
+            ndcg,
+            0 - limits.max_ndcg_loss,
+            None,
+            "upper 95% bound of the model's NDCG@10 less the champion's, unless it is that",
+        ),
+    ]
+    if before is not None:
+        short, then_short = now.short_users / now.users, before.short_users / before.users
+        change, kept = source_shares(now, before)
+        checks += [
+            Check("rows", now.rows / before.rows, limits.min_rows, limits.max_growth, "as a share of the night before's"),
+            Check("users", now.users / before.users, limits.min_users, limits.max_growth, "as a share of the night before's"),
+            Check("short_users", short - then_short, None, limits.max_short_rise, "rise in the share of users with fewer than k items"),
+            Check("overlap", overlap(before, now), limits.min_overlap, None, "share of the night before's rows that stay"),
+            Check(
+                "items", len(now.items) / len(before.items), limits.min_items, None, "distinct ones, as a share of the night before's"
+            ),
+            Check("concentration", now.gini - before.gini, None, limits.max_concentration_rise, "rise of the Gini index over items"),
+            Check("drift", drift(before.scores, now.scores), None, limits.max_drift, "population stability index of the scores"),
+            Check("source_change", change, None, limits.max_source_change, "largest change of a source's share of the rows"),
+            Check("source_kept", kept, limits.min_source_kept, None, "smallest part of its share that a source keeps"),
+        ]
+    return Verdict(night_before, tuple(checks))
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value

@@ -1,0 +1,6 @@
+"""Users' histories as of a date -> candidates.
+
+In: histories and a cut-off. Out: the items worth ranking for each user, none that a rule forbids.
+Read `signals` (what history says of items), `collaborative` (neighbours and factors), `users` (a batch as of the cut-off),
+`sources` (who proposes what), `rules` and `supplied` (what the shop says), and `candidates`, where they are merged.
+"""

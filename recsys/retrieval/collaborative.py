@@ -1,0 +1,145 @@
+"""Who bought this also bought that: EASE and cosine neighbours, and the factors of ALS."""
+
+from itertools import pairwise
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+from implicit.als import AlternatingLeastSquares
+from implicit.nearest_neighbours import all_pairs_knn
+
+from recsys import config
+
+
+def neighbour_weights(purchases: sp.csr_matrix, settings: config.Signals) -> sp.csr_matrix:
+    """(J, J) weights: row = item bought, column = item scored, the strongest `neighbours` or so kept for one column.
+
+    The most bought items are scored by EASE, the closed-form item autoencoder (Steck 2019, eq. 8), solved jointly over them all. For
+    the rest, cosine chooses the neighbours and each one's weight is the same ridge regression on that neighbour alone, which
+    puts both on one scale.
+    """
+    count = purchases.shape[1]
+    binary = purchases.copy()
+    binary.data[:] = 1.0
+    bought = np.asarray(binary.sum(axis=0)).ravel()
+    head = np.sort(np.argsort(-bought, kind="stable")[: min(settings.ease_items, count)])
+    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    if len(head):
+        selected = binary[:, head]
+        gram = np.asarray((selected.T @ selected).todense(), np.float64)
+        gram[np.diag_indices_from(gram)] += settings.ease_l2
+        inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
+        ease = (-inverse / np.diag(inverse)).astype(np.float32)
+        ease[np.diag_indices_from(ease)] = 0.0
+        keep = min(settings.neighbours, len(head))
+        strongest = np.argpartition(-np.abs(ease), keep - 1, axis=0)[:keep]
+        columns = np.broadcast_to(np.arange(len(head)), strongest.shape)
+        kept.append((head[strongest].ravel(), head[columns].ravel(), ease[strongest, columns].ravel()))
+    if len(head) < count:
+        # implicit's own CosineRecommender does the same, and warns that its product is no CSR matrix.
+        unit = binary.multiply(1.0 / np.sqrt(np.maximum(bought, 1.0))).tocsr().astype(np.float64)
+        nearest = all_pairs_knn(unit, settings.neighbours + 1, show_progress=False, num_threads=1)  # itself among them
+        similar = nearest.tocsr().tocoo()  # cosine = both / sqrt(bought[row] bought[col])
+        in_head = np.zeros(count, bool)
+        in_head[head] = True
+        tail = ~in_head[similar.row] & (similar.row != similar.col)
+        neighbour, scored = similar.col[tail], similar.row[tail]
+        both = similar.data[tail] * np.sqrt(bought[scored] * bought[neighbour])
+        kept.append((neighbour, scored, (both / (bought[neighbour] + settings.ease_l2)).astype(np.float32)))
+    bought_item, scored_item, weight = (np.concatenate(part) for part in zip(*kept, strict=True))
+    return sp.csr_matrix((weight, (bought_item, scored_item)), shape=(count, count))
+
+
+def item_factors(purchases: sp.csr_matrix, settings: config.Signals, *, seed: int) -> np.ndarray:
+    """float32 (J, D) item factors of implicit-feedback ALS (Hu, Koren, Volinsky 2008)."""
+    model = AlternatingLeastSquares(
+        factors=settings.factors,
+        regularization=settings.als_l2,
+        alpha=settings.als_alpha,
+        iterations=settings.als_iterations,
+        random_state=seed,
+        num_threads=1,
+    )
+    model.fit(confidence(purchases), show_progress=False)
+    return np.asarray(model.item_factors, np.float32)
+
+
+def fold_in(purchases: sp.csr_matrix, factors: np.ndarray, settings: config.Signals) -> np.ndarray:
+    """float32 (U, D) user factors for given item factors: the user's half of an ALS iteration (equation 4 of the same paper).
+
+    A user's bits depend on the user's purchases alone, not on who else is in the batch. Ours, as the library's wants writable
+    arrays, and those that workers share are not.
+
+    Args:
+        purchases: (U, J) purchase days.
+        factors: float32 (J, D) of `item_factors`.
+    """
+    weight = confidence(purchases)
+    common = shared_part(factors, settings)
+    vectors = np.zeros((purchases.shape[0], factors.shape[1]), np.float32)
+    for user, (start, stop) in enumerate(pairwise(weight.indptr.tolist())):
+        if start < stop:
+            liked = factors[weight.indices[start:stop]]
+            sure = settings.als_alpha * weight.data[start:stop]
+            vectors[user] = scipy.linalg.solve(common + liked.T @ (liked * (sure - 1)[:, None]), liked.T @ sure, assume_a="pos")
+    return vectors
+
+
+def purchase_shares(
+    purchases: sp.csr_matrix, factors: np.ndarray, settings: config.Signals, *, row: np.ndarray, item: np.ndarray
+) -> sp.csr_matrix:
+    """(M, J) what each purchase adds to the ALS score of M pairs of a user and an item; a row's sum is the score.
+
+    The user's folded-in vector is A^-1 times the sum over purchases i of c_i y_i, so the score of item j is the sum of
+    c_i y_j' A^-1 y_i (section 5 of the same paper). Every purchase of the user has an entry, whatever its value.
+
+    Args:
+        purchases: (U, J) purchase days.
+        row, item: int64 (M), user row and active position of each pair; users in any order.
+    """
+    weight = confidence(purchases)
+    common = shared_part(factors, settings)
+    lengths = np.diff(weight.indptr)[row]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    bought = np.empty(offsets[-1], np.int64)
+    share = np.empty(offsets[-1], np.float32)
+    for user in np.unique(row):
+        start, stop = weight.indptr[user : user + 2]
+        liked = factors[weight.indices[start:stop]]
+        sure = settings.als_alpha * weight.data[start:stop]
+        mine = np.flatnonzero(row == user)
+        pulled = scipy.linalg.solve(common + liked.T @ (liked * (sure - 1)[:, None]), factors[item[mine]].T, assume_a="pos")
+        places = offsets[mine][:, None] + np.arange(stop - start)
+        bought[places] = weight.indices[start:stop]
+        share[places] = (sure[:, None] * (liked @ pulled)).T
+    return sp.csr_matrix((share, bought, offsets), shape=(len(row), purchases.shape[1]))
+
+
+def shared_part(factors: np.ndarray, settings: config.Signals) -> np.ndarray:
+    """float32 (D, D): the part of the normal equation that all users share."""
+    return factors.T @ factors + settings.als_l2 * np.eye(factors.shape[1], dtype=np.float32)
+
+
+def confidence(purchases: sp.csr_matrix) -> sp.csr_matrix:
+    """Purchase counts damped to 1 + log(count), so that a weekly milk does not own a user's factors."""
+    damped = purchases.astype(np.float32)
+    damped.data = 1.0 + np.log(damped.data)
+    return damped
+
+
+EXACT_BITS = 53  # of a float64: integers below 2^53 and their sums are exact
+
+
+def exact_product(vectors: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """float32 (U, J): vectors @ factors.T, a user's bits the same whoever else is in the batch and on any machine.
+
+    BLAS sums in an order that depends on a row's place and on the processor. So both sides are rounded to integers so small that no
+    sum of their products is ever rounded: at 64 factors of 23 bits, as many as a float32 has but one.
+    """
+    bits = (EXACT_BITS - vectors.shape[1].bit_length()) // 2
+    whole = []
+    for side, axis in ((vectors, 1), (factors, None)):
+        _, exponent = np.frexp(np.abs(side).max(axis=axis, keepdims=True, initial=0.0))
+        whole.append((np.rint(np.ldexp(side.astype(np.float64), bits - exponent)), exponent - bits))
+    (left, of_left), (right, of_right) = whole
+    return np.ldexp(left @ right.T, of_left + of_right).astype(np.float32)

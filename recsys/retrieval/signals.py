@@ -1,0 +1,264 @@
+"""What history says about items as of a date: popularity, prices, repeat timing, neighbours and factors."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse as sp
+from threadpoolctl import threadpool_limits
+
+from recsys import config
+from recsys.data.histories import Histories, purchase_days
+from recsys.errors import DataError
+from recsys.hashing import mix, stable_hash
+from recsys.retrieval.collaborative import item_factors, neighbour_weights
+from recsys.schema import DAY_US, USER_ID
+from recsys.storage import load_arrays
+
+POPULARITY_DAYS = (7, 28, 91)  # windows beside the whole history
+PRICE_UNIT = 2.0**-20  # what prices are rounded to before they are summed: such sums are exact, whatever their order
+MONTH = POPULARITY_DAYS.index(28)  # the row of `popularity` that sources and shares use
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What is known of the J active items; arrays go by active position.
+
+    Active are the items wanted at least once in [start, cutoff), and those that may be recommended all the same: of them there are no
+    buyers, no neighbours, a vector of zeros, and NaN for what only purchases tell.
+    """
+
+    start: np.ndarray
+    """int64 (), microseconds."""
+    cutoff: np.ndarray
+    """int64 (), microseconds; nothing from then on is in any signal."""
+    items: np.ndarray
+    """int32 (J): item code of each active position, ascending."""
+    position: np.ndarray
+    """int32 (I): active position of each item code, -1 where it has none."""
+    popularity: np.ndarray
+    """float32 (W + 1, J): each item's share of the purchases in each window of POPULARITY_DAYS, then in the whole history."""
+    buyers: np.ndarray
+    """float32 (W + 1, J): users who bought the item in each of these windows."""
+    first_ts: np.ndarray
+    """int64 (J): first purchase, microseconds; the cutoff where there is none."""
+    last_ts: np.ndarray
+    """int64 (J): last purchase, microseconds; the cutoff where there is none."""
+    price: np.ndarray
+    """float32 (J): mean price paid for one unit, NaN where none is known."""
+    repeat_rate: np.ndarray
+    """float32 (J): share of buyers who bought it on two days or more, NaN without buyers."""
+    repeat_days: np.ndarray
+    """float32 (J): mean days between two purchases by one user, NaN where nobody repeated."""
+    neighbour_offsets: np.ndarray
+    """int64 (J + 1): row pointers of the neighbour weights."""
+    neighbour_items: np.ndarray
+    """int32 (N): active position that a weight speaks for."""
+    neighbour_weights: np.ndarray
+    """float32 (N): what a purchase of the row's item adds to the score of that one."""
+    factors: np.ndarray
+    """float32 (J, D): item factors of ALS."""
+    groups: np.ndarray
+    """uint64 (G): keys of the groups of users that are large enough, ascending; of `group_keys`."""
+    group_offsets: np.ndarray
+    """int64 (G + 1): row pointers of the groups' purchases."""
+    group_items: np.ndarray
+    """int32 (P): active position of what users of a group bought in the last 28 days."""
+    group_counts: np.ndarray
+    """float32 (P): how many of its users bought that."""
+
+    @cached_property
+    def neighbours(self) -> sp.csr_matrix:
+        """(J, J): row = item bought, column = item scored."""
+        count = len(self.items)
+        return sp.csr_matrix((self.neighbour_weights, self.neighbour_items, self.neighbour_offsets), shape=(count, count))
+
+    @cached_property
+    def neighbours_by_scored(self) -> sp.csc_matrix:
+        """The same weights by column, for asking why an item scored."""
+        return self.neighbours.tocsc()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every field by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def save(self, path: Path) -> None:
+        """One uncompressed .npz without pickle."""
+        with path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **self.arrays())
+
+
+def load(path: Path) -> Signals:
+    """The signals that `Signals.save` wrote."""
+    return Signals(**load_arrays(path))
+
+
+class _ItemSums:
+    """What the histories of all shards say of each item: float64 (I) sums, exact whatever the order of shards."""
+
+    def __init__(self, items: int, days: Sequence[int]) -> None:
+        self.days = days
+        self.windows = np.zeros((len(days), items))
+        """(W, I): purchases, a user's of one day as one, in the last so many days."""
+        self.buyers = np.zeros((len(days), items))
+        """(W, I): users who bought in the last so many days."""
+        self.repeaters = np.zeros(items)
+        self.gap_days, self.gaps = np.zeros(items), np.zeros(items)
+        """Days between two purchases by one user, and how many such gaps."""
+        self.price, self.priced = np.zeros(items), np.zeros(items)
+        self.first = np.full(items, np.iinfo(np.int64).max)
+        self.last = np.full(items, np.iinfo(np.int64).min)
+
+    def add(self, history: Histories, *, cutoff: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        """Count a shard's history; float32 (U, I): on how many days each user bought each item, and 1 where in the last 28 days."""
+        items = len(self.repeaters)
+        user, item, day = purchase_days(history, cutoff=cutoff)
+        new_pair = np.ones(len(item), bool)
+        new_pair[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
+        pair_user, pair_item, last_day = user[new_pair], item[new_pair], day[new_pair]  # of each pair the last day comes first
+        for row, days in enumerate(self.days):
+            self.windows[row] += np.bincount(item[day < days], minlength=items)
+            self.buyers[row] += np.bincount(pair_item[last_day < days], minlength=items)
+        times = np.diff(np.append(np.flatnonzero(new_pair), len(item)))
+        self.repeaters += np.bincount(pair_item[times > 1], minlength=items)
+        again = np.flatnonzero(~new_pair)
+        self.gap_days += np.bincount(item[again], weights=(day[again] - day[again - 1]).astype(float), minlength=items)
+        self.gaps += np.bincount(item[again], minlength=items)
+        wanted = history.keep(history.wanted)
+        has_price = np.isfinite(wanted.price)
+        rounded = np.rint(wanted.price[has_price].astype(float) / PRICE_UNIT) * PRICE_UNIT
+        self.price += np.bincount(wanted.item[has_price], weights=rounded, minlength=items)
+        self.priced += np.bincount(wanted.item[has_price], minlength=items)
+        np.minimum.at(self.first, wanted.item, wanted.ts)
+        np.maximum.at(self.last, wanted.item, wanted.ts)
+        lately = last_day < POPULARITY_DAYS[MONTH]
+        size = (len(history), items)
+        month = sp.csr_matrix((np.ones(int(lately.sum()), np.float32), (pair_user[lately], pair_item[lately])), shape=size)
+        return sp.csr_matrix((times.astype(np.float32), (pair_user, pair_item)), shape=size), month
+
+
+def fit(
+    shards: Iterable[tuple[Histories, np.ndarray]],
+    *,
+    items: int,
+    start: int,
+    cutoff: int,
+    settings: config.Signals,
+    seed: int,
+    extra: np.ndarray | None = None,
+    groups: Sequence[str] = (),
+    unseen: np.ndarray | None = None,
+    most_unseen: int = 0,
+) -> Signals:
+    """The signals of the events in [start, cutoff).
+
+    Purchases of one item by one user on one day count once.
+
+    Args:
+        shards: histories with any events, and bool (U): the users whose histories fit neighbours and factors.
+        items: I, the size of the catalog.
+        extra: int (X), codes of items that are active whether bought or not.
+        unseen, most_unseen: codes of items, int; the first so many of them that nobody bought are active too.
+        groups: columns of users, the one that tells most first; of chosen users, those with the same values have a popularity of
+            their own, first by all columns, then by fewer from the last one on.
+
+    Raises:
+        DataError: nobody wanted anything in the time.
+    """
+    windows = (*POPULARITY_DAYS, max(1, -(-(cutoff - start) // DAY_US)))
+    sums = _ItemSums(items, windows)
+    rows: list[sp.csr_matrix] = []
+    ids: list[pa.Array] = []
+    keys: list[np.ndarray] = []
+    months: list[sp.csr_matrix] = []
+    for batch, chosen in shards:
+        pairs, month = sums.add(batch.between(start, cutoff), cutoff=cutoff)
+        rows.append(pairs[chosen])
+        ids.append(batch.users.column(USER_ID).filter(pa.array(chosen)).combine_chunks())
+        keys.append(group_keys(batch.users, groups)[:, chosen])
+        months.append(month[chosen])
+    bought = sums.buyers[-1] > 0
+    if not bought.any():
+        raise DataError(
+            f"signals: no wanted event in the {(cutoff - start) // DAY_US} days before {np.datetime64(cutoff, 'us')}. "
+            "Check shop.label_kinds and window.history_days, or use another date."
+        )
+    chosen_items = bought.copy()
+    if extra is not None:
+        chosen_items[extra] = True
+    if unseen is not None:
+        chosen_items[unseen[~bought[unseen]][:most_unseen]] = True
+    active = np.flatnonzero(chosen_items)
+    sums.first[~bought] = sums.last[~bought] = cutoff
+    position = np.full(items, -1, np.int32)
+    position[active] = np.arange(len(active))
+    with np.errstate(invalid="ignore"):
+        price = sums.price[active] / sums.priced[active]
+        repeat_days = np.abs(sums.gap_days[active]) / sums.gaps[active]
+        repeat_rate = sums.repeaters[active] / sums.buyers[-1, active]
+    # Rows in user_id order: sums of floats, and so the factors' last bits, must not depend on how users are cut into shards.
+    order = pc.sort_indices(pa.chunked_array(ids)).to_numpy()
+    purchases: sp.csr_matrix = sp.vstack(rows, format="csr")[order][:, np.flatnonzero(bought)]
+    purchases = purchases[np.diff(purchases.indptr) > 0]
+    with threadpool_limits(1, "blas"):  # one fit runs on one CPU
+        weights = neighbour_weights(purchases, settings)
+        vectors = item_factors(purchases, settings, seed=seed)
+    grouped = group_purchases(np.concatenate(keys, axis=1), sp.vstack(months, format="csr")[:, active], settings.group_users)
+    known = position[bought]  # fitted to what was bought, then spread to the active positions
+    factors = np.zeros((len(active), vectors.shape[1]), np.float32)
+    factors[known] = vectors
+    lengths = np.zeros(len(active), np.int64)
+    lengths[known] = np.diff(weights.indptr)
+    return Signals(
+        start=np.array(start, np.int64),
+        cutoff=np.array(cutoff, np.int64),
+        items=active.astype(np.int32),
+        position=position,
+        popularity=(sums.windows[:, active] / np.maximum(sums.windows.sum(axis=1, keepdims=True), 1)).astype(np.float32),
+        buyers=sums.buyers[:, active].astype(np.float32),
+        first_ts=sums.first[active],
+        last_ts=sums.last[active],
+        price=price.astype(np.float32),
+        repeat_rate=repeat_rate.astype(np.float32),
+        repeat_days=repeat_days.astype(np.float32),
+        neighbour_offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        neighbour_items=known[weights.indices],
+        neighbour_weights=weights.data.astype(np.float32),
+        factors=factors,
+        groups=grouped[0],
+        group_offsets=grouped[1].indptr.astype(np.int64),
+        group_items=grouped[1].indices.astype(np.int32),
+        group_counts=grouped[1].data.astype(np.float32),
+    )
+
+
+def group_keys(users: pa.Table, columns: Sequence[str]) -> np.ndarray:
+    """uint64 (L, U): for each of L columns, the key of the group of users alike in it and all columns before; null is a value too."""
+    keys = np.empty((len(columns), users.num_rows), np.uint64)
+    alike = np.zeros(users.num_rows, np.uint64)
+    for level, column in enumerate(columns):
+        words = pc.fill_null(users.column(column), "").to_numpy().astype(object)
+        alike = mix(alike ^ stable_hash(words)) + np.uint64(level)
+        keys[level] = alike
+    return keys
+
+
+def group_purchases(keys: np.ndarray, month: sp.csr_matrix, fewest: int) -> tuple[np.ndarray, sp.csr_matrix]:
+    """The keys, ascending, of the groups of which at least `fewest` users bought, and (G, J) how many of its users bought what.
+
+    Args:
+        keys: uint64 (L, U), of `group_keys`.
+        month: (U, J), 1 where the user bought the item.
+    """
+    buyers = np.flatnonzero(np.diff(month.indptr))
+    user = np.tile(buyers, len(keys))
+    found, group, size = np.unique(keys[:, buyers].ravel(), return_inverse=True, return_counts=True)
+    member = sp.csr_matrix((np.ones(len(user), np.float64), (group, user)), shape=(len(found), month.shape[0]))
+    large = np.flatnonzero(size >= fewest)
+    purchases = (member[large] @ month.astype(np.float64)).tocsr()
+    purchases.sort_indices()
+    return found[large], purchases

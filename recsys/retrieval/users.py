@@ -1,0 +1,97 @@
+"""A batch of users as of the signals' cutoff: what they bought, counted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sp
+
+from recsys import config
+from recsys.data.catalog import Catalog
+from recsys.data.histories import Histories, purchase_days
+from recsys.retrieval.signals import Signals
+from recsys.retrieval.supplied import Supplied
+
+OWN_HALF_LIFE_DAYS = 60.0  # of a purchase's weight among the user's own; not tuned
+
+
+@dataclass(frozen=True)
+class UserBatch:
+    """A batch of users as of the signals' cutoff, as sources and features see it."""
+
+    history: Histories
+    """Their events in [signals.start, signals.cutoff)."""
+    signals: Signals
+    catalog: Catalog
+    categories: Mapping[str, np.ndarray]
+    """Per categorical item column: int32 (J) code of each active item, 0 where unknown."""
+    fitted: config.Signals
+    """The settings that the signals were fitted under; folding users in needs them."""
+    supplied: Supplied | None = None
+    """Their only candidates; None where the sources propose them."""
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    @cached_property
+    def purchases(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """User row, active position and days before the cutoff of every (user, item, day) purchase, in that order."""
+        user, item, days = purchase_days(self.history, cutoff=int(self.signals.cutoff))
+        return user, self.signals.position[item].astype(np.int64), days
+
+    @cached_property
+    def own(self) -> "Grouped":
+        """The purchases by (user, item)."""
+        user, item, days = self.purchases
+        return group_days(user * len(self.signals.items) + item, days)
+
+    @property
+    def own_key(self) -> np.ndarray:
+        """int64: user row x J + active position of every pair bought, ascending."""
+        return self.own.key[:-1]
+
+    @cached_property
+    def matrix(self) -> sp.csr_matrix:
+        """float32 (U, J): on how many days the user bought the item."""
+        user, item = np.divmod(self.own_key, len(self.signals.items))
+        return sp.csr_matrix((self.own.count[:-1].astype(np.float32), (user, item)), shape=(len(self), len(self.signals.items)))
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Purchases counted by a key; all arrays (K), keys ascending, the last one a sentinel above all keys that counts nothing."""
+
+    key: np.ndarray
+    count: np.ndarray
+    """float64: purchase days."""
+    recent: np.ndarray
+    """float64: purchase days in the last 28 days."""
+    decayed: np.ndarray
+    """float64: purchase days, each halved every 60 days."""
+    last: np.ndarray
+    """float64: days before the cutoff of the latest purchase."""
+    first: np.ndarray
+    """float64: days before the cutoff of the earliest purchase."""
+
+    def find(self, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Place of each key, and bool whether it is there at all; the place of an absent key is 0."""
+        place = np.minimum(np.searchsorted(self.key, key), len(self.key) - 1)
+        found = self.key[place] == key
+        return np.where(found, place, 0), found
+
+
+def group_days(key: np.ndarray, days: np.ndarray) -> Grouped:
+    """The purchases of each key, int64 (N), at the given days before the cutoff."""
+    order = np.argsort(key, kind="stable")
+    key = np.append(key[order], np.iinfo(np.int64).max)  # the sentinel: every group has an end, no lookup needs a special case
+    days = np.append(days[order], 0).astype(np.float64)
+    starts = np.flatnonzero(np.diff(key, prepend=-1) != 0)
+    return Grouped(
+        key=key[starts],
+        count=np.diff(np.append(starts, len(key))).astype(np.float64),
+        recent=np.add.reduceat((days < 28).astype(np.float64), starts),
+        decayed=np.add.reduceat(0.5 ** (days / OWN_HALF_LIFE_DAYS), starts),
+        last=np.minimum.reduceat(days, starts),
+        first=np.maximum.reduceat(days, starts),
+    )

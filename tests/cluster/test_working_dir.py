@@ -1,0 +1,133 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cluster import working_dir
+from recsys import config
+from recsys.errors import ConfigError
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    path = tmp_path / "shop.toml"
+    path.write_text('[shop]\nevents = "shop/events"\nitems = "s3://bucket/items"\n[rank]\nk = 7\n')
+    return path
+
+
+def test_relative_paths_become_absolute_where_the_nodes_are_this_machine(
+    settings: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tomllib.loads(working_dir.settings_text(settings, remote=False)) == {
+        "shop": {"events": f"{tmp_path}/shop/events", "items": "s3://bucket/items"},
+        "rank": {"k": 7},
+        "table": {"path": f"{tmp_path}/var/recommendations"},  # defaults are relative too
+        "run": {"work": f"{tmp_path}/var/work"},
+        "champion": {"path": f"{tmp_path}/var/bundles"},
+        "report": {"path": f"{tmp_path}/var/reports"},
+    }
+
+
+def test_relative_paths_are_refused_where_the_nodes_are_other_machines(settings: Path) -> None:
+    with pytest.raises(ConfigError, match=r"shop\.events: 'shop/events' is relative"):
+        working_dir.settings_text(settings, remote=True)
+    settings.write_text('[shop]\nevents = "s3://bucket/events"\n[table]\npath = "/shared/table"\n')
+    with pytest.raises(ConfigError, match=r"run\.work: 'var/work' is relative"):
+        working_dir.settings_text(settings, remote=True)
+    settings.write_text(settings.read_text() + '[run]\nwork = "s3://bucket/work"\n')
+    with pytest.raises(ConfigError, match=r"run\.work must be a folder"):
+        working_dir.settings_text(settings, remote=True)
+    settings.write_text(settings.read_text().replace("s3://bucket/work", "/shared/work"))
+    with pytest.raises(ConfigError, match=r"champion\.path: 'var/bundles' is relative"):
+        working_dir.settings_text(settings, remote=True)
+    settings.write_text(settings.read_text() + '[champion]\npath = "s3://bucket/bundles"\n')
+    with pytest.raises(ConfigError, match=r"champion\.path must be a folder"):
+        working_dir.settings_text(settings, remote=True)
+    settings.write_text(settings.read_text().replace("s3://bucket/bundles", "/shared/bundles"))
+    with pytest.raises(ConfigError, match=r"report\.path: 'var/reports' is relative"):
+        working_dir.settings_text(settings, remote=True)
+    settings.write_text(settings.read_text() + '[report]\npath = "/shared/reports"\n')
+    assert tomllib.loads(working_dir.settings_text(settings, remote=True)) == tomllib.loads(settings.read_text())
+
+
+def test_the_settings_of_the_pairs_door_travel_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = tmp_path / "pairs.toml"
+    settings.write_text('[pairs]\npath = "rows"\nusers = "s3://bucket/users"\nnumeric = ["a b"]\n[pairs.columns."a b"]\nlog1p = true\n')
+    sent = tomllib.loads(working_dir.settings_text(settings, remote=False))
+    assert sent["pairs"] == {
+        "path": f"{tmp_path}/rows",
+        "users": "s3://bucket/users",
+        "numeric": ["a b"],
+        "columns": {"a b": {"log1p": True}},
+    }
+    assert sent["table"] == {"path": f"{tmp_path}/var/pairs_recommendations"}
+    assert working_dir.shared_arguments(["--all-scores", "all"], remote=False) == ("--all-scores", f"{tmp_path}/all")
+
+
+def test_every_text_among_the_settings_is_known_to_be_a_path_or_not() -> None:
+    texts = {
+        f"{section}.{name}"
+        for door in (config.Settings, config.PairsSettings)
+        for section, model in door.model_fields.items()
+        if isinstance(model.annotation, type) and issubclass(model.annotation, config.Section)
+        for name, field in model.annotation.model_fields.items()
+        if field.annotation in (str, str | None, Path, Path | None)
+    }
+    columns = {f"pairs.{name}" for name in ("user_id", "item_id", "label", "weight")}
+    assert texts - set(working_dir.PATHS) == {"shop.timezone", *columns}, "a new text: if it is a path, put it into working_dir.PATHS"
+    assert set(working_dir.PATHS) <= texts
+
+
+def test_paths_among_the_arguments_of_a_verb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--out", "metrics.json", "--bundle=s3://models/7", "--horizon-days", "91"]
+    expected = ("--out", f"{tmp_path}/metrics.json", "--bundle=s3://models/7", "--horizon-days", "91")
+    assert working_dir.shared_arguments(given, remote=False) == expected
+    with pytest.raises(ConfigError, match=r"--out: 'metrics\.json' is relative"):
+        working_dir.shared_arguments(given, remote=True)
+    with pytest.raises(ConfigError, match="before the `--`"):
+        working_dir.shared_arguments(["--config=other.toml"], remote=False)
+
+
+def test_lists_of_rules_travel_as_paths_that_every_node_understands(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = settings.read_text()
+    settings.write_text(
+        told + '[[rules]]\nname = "a"\nkind = "items"\nonly = "these"\naudience = { ids = "s3://bucket/users" }\n'
+        '[[rules]]\nname = "b"\nkind = "pairs"\nnever = "returned"\n'
+        '[[rules]]\nname = "c"\nkind = "column"\ncolumn = "seller"\nonly = ["we"]\naudience = { ids = "testers" }\n'
+    )
+    first, second, third = tomllib.loads(working_dir.settings_text(settings, remote=False))["rules"]
+    assert first == {"name": "a", "kind": "items", "only": f"{tmp_path}/these", "audience": {"ids": "s3://bucket/users"}}
+    assert second == {"name": "b", "kind": "pairs", "never": f"{tmp_path}/returned"}
+    assert (third["only"], third["audience"]) == (["we"], {"ids": f"{tmp_path}/testers"})
+    settings.write_text(
+        told.replace("shop/events", "/shop/events")
+        + '[table]\npath = "/t"\n[run]\nwork = "/w"\n[champion]\npath = "/b"\n[report]\npath = "/r"\n'
+        + '[[rules]]\nname = "b"\nkind = "pairs"\nnever = "r"'
+    )
+    with pytest.raises(ConfigError, match="the rule 'b': 'r' is relative"):
+        working_dir.settings_text(settings, remote=True)
+
+
+def test_the_settings_survive_being_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "shop.toml"
+    path.write_text(
+        '[shop]\nevents = "/e"\nlabel_kinds = ["purchase"]\n[shop.columns]\nuser_id = "Käufer \\"Nr\\" \\u007f \\\\"\n'
+        '[shop.storage_options]\n"region" = "eu"\n[model]\nhidden = [512, 16]\ndropout = 0.25\n[rank]\nallow_repeats = false\n'
+        '[[rules]]\nname = "a"\nkind = "column"\ncolumn = "b"\nnever = [1, true, "\\u007f"]\n'
+        '[rules.audience]\ncolumn = "c"\nvalues = ["d"]\n'
+        '[[rules]]\nname = "e"\nkind = "range"\ncolumn = "f"\nmin = 1.5\n'
+    )
+    path.write_text(path.read_text().replace('events = "/e"', 'events = "/e"\nitems = "/i"\nusers = "/u"'))
+    written = tmp_path / "again.toml"
+    written.write_text(working_dir.settings_text(path, remote=False), encoding="utf-8")
+    before, after = config.load(path).model_dump(), config.load(written).model_dump()
+    for section in ("table", "run", "champion", "report"):  # their defaults are paths, absolute now
+        before.pop(section)
+        after.pop(section)
+    assert before == after

@@ -1,0 +1,79 @@
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.config import Settings
+from recsys.data import synthetic
+from recsys.data.shop import open_shop
+from recsys.pipelines.backtest import horizon_end, measure
+from recsys.pipelines.signals import shop_state
+from recsys.pipelines.train import train_shop
+from recsys.schema import ITEM_ID, USER_ID
+
+# Ray Data and Ray Train make a DataContext, which warns of its own defaults
+pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
+
+DAY = date(2024, 6, 1)
+BEFORE = date(2024, 5, 18)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Planted:
+    return synthetic.shop(tmp_path_factory.mktemp("shop"), users=60, items=50, days=98, seed=8, end=DAY, events_per_user=35)
+
+
+def settings(planted: synthetic.Planted, work: Path, *, shards: int, candidates: Path | None = None) -> Settings:
+    return Settings.model_validate(
+        {
+            "shop": {"events": str(planted.events), "items": str(planted.items)},
+            "features": {"item_categorical": ["category"]},
+            "window": {"label_days": 14, "history_days": 90, "cutoffs": 2},
+            "signals": {"factors": 4, "als_iterations": 2, "ease_l2": 20.0},
+            "candidates": {"per_user": 30},
+            "model": {"hidden": [8]},
+            "train": {"epochs": 1, "batch_size": 128, "workers": 1},
+            "rank": {"candidates": str(candidates) if candidates else None},
+            "run": {"work": str(work), "shards": shards, "actors": 1},
+        }
+    )
+
+
+def test_a_horizon_past_the_data_is_shortened_with_a_warning(
+    planted: synthetic.Planted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sources = open_shop(settings(planted, tmp_path, shards=1), as_of=DAY)
+    assert horizon_end(sources, as_of=date(2024, 5, 4), horizon_days=28) == DAY
+    assert not caplog.records
+    assert horizon_end(sources, as_of=date(2024, 5, 4), horizon_days=29) == DAY
+    assert caplog.messages == ["backtest: the data ends on 2024-05-31, so the horizon is 28 days, not 29"]
+
+
+@pytest.mark.ray
+def test_shards_change_no_figure_and_given_candidates_no_model(planted: synthetic.Planted, tmp_path: Path, in_process: None) -> None:
+    def measured(shards: int, candidates: Path | None = None, bundle: Any = None) -> tuple[dict[str, Any], Any]:
+        sources = open_shop(settings(planted, tmp_path / "work", shards=shards, candidates=candidates), as_of=BEFORE)
+        state = shop_state(sources, end=DAY)
+        bundle = bundle or train_shop(state, as_of=BEFORE).bundle
+        return measure(state, bundle, as_of=BEFORE, end=DAY), bundle
+
+    whole, bundle = measured(3)
+    low, high = whole["intervals"]["mlp"]["all"]["ndcg@10"]
+    assert low < whole["models"]["mlp"]["all"]["ndcg@10"] < high
+    parts, _ = measured(2, bundle=bundle)
+    assert {name: parts[name] for name in parts if name != "calibration"} == {
+        name: whole[name] for name in whole if name != "calibration"
+    }
+
+    users = planted.user_ids.to_pylist()[:30]
+    rows = pa.table({USER_ID: [user for user in users for _ in range(5)], ITEM_ID: planted.item_ids.to_pylist()[:5] * len(users)})
+    pq.write_table(rows, tmp_path / "given.parquet")
+    only, again = measured(3, candidates=tmp_path / "given.parquet")
+    assert again.model_version == bundle.model_version
+    assert 0 < only["users"]["all"] <= 30 < whole["users"]["all"]
+    assert 0 < only["candidates"]["per_user"] <= 5
+    for model in ("mlp", "popular"):  # five available items at most: whoever lists them all finds the same ones
+        assert only["models"][model]["all"]["recall@10"] == only["candidates"]["recall"]["union"]

@@ -1,0 +1,436 @@
+import math
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys.config import Settings
+from recsys.data import dataset, synthetic
+from recsys.data.cleaning import build_catalog, clean
+from recsys.data.dataset import ShopDataset
+from recsys.data.shop import ShopInputs, open_shop
+from recsys.data.types import midnight, utc
+from recsys.errors import DataError
+from recsys.hashing import shard_of
+from recsys.pipelines.ingest import ingest
+from recsys.schema import AVAILABLE, ITEM, ITEM_ID, KIND, NAME, PRICE, QUANTITY, TIMESTAMP, TS, USER_ID, WANTED, events_schema
+from tests.data.bad_rows import bad_rows
+
+# a Ray Data job makes a DataContext, which warns of its own defaults
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+
+END = date(2024, 3, 1)
+LAST = datetime(2024, 2, 29, 23, 59, 59, 999_999, tzinfo=UTC)  # the moment before END
+TOO_LATE = datetime(2024, 3, 1, tzinfo=UTC)
+
+
+def settings(**shop: Any) -> Settings:
+    return Settings.model_validate({"shop": {"events": "events", **shop}})
+
+
+def cleaned(raw: pa.Table, ids: pa.DataType | None = None, **shop: Any) -> tuple[pa.Table, dict[str, int]]:
+    ids = ids or pa.int64()
+    kept, rejected = clean(raw, settings=settings(**shop), user_id=ids, item_id=ids, end=midnight(END))
+    assert kept.schema == events_schema(ids, ids)
+    assert kept.num_rows + rejected.total() == raw.num_rows
+    return kept, dict(rejected)
+
+
+def events(**columns: Any) -> pa.Table:
+    """Good rows, with columns replaced or added."""
+    rows = max((len(values) for values in columns.values()), default=1)
+    default = {USER_ID: pa.array([1] * rows), ITEM_ID: pa.array([5] * rows), TS: pa.array([LAST] * rows, TIMESTAMP)}
+    return pa.table(default | columns)
+
+
+# ---- rows that cannot be used
+
+
+def test_a_row_with_several_faults_is_counted_once_under_the_first() -> None:
+    nothing, early, late = None, LAST, TOO_LATE
+    rows = [
+        (None, None, nothing, -1.0),  # null_user_id
+        (1, None, nothing, -1.0),  # null_item_id
+        (None, 5, late, 1.0),  # null_user_id
+        (1, 5, nothing, -1.0),  # null_ts
+        (1, 5, late, -1.0),  # future_ts
+        (1, 5, late, 1.0),  # future_ts
+        (1, 5, early, -1.0),  # negative_quantity
+        (1, 5, early, math.nan),  # negative_quantity
+        (1, 5, early, math.inf),  # negative_quantity
+        (2, 6, early, 0.0),
+        (3, 7, early, None),
+    ]
+    user, item, ts, quantity = (list(column) for column in zip(*rows, strict=True))
+    raw = pa.table({USER_ID: user, ITEM_ID: item, TS: pa.array(ts, TIMESTAMP), QUANTITY: quantity})
+    kept, rejected = cleaned(raw)
+    assert rejected == {"null_user_id": 2, "null_item_id": 1, "null_ts": 1, "future_ts": 2, "negative_quantity": 3}
+    assert kept.select([USER_ID, ITEM_ID, TS, QUANTITY]).to_pylist() == [
+        {USER_ID: 2, ITEM_ID: 6, TS: LAST, QUANTITY: 0.0},
+        {USER_ID: 3, ITEM_ID: 7, TS: LAST, QUANTITY: 1.0},  # a null quantity is 1
+    ]
+
+
+def test_without_quantity_and_price_columns_quantity_is_1_and_price_null() -> None:
+    kept, rejected = cleaned(events())
+    assert (kept[QUANTITY].to_pylist(), kept[PRICE].to_pylist(), rejected) == ([1.0], [None], {})
+
+
+def test_a_bad_price_becomes_null_and_the_row_stays() -> None:
+    kept, rejected = cleaned(events(price=pa.array([2.5, 0.0, -1.0, math.nan, math.inf, None])))
+    assert kept[PRICE].to_pylist() == [2.5, 0.0, None, None, None, None]
+    assert rejected == {}
+
+
+@pytest.mark.parametrize("dtype", [pa.int8(), pa.int64(), pa.float32(), pa.float64(), pa.decimal128(21, 2)], ids=str)
+def test_quantities_and_prices_may_be_any_number(dtype: pa.DataType) -> None:
+    numbers = pa.array([3, None, -1]).cast(dtype)
+    kept, rejected = cleaned(events(quantity=numbers, price=numbers))
+    assert (kept[QUANTITY].to_pylist(), kept[PRICE].to_pylist(), rejected) == ([3.0, 1.0], [3.0, None], {"negative_quantity": 1})
+
+
+def test_columns_are_read_under_the_shop_s_names() -> None:
+    raw = pa.table({"buyer": [7], "sku": [8], "when": pa.array([LAST], TIMESTAMP), "n": [2], "paid": [0.5], "what": ["view"]})
+    columns = {USER_ID: "buyer", ITEM_ID: "sku", TS: "when", QUANTITY: "n", PRICE: "paid", KIND: "what"}
+    kept, _ = cleaned(raw, columns=columns, label_kinds=["purchase"])
+    assert kept.to_pylist() == [{USER_ID: 7, ITEM_ID: 8, TS: LAST, QUANTITY: 2.0, PRICE: 0.5, WANTED: False}]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "label_kinds", "wanted"),
+    [
+        (["purchase", "view", None, "Purchase"], ["purchase"], [True, False, False, False]),
+        (["purchase", "view", None, "basket"], ["purchase", "basket"], [True, False, False, True]),
+        (["purchase", "view", None, "basket"], None, [True, True, True, True]),
+        (None, ["purchase"], [True]),  # no such column: all
+        ([1, 2, None, 1], ["1"], [True, False, False, True]),
+    ],
+)
+def test_label_kinds_say_what_is_wanted_and_drop_nothing(kinds: list[Any] | None, label_kinds: Any, wanted: list[bool]) -> None:
+    plain = events() if kinds is None else events(kind=pa.array(kinds))
+    assert cleaned(plain, label_kinds=label_kinds)[0][WANTED].to_pylist() == wanted
+    if kinds is not None:
+        encoded = events(kind=pa.array(kinds).dictionary_encode())
+        assert cleaned(encoded, label_kinds=label_kinds)[0][WANTED].to_pylist() == wanted
+
+
+# ---- ids
+
+
+@pytest.mark.parametrize(
+    "dtype", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.large_string())], ids=str
+)
+def test_text_ids_of_any_encoding_become_strings_and_an_empty_one_is_null(dtype: pa.DataType) -> None:
+    plain = pa.array(["b", "", "a", None])
+    ids = plain.dictionary_encode().cast(dtype) if pa.types.is_dictionary(dtype) else plain.cast(dtype)
+    kept, rejected = cleaned(events(user_id=ids, item_id=pa.array(["x"] * 4).cast(pa.large_string())), pa.string())
+    assert (kept[USER_ID].to_pylist(), rejected) == (["b", "a"], {"null_user_id": 2})
+    kept, rejected = cleaned(events(user_id=pa.array(["x"] * 4), item_id=ids), pa.string())
+    assert (kept[ITEM_ID].to_pylist(), rejected) == (["b", "a"], {"null_item_id": 2})
+
+
+@pytest.mark.parametrize("dtype", [pa.int8(), pa.int32(), pa.uint32(), pa.int64()], ids=str)
+def test_whole_number_ids_become_int64_and_zero_is_an_id(dtype: pa.DataType) -> None:
+    kept, rejected = cleaned(events(user_id=pa.array([0, None, 7], dtype)))
+    assert (kept[USER_ID].to_pylist(), rejected) == ([0, 7], {"null_user_id": 1})
+
+
+def test_uint64_ids_are_refused_before_any_row_is_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="column 'user_id' must be an integer of at most 64 signed bits or a string, got uint64"):
+        opened(tmp_path, events=history(user_id=pa.array([1, 2], pa.uint64())))
+
+
+# ---- times
+
+
+def moments(*texts: str) -> list[datetime]:
+    return [datetime.fromisoformat(f"{text}+00:00") for text in texts]
+
+
+def test_times_without_a_zone_are_those_of_the_shop_s_clocks() -> None:
+    naive = pa.array([datetime(2024, 1, 15, 0, 30), datetime(2024, 7, 1, 0, 30), None], pa.timestamp("s"))
+    assert utc(naive, "Europe/Berlin").to_pylist() == [*moments("2024-01-14T23:30", "2024-06-30T22:30"), None]
+    assert utc(naive, "UTC").to_pylist() == [*moments("2024-01-15T00:30", "2024-07-01T00:30"), None]
+    assert utc(naive, "UTC").type == TIMESTAMP
+
+
+def test_a_clock_change_s_doubled_hour_is_the_earlier_one_and_a_skipped_time_is_the_moment_after() -> None:
+    doubled, skipped = datetime(2024, 10, 27, 2, 30), datetime(2024, 3, 31, 2, 30)
+    naive = pa.array([doubled, skipped], pa.timestamp("us"))
+    assert utc(naive, "Europe/Berlin").to_pylist() == moments("2024-10-27T00:30", "2024-03-31T01:00")
+
+
+def test_times_with_a_zone_keep_their_moment_whatever_the_shop_s_zone() -> None:
+    zoned = pa.array(moments("2024-07-01T00:30"), pa.timestamp("ms", tz="America/New_York"))
+    assert utc(zoned, "Europe/Berlin").to_pylist() == utc(zoned, None).to_pylist() == moments("2024-07-01T00:30")
+
+
+def test_nanoseconds_are_cut_off_and_a_day_is_its_midnight() -> None:
+    assert utc(pa.array([1_999], pa.timestamp("ns", tz="UTC")), None).cast(pa.int64()).to_pylist() == [1]
+    assert utc(pa.array([date(2024, 7, 1)]), "Europe/Berlin").to_pylist() == moments("2024-06-30T22:00")
+
+
+def test_times_without_a_zone_are_refused_without_shop_timezone(tmp_path: Path) -> None:
+    naive = history(ts=pa.array([datetime(2024, 1, 1), datetime(2024, 2, 29)], pa.timestamp("us")))
+    with pytest.raises(DataError, match=r"column 'ts' has times without a zone .* Set shop\.timezone, for example"):
+        opened(tmp_path, events=naive)
+    with pytest.raises(DataError, match="'Mars/Olympus' is no IANA time zone"):
+        opened(tmp_path, events=naive, timezone="Mars/Olympus")
+    sources = opened(tmp_path, events=naive, timezone="Europe/Berlin")
+    assert (sources.first, sources.last) == (date(2023, 12, 31), date(2024, 2, 28))  # 23:00 UTC of the day before
+
+
+@pytest.mark.parametrize("kind", ["zoned", "naive", "date"])
+def test_one_event_of_a_far_year_does_not_move_the_span(tmp_path: Path, kind: str) -> None:
+    days = [datetime(2024, 1, 1), datetime(2024, 2, 29), datetime(2100, 1, 1)]
+    ts = {
+        "zoned": pa.array([day.replace(tzinfo=UTC) for day in days], TIMESTAMP),
+        "naive": pa.array(days, pa.timestamp("us")),
+        "date": pa.array([day.date() for day in days]),
+    }[kind]
+    events = pa.table({USER_ID: pa.array([1, 2, 3]), ITEM_ID: pa.array([3, 7, 7]), TS: ts})
+    sources = opened(tmp_path, events=events, timezone="UTC")
+    assert (sources.first, sources.last) == (date(2024, 1, 1), date(2024, 2, 29))
+
+
+# ---- shards
+
+
+def test_a_user_s_shard_is_the_same_on_every_machine() -> None:
+    assert shard_of(pa.array([0, 1, -5, 2**62]), 7).tolist() == [0, 6, 5, 0]
+    assert shard_of(pa.array(["", "ann", "bob", "zoë"]), 7).tolist() == [6, 0, 6, 6]
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1), st.integers(1, 20))
+def test_a_user_s_shard_does_not_depend_on_the_other_users(ids: list[int], shards: int) -> None:
+    for kind in (pa.array(ids, pa.int64()), pa.array([str(one) for one in ids])):
+        whole = shard_of(pa.chunked_array([kind, kind]), shards)
+        alone = [int(shard_of(kind.slice(row, 1), shards)[0]) for row in range(len(ids))]
+        assert whole.tolist() == alone * 2
+        assert max(alone) < shards
+
+
+def test_shards_hold_about_the_same_number_of_users() -> None:
+    for ids in (pa.array(range(0, 30_000, 3)), pa.array([f"user-{number:05d}" for number in range(10_000)])):
+        counts = np.bincount(shard_of(ids, 16), minlength=16)
+        assert counts.min() > 0.8 * 10_000 / 16
+        assert counts.max() < 1.2 * 10_000 / 16
+
+
+# ---- catalog
+
+
+def history(**columns: Any) -> pa.Table:
+    """Two events that span January and February 2024."""
+    days = pa.array([datetime(2024, 1, 1, tzinfo=UTC), LAST], TIMESTAMP)
+    return pa.table({USER_ID: pa.array([1, 2]), ITEM_ID: pa.array([3, 7]), TS: days} | columns)
+
+
+def opened(folder: Path, *, events: pa.Table, items: pa.Table | None = None, features: Any = None, **shop: Any) -> ShopInputs:
+    for name, table in {"events": events, "items": items}.items():
+        if table is not None:
+            pq.write_table(table, folder / f"{name}.parquet")
+            shop[name] = str(folder / f"{name}.parquet")
+    given = {"shop": shop, "features": features or {}, "window": {"label_days": 7}}
+    return open_shop(Settings.model_validate(given), as_of=END)
+
+
+def catalog(folder: Path, items: pa.Table | None, seen: list[Any], **given: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    built, rejected = build_catalog(opened(folder, events=history(), items=items, **given), pa.array(seen))
+    return built.table.to_pylist(), dict(rejected)
+
+
+def test_without_items_the_catalog_is_what_events_hold_and_all_of_it_is_available(tmp_path: Path) -> None:
+    rows, rejected = catalog(tmp_path, None, [7, 3, 5])
+    assert rows == [{ITEM_ID: item, AVAILABLE: True} for item in (3, 5, 7)]
+    assert rejected == {}
+
+
+def test_items_that_only_events_know_are_in_the_catalog_and_not_available(tmp_path: Path) -> None:
+    items = pa.table({ITEM_ID: [9, 5], "shelf": [1, 2], "weight": ["x", "y"]})
+    rows, rejected = catalog(tmp_path, items, [7, 9, 3], features={"item_categorical": ["weight"], "item_numeric": ["shelf"]})
+    assert rows == [
+        {ITEM_ID: 3, AVAILABLE: False, "weight": None, "shelf": None},
+        {ITEM_ID: 5, AVAILABLE: True, "weight": "y", "shelf": 2.0},
+        {ITEM_ID: 7, AVAILABLE: False, "weight": None, "shelf": None},
+        {ITEM_ID: 9, AVAILABLE: True, "weight": "x", "shelf": 1.0},
+    ]
+    assert rejected == {}
+
+
+def test_of_duplicate_items_the_first_stands_and_the_others_are_counted(tmp_path: Path) -> None:
+    items = pa.table({ITEM_ID: [5, 3, None, 5, 3, 5, None], NAME: ["a", "b", "c", "d", "e", "f", "g"]})
+    rows, rejected = catalog(tmp_path, items, [3])
+    assert [(row[ITEM_ID], row[NAME]) for row in rows] == [(3, "b"), (5, "a")]
+    assert rejected == {"null_item_id": 2, "duplicate_item_id": 3}
+
+
+def test_an_item_is_available_where_the_shop_says_so(tmp_path: Path) -> None:
+    items = pa.table({ITEM_ID: [1, 2, 3], "on_sale": [True, False, None]})
+    rows, _ = catalog(tmp_path, items, [3], columns={AVAILABLE: "on_sale"})
+    assert [row[AVAILABLE] for row in rows] == [True, False, False]
+
+
+def test_a_name_may_be_a_feature_too(tmp_path: Path) -> None:
+    items = pa.table({ITEM_ID: [1, 2], NAME: ["soap", "rope"]})
+    rows, _ = catalog(tmp_path, items, [], features={"item_categorical": ["name"]})
+    assert [row[NAME] for row in rows] == ["soap", "rope"]
+
+
+# ---- the whole of it, on Ray
+
+SHOP_END = date(2024, 6, 1)
+BAD = {"null_user": 4, "null_item": 3, "null_ts": 5, "future_ts": 2, "negative_quantity": 6, "duplicates": 7}
+
+
+class Shop(NamedTuple):
+    """A planted shop with bad rows, and the settings to read it."""
+
+    planted: synthetic.Planted
+    settings: Settings
+
+    def sources(self, **changed: str) -> ShopInputs:
+        shop = self.settings.shop.model_copy(update=changed)
+        return open_shop(self.settings.model_copy(update={"shop": shop}), as_of=SHOP_END)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    folder = tmp_path_factory.mktemp("shop")
+    planted = synthetic.shop(folder, users=150, items=90, days=100, seed=5, end=SHOP_END, kinds=True, events_per_user=25)
+    assert bad_rows(planted, seed=5, **BAD) == BAD
+    assert planted.users is not None
+    extra = {USER_ID: [1, None, int(planted.user_ids[0].as_py()), 10**6], "age": ["65+"] * 4, "region": ["north"] * 4}
+    known = pq.read_table(planted.users).schema
+    pq.write_table(pa.table(extra, schema=known), planted.users / "z-more.parquet")
+    values = {
+        "shop": {"events": str(planted.events), "items": str(planted.items), "users": str(planted.users), "label_kinds": ["purchase"]},
+        "features": {"item_categorical": ["category"], "user_categorical": ["age", "region"]},
+        "window": {"label_days": 14},
+        "run": {"work": str(folder / "work"), "shards": 16},
+    }
+    return Shop(planted, Settings.model_validate(values))
+
+
+@pytest.fixture(scope="module")
+def done(two_actors: None, shop: Shop) -> ShopDataset:
+    """Of 16 shards."""
+    return ingest(shop.sources(), end=SHOP_END)
+
+
+def profiles_of(finished: ShopDataset) -> pa.Table:
+    """All histories in user_id order."""
+    tables = [pq.read_table(finished.folder / f"histories-{shard}.parquet") for shard in finished.shards]
+    return pa.concat_tables(tables).sort_by(USER_ID).combine_chunks()
+
+
+def good_rows(shop: Shop) -> pd.DataFrame:
+    """The shop's usable events without duplicates, by pandas alone; `item` is the rank of the item's id."""
+    frame = pq.read_table(shop.planted.events).to_pandas().drop_duplicates()
+    frame = frame.dropna(subset=[USER_ID, ITEM_ID, TS])
+    frame = frame[(frame[TS] < pd.Timestamp(SHOP_END, tz="UTC")) & (frame[QUANTITY] >= 0)]
+    ids = np.union1d(shop.planted.item_ids.to_numpy(), frame[ITEM_ID])
+    return frame.assign(**{ITEM: np.searchsorted(ids, frame[ITEM_ID])}).sort_values([USER_ID, TS, ITEM])
+
+
+@pytest.mark.ray
+def test_bad_rows_are_counted_by_reason_and_kept_and_rejected_are_what_was_read(shop: Shop, done: ShopDataset) -> None:
+    assert done.rejected["events"] == {
+        "duplicate": 7,
+        "future_ts": 2,
+        "negative_quantity": 6,
+        "null_item_id": 3,
+        "null_ts": 5,
+        "null_user_id": 4,
+    }
+    assert done.rejected["users"] == {"duplicate_user_id": 1, "null_user_id": 1}
+    assert "items" not in done.rejected
+    assert done.rows["events"] == shop.planted.rows + sum(BAD.values()) == done.rows["events kept"] + sum(BAD.values())
+    assert done.rows["items"] == done.rows["catalog"] == 90
+    assert done.rows["users kept"] == 150 + 2  # those without an event too
+
+
+@pytest.mark.ray
+def test_a_profile_s_events_are_those_of_a_groupby(shop: Shop, done: ShopDataset) -> None:
+    frame = good_rows(shop)
+    frame = frame.assign(**{WANTED: frame[KIND] == "purchase"})
+    table = profiles_of(done)
+    seen = {row[USER_ID]: row for row in table.to_pylist()}
+    assert len(frame.groupby(USER_ID)) == 150
+    for user, rows in frame.groupby(USER_ID):
+        profile = seen.pop(user)
+        assert profile[ITEM] == rows[ITEM].tolist()
+        assert profile[TS] == rows[TS].dt.to_pydatetime().tolist()
+        assert profile[WANTED] == rows[WANTED].tolist()
+        np.testing.assert_array_equal(profile[QUANTITY], rows[QUANTITY].astype(np.float32))
+        np.testing.assert_array_equal(profile[PRICE], rows[PRICE].astype(np.float32))
+    assert [(user, row[ITEM]) for user, row in seen.items()] == [(1, []), (10**6, [])]  # users without an event
+    assert done.catalog().item_id.to_pylist() == shop.planted.item_ids.to_pylist()
+    assert done.first == frame[TS].min().date()
+
+
+@pytest.mark.ray
+def test_users_have_the_features_of_the_users_table_and_nulls_where_it_lacks_them(shop: Shop, done: ShopDataset) -> None:
+    assert shop.planted.users is not None
+    known = pa.concat_tables(pq.read_table(file) for file in sorted(shop.planted.users.iterdir())).drop_null()
+    ages = {row[USER_ID]: row["age"] for row in reversed(pq.read_table(shop.planted.users).to_pylist()) if row[USER_ID] is not None}
+    assert known.num_rows > 100
+    table = profiles_of(done)
+    assert dict(zip(table[USER_ID].to_pylist(), table["age"].to_pylist(), strict=True)) == {
+        user: ages.get(user) for user in table[USER_ID].to_pylist()
+    }
+    counts = pc.value_counts(table["age"].drop_null()).to_pylist()
+    assert done.user_vocabularies["age"] == tuple(
+        row["values"] for row in sorted(counts, key=lambda row: (-row["counts"], row["values"]))
+    )
+
+
+@pytest.mark.ray
+def test_no_user_is_in_two_shards(done: ShopDataset) -> None:
+    users = {shard: done.histories(shard).users.column(USER_ID) for shard in done.shards}
+    assert sum(len(ids) for ids in users.values()) == len(set().union(*(ids.to_pylist() for ids in users.values()))) == 152
+    for shard, ids in users.items():
+        assert set(shard_of(ids, 16).tolist()) <= {int(shard)}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("two_actors")
+def test_a_second_ingest_does_no_unit_again(shop: Shop, done: ShopDataset) -> None:
+    def modified() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in done.folder.rglob("*") if path.is_file() and path.name != "stage.json"}
+
+    before = modified()
+    assert len(list((done.folder / "receipts").iterdir())) == 4 + 2 + 1 + 16  # files of events and users, the catalog, shards
+    again = ingest(shop.sources(), end=SHOP_END)
+    assert modified() == before
+    assert again == done
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("two_actors")
+def test_shuffled_and_doubled_events_in_one_file_and_one_shard_change_no_profile(
+    shop: Shop, done: ShopDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pq.read_table(shop.planted.events)
+    order = np.random.default_rng(0).permutation(2 * len(table)) % len(table)
+    pq.write_table(table.take(pa.array(order)), tmp_path / "events.parquet", row_group_size=999)
+    run = shop.settings.run.model_copy(update={"shards": 1})
+    other = Shop(shop.planted, shop.settings.model_copy(update={"run": run}))
+    monkeypatch.setattr(dataset, "PART_BYTES", (tmp_path / "events.parquet").stat().st_size // 2)
+    sources = other.sources(events=str(tmp_path / "events.parquet"))
+    single = ingest(sources, end=SHOP_END)
+    assert single.shards == ("00000",)
+    parts = [path.name for path in sorted(single.folder.glob("receipts/events-*"))]
+    assert len(parts) >= 2  # of one file's row groups
+    assert profiles_of(single).equals(profiles_of(done))
+    assert single.rejected["events"]["duplicate"] == done.rows["events kept"] + 2 * 7
+    assert single.rejected["events"]["null_ts"] == 2 * 5
+    assert single.user_vocabularies == done.user_vocabularies

@@ -1,0 +1,303 @@
+import runpy
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from deltalake import write_deltalake
+
+from recsys import config
+from recsys.data import synthetic
+from recsys.data.shop import open_shop
+from recsys.errors import BundleError, ConfigError, DataError, PublishError
+from recsys.pipelines import inspect
+from recsys.pipelines.inspect import Shown
+from recsys.pipelines.signals import ShopState, shop_state
+from recsys.publishing.table import read_night
+from recsys.ranking.scorer import chances
+from recsys.schema import ITEM_ID, RANK, REASON, SCORE, USER_ID
+from tests.jobs.test_jobs import ROOT, Ended
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
+
+BEFORE, DAY = date(2024, 5, 30), date(2024, 6, 1)  # the nights that are published; none of the day between
+NEWCOMER = 5  # a user without an event; no planted id
+SETTINGS = """
+[shop]
+events = "{folder}/events"
+items = "{folder}/items"
+users = "{folder}/users"
+[features]
+item_categorical = ["category", "brand"]
+user_categorical = ["age"]
+[window]
+label_days = 14
+history_days = 60
+cutoffs = 2
+[signals]
+factors = 8
+als_iterations = 4
+ease_l2 = 20.0
+[candidates]
+per_user = 50
+[model]
+hidden = [16]
+[train]
+epochs = 1
+batch_size = 128
+workers = 1
+[rank]
+k = 6
+[gate]
+min_overlap = 0
+max_drift = 100
+max_source_change = 1
+min_source_kept = 0
+[run]
+work = "{folder}/work"
+shards = 3
+actors = 2
+[table]
+path = "{folder}/table"
+[champion]
+path = "{folder}/bundles"
+[report]
+path = "{folder}/reports"
+"""
+
+
+class Nights(NamedTuple):
+    """A planted shop with two published nights."""
+
+    planted: synthetic.Planted
+    folder: Path
+    state: ShopState
+    """As of DAY."""
+    table: dict[date, pa.Table]
+
+    def shown(self, user: int) -> Shown:
+        night, before = inspect.find_night(self.state.settings, as_of=None)
+        return inspect.show(self.state, user, night=night, before=before)
+
+    def items(self, day: date, user: int) -> list[int]:
+        rows = self.table[day].to_pylist()
+        return [row[ITEM_ID] for row in sorted(rows, key=lambda row: row[RANK]) if row[USER_ID] == user]
+
+
+def verb(name: str, *arguments: str) -> int:
+    """The exit status of a verb that runs in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"jobs.{name}", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
+    assert isinstance(ended.value.code, int | None)
+    return ended.value.code or 0
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """A verb's end, with what it printed."""
+
+    def ended(name: str, *arguments: str) -> Ended:
+        status = verb(name, *arguments)
+        return Ended(status, *capsys.readouterr())
+
+    return ended
+
+
+@pytest.fixture(scope="module")
+def nights(all_in_process: None, tmp_path_factory: pytest.TempPathFactory) -> Nights:
+    folder = tmp_path_factory.mktemp("shown")
+    planted = synthetic.shop(folder, users=60, items=60, days=84, seed=6, end=DAY, events_per_user=25)
+    assert planted.users is not None
+    pq.write_table(pa.table({USER_ID: [NEWCOMER], "age": ["65+"], "region": ["north"]}), planted.users / "newcomer.parquet")
+    (folder / "shop.toml").write_text(SETTINGS.format(folder=folder))
+    for day in (BEFORE, DAY):
+        assert verb("score", "--config", str(folder / "shop.toml"), "--as-of", day.isoformat()) == 0
+    settings = config.load(folder / "shop.toml")
+    state = shop_state(open_shop(settings, as_of=DAY), end=DAY)
+    return Nights(planted, folder, state, {day: read_night(settings.table.path, as_of=day) for day in (BEFORE, DAY)})
+
+
+def one_who(nights: Nights, holds: Callable[[Shown], bool]) -> Shown:
+    """The first user's list of which it holds."""
+    return next(shown for user in nights.planted.user_ids.to_pylist() if holds(shown := nights.shown(user)))
+
+
+# ---- the list
+
+
+@pytest.mark.ray
+def test_the_list_is_the_table_s_with_what_changed_since_the_night_before(nights: Nights) -> None:
+    catalog = nights.state.dataset.catalog()
+    changes = set()
+    for user in nights.planted.user_ids.to_pylist()[:30]:
+        shown, now, then = nights.shown(user), nights.items(DAY, user), nights.items(BEFORE, user)
+        assert (shown.night.as_of, shown.before) == (DAY, BEFORE)
+        assert shown.rows.column(ITEM_ID).to_pylist() == now
+        assert shown.names == catalog.names(catalog.codes_of(pa.array(now)))
+        assert shown.moved == [then.index(item) - place if item in then else None for place, item in enumerate(now)]
+        gone = [item for item in then if item not in now]
+        assert shown.gone == [(then.index(item) + 1, catalog.names(catalog.codes_of(pa.array([item])))[0]) for item in gone]
+        changes |= {None if move is None else np.sign(move) for move in shown.moved} | ({"gone"} if gone else set())
+    assert changes == {None, -1, 0, 1, "gone"}  # the nights differ in every way
+
+
+@pytest.mark.ray
+def test_the_history_beside_the_list_is_that_of_the_events(nights: Nights) -> None:
+    catalog = nights.state.dataset.catalog()
+    names = dict(zip(catalog.item_id.to_pylist(), catalog.names(np.arange(len(catalog))), strict=True))
+    events = pq.read_table(nights.planted.events).to_pylist()
+    long = 0
+    for user in nights.planted.user_ids.to_pylist()[:20]:
+        days: dict[int, set[date]] = defaultdict(set)
+        for event in events:
+            when = event["ts"].astimezone(UTC)
+            if event[USER_ID] == user and datetime(2024, 4, 2, tzinfo=UTC) <= when < datetime(2024, 6, 1, tzinfo=UTC):
+                days[event[ITEM_ID]].add(when.date())  # 60 days
+        shown = nights.shown(user)
+        latest = sorted(days, key=lambda item: (-max(days[item]).toordinal(), -len(days[item]), item))[:10]
+        frequent = sorted(days, key=lambda item: (-len(days[item]), -max(days[item]).toordinal(), item))[:10]
+        for listed, expected in ((shown.latest, latest), (shown.frequent, frequent)):
+            assert [tuple(vars(bought).values()) for bought in listed] == [
+                (names[item], len(days[item]), max(days[item])) for item in expected
+            ]
+        long += len(days) > 10
+    assert long  # more than are shown
+
+
+@pytest.mark.ray
+def test_a_user_without_history_has_a_list_and_no_purchases(nights: Nights, run: Callable[..., Ended]) -> None:
+    arguments = ["--config", str(nights.folder / "shop.toml"), "--user", str(NEWCOMER), "--contributions", "2"]
+    ended = run("show", *arguments)
+    assert ended.status == 0
+    assert "Bought last: nothing." in ended.out
+    assert "No model stands behind this list, so no input contributes to it." in ended.out
+    assert "Popular in the last 28 days." in ended.out
+
+
+@pytest.mark.ray
+def test_the_verb_prints_list_changes_history_and_contributions(nights: Nights, run: Callable[..., Ended]) -> None:
+    shown = one_who(nights, lambda one: bool(one.gone) and len([move for move in one.moved if move]) > 0)
+    arguments = ["--config", str(nights.folder / "shop.toml"), "--user", str(shown.user_id)]
+    ended = run("show", *arguments, "--contributions", "3")
+    assert ended.status == 0, ended.err
+    assert f"Recommendations of user {shown.user_id} as of {DAY}, run {shown.night.run_id}" in ended.out
+    for what in (*shown.names, *(bought.name for bought in [*shown.latest, *shown.frequent])):
+        assert what in ended.out
+    words = " ".join(ended.out.split())
+    assert f"Gone since the night of {BEFORE}: " + "; ".join(f"{name} (was {rank})" for rank, name in shown.gone) in words
+    assert "Bought on most days" in ended.out
+    assert "Contributions to the raw output; of a row of which nothing is known it is" in ended.out
+    assert ended.out.count("own_") > 0
+    first = run("show", *arguments, "--as-of", BEFORE.isoformat())
+    assert first.status == 0
+    assert "No earlier night is published to compare it with." in first.out
+    assert "Contributions" not in first.out
+    assert str(shown.rows.column(REASON)[0].as_py())[:12] in ended.out
+
+
+@pytest.mark.ray
+def test_contributions_are_of_the_list_s_rows_and_add_up_to_their_scores(nights: Nights) -> None:
+    shown = nights.shown(nights.planted.user_ids[7].as_py())
+    made = inspect.find_bundle(nights.state.settings, shown.night)
+    assert made is not None
+    assert made.model_version == shown.night.model_version
+    rows, baseline = inspect.attributed(nights.state, made, shown, largest=10_000)
+    assert [row.rank for row in rows] == shown.rows.column(RANK).to_pylist()
+    assert [row.name for row in rows] == shown.names
+    raw = np.array([row.raw for row in rows], np.float32)
+    np.testing.assert_allclose(chances(made)(raw), shown.rows.column(SCORE).to_numpy(), atol=1e-4)
+    for row in rows:
+        added = [value for _, _, value in row.largest]
+        assert len(added) == len(made.spec.dense) + len(made.spec.codes)
+        assert sum(added) == pytest.approx(row.raw - baseline, abs=2e-3)
+        assert added == sorted(added, key=abs, reverse=True)
+    few, _ = inspect.attributed(nights.state, made, shown, largest=2)
+    assert [row.largest for row in few] == [row.largest[:2] for row in rows]
+
+
+@pytest.mark.ray
+def test_another_model_or_other_inputs_cannot_explain_a_night(nights: Nights, tmp_path: Path) -> None:
+    settings = nights.state.settings
+    shown = nights.shown(nights.planted.user_ids[7].as_py())
+    made = inspect.find_bundle(settings, shown.night)
+    older, _ = inspect.find_night(settings, as_of=BEFORE)
+    other = inspect.find_bundle(settings, older)
+    assert made is not None
+    assert other is not None
+    with pytest.raises(BundleError, match=rf"must be the model that scored the night of {DAY}, {made.model_version}, got"):
+        inspect.attributed(nights.state, other, shown, largest=2)
+    elsewhere = {"run": {"work": str(tmp_path)}, "champion": {"path": str(tmp_path / "champions")}}
+    without = config.Settings.model_validate(settings.model_dump() | elsewhere)
+    assert inspect.find_bundle(without, older) is None
+    shutil.copytree(other.folder, tmp_path / "champions" / "bundles" / "version" / "published")
+    found = inspect.find_bundle(without, older)
+    assert found is not None
+    assert found.model_version == older.model_version
+
+    def changed(column: str, values: pa.Array) -> Shown:
+        place = shown.rows.schema.get_field_index(column)
+        return Shown(**{**vars(shown), "rows": shown.rows.set_column(place, shown.rows.schema.field(place), values)})
+
+    with pytest.raises(DataError, match=r"the shop's inputs changed since, as a score is another now\. Score the night again\.$"):
+        inspect.attributed(nights.state, made, changed(SCORE, pa.array([0.9] * 6, pa.float32())), largest=2)
+    with pytest.raises(DataError, match=r"as an item of the list is no candidate any more"):
+        inspect.attributed(nights.state, made, changed(ITEM_ID, pa.array([-1] * 6, pa.int64())), largest=2)
+
+
+# ---- mistakes
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--user", "6"], "--user 6: no such user in the shop before 2024-06-01. Check the id."),
+        (["--user", "ann"], "--user ann: user ids of this shop are integers (int64). Pass one."),
+        (
+            ["--user", "6", "--as-of", "2024-05-31"],
+            "night 2024-05-31 must be published to be shown; the newest are 2024-06-01, ",
+        ),
+        (["--user", "6", "--bundle", "nowhere"], "nowhere: no model bundle"),
+    ],
+)
+def test_a_mistake_is_one_sentence(nights: Nights, run: Callable[..., Ended], arguments: list[str], sentence: str) -> None:
+    ended = run("show", "--config", str(nights.folder / "shop.toml"), *arguments)
+    assert (ended.status, ended.out) == (1, "")
+    assert sentence in ended.err.splitlines()[-1]
+
+
+@pytest.mark.ray
+def test_a_user_without_a_row_is_one_sentence(nights: Nights, tmp_path: Path) -> None:
+    night, _ = inspect.find_night(nights.state.settings, as_of=None)
+    user = nights.planted.user_ids[3].as_py()
+    table = str(tmp_path / "table")
+    others = nights.table[DAY].filter(pc.not_equal(nights.table[DAY].column(USER_ID), user))
+    write_deltalake(table, others, partition_by=["as_of"])
+    sources = replace(nights.state.inputs, settings=nights.state.settings.model_copy(update={"table": config.Table(path=table)}))
+    with pytest.raises(PublishError, match=rf"user {user} has no row in the night of {DAY}: .* Look at the night's counts"):
+        inspect.show(replace(nights.state, inputs=sources), user, night=night, before=None)
+
+
+def test_without_a_table_there_is_one_sentence(tmp_path: Path) -> None:
+    settings = config.Settings.model_validate({"shop": {"events": "e"}, "table": {"path": str(tmp_path / "none")}})
+    with pytest.raises(PublishError, match=r"none: a night must be published to be shown; there are none\. Run jobs\.nightly first\.$"):
+        inspect.find_night(settings, as_of=None)
+
+
+def test_ids_are_of_the_shop_s_type() -> None:
+    assert inspect.parse_user("007", pa.string()) == "007"
+    assert inspect.parse_user("007", pa.int64()) == 7
+    for word in ("7.0", "", str(2**63)):
+        with pytest.raises(ConfigError, match="user ids of this shop are integers"):
+            inspect.parse_user(word, pa.int64())

@@ -1,0 +1,158 @@
+"""Inputs and table in an object store: a server that speaks S3's protocol, and the file systems and Delta writer that a shop uses."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import polars as pl
+import pyarrow.fs as pafs
+import pytest
+
+from recsys import config
+from recsys.data import synthetic
+from recsys.data.shop import open_shop
+from recsys.errors import PublishError
+from recsys.pipelines.score import score_shop
+from recsys.pipelines.signals import shop_state
+from recsys.pipelines.train import train_shop
+from recsys.publishing import staging, table
+from recsys.publishing.table import commit_night, published_nights, published_run, read_night, take_back
+from recsys.storage import filesystem
+from tests.nights import NIGHT, OTHER_RUN, RUN, SHARD_0, SHARD_1, STRING, rows_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+AS_OF = date(2024, 3, 1)
+HOST = "127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """The server's URL, with a bucket named `shop` and its credentials in the environment."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+            patch.setenv(name, value)
+        command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while True:
+                assert server.poll() is None, "the server ended"
+                try:
+                    with urlopen(f"http://{HOST}:{port}/moto-api/", timeout=5):
+                        break
+                except URLError:
+                    time.sleep(0.1)
+            store = pafs.S3FileSystem(endpoint_override=f"{HOST}:{port}", scheme="http", region="eu-west-1", allow_bucket_creation=True)
+            store.create_dir("shop")
+            yield f"http://{HOST}:{port}"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@pytest.fixture
+def options(endpoint: str) -> dict[str, str]:
+    return {"region": "eu-west-1", "endpoint": endpoint}
+
+
+def by_polars(path: str, endpoint: str) -> pl.DataFrame:
+    told = {"aws_region": "eu-west-1", "aws_endpoint": endpoint, "aws_allow_http": "true"}
+    return pl.read_delta(path, storage_options=told).sort("as_of", "user_id", "rank")
+
+
+def test_nights_are_published_read_and_taken_back(endpoint: str, options: dict[str, str]) -> None:
+    path = "s3://shop/nights"
+    types = {"user_id": STRING, "item_id": STRING}
+    for as_of, run in ((NIGHT, RUN), (date(2017, 12, 2), OTHER_RUN)):
+        parts = [
+            staging.stage(path, rows_of(lists, run), as_of=as_of, run_id=run, shard=shard, storage_options=options)
+            for shard, lists in enumerate((SHARD_0, SHARD_1))
+        ]
+        assert staging.audit(path, parts, as_of=as_of, k=3, storage_options=options, **types).rows == 8
+        commit_night(path, parts, as_of=as_of, run_id=run, model_version="m1", keep_nights=3, storage_options=options, **types)
+    assert [(night.run_id, night.rows) for night in published_nights(path, options)] == [(OTHER_RUN, 8), (RUN, 8)]
+    assert by_polars(path, endpoint).height == 16
+    assert read_night(path, as_of=NIGHT, user_id="bob", storage_options=options)["item_id"].to_pylist() == ["tea", "milk"]
+    assert take_back(path, to=NIGHT, storage_options=options) == [date(2017, 12, 2)]
+    assert by_polars(path, endpoint)["user_id"].to_list() == ["ann"] * 3 + ["bob"] * 2 + ["cid"] * 3
+
+
+def test_two_runs_of_one_night_never_stand_together(options: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "s3://shop/contested"
+    types = {"user_id": STRING, "item_id": STRING}
+    staged = {
+        run: [staging.stage(path, rows_of(SHARD_0, run), as_of=NIGHT, run_id=run, shard=0, storage_options=options)]
+        for run in (RUN, OTHER_RUN)
+    }
+
+    def commit(run: str) -> None:
+        commit_night(path, staged[run], as_of=NIGHT, run_id=run, model_version="m1", keep_nights=3, storage_options=options, **types)
+
+    real = table.check_table
+
+    def overtaken(*arguments: object, **named: object) -> None:  # after the table was opened, before the commit
+        monkeypatch.setattr(table, "check_table", real)
+        commit(OTHER_RUN)
+
+    monkeypatch.setattr(table, "check_table", overtaken)
+    with pytest.raises(PublishError, match="published by another run during this commit"):
+        commit(RUN)
+    assert published_run(path, as_of=NIGHT, storage_options=options) == OTHER_RUN
+
+
+def test_a_lost_part_is_known_by_its_shard(options: dict[str, str]) -> None:
+    path = "s3://shop/lost"
+    part = staging.stage(path, rows_of(SHARD_0), as_of=NIGHT, run_id=RUN, shard=0, storage_options=options)
+    assert staging.missing(path, [part], storage_options=options) == []
+    store, root = filesystem(path, options)
+    store.delete_file(f"{root}/{part['path']}")
+    assert staging.missing(path, [part], storage_options=options) == [part]
+
+
+def test_a_store_that_cannot_be_reached_is_one_sentence(options: dict[str, str]) -> None:
+    with pytest.raises(
+        PublishError, match=r"s3://shop/t: cannot be opened as a Delta table: [^\n\x1b]*\. Check table\.path, the store"
+    ):
+        published_nights("s3://shop/t", {**options, "endpoint": f"http://{HOST}:1"})
+    part = staging.stage("s3://shop/reached", rows_of(SHARD_0), as_of=NIGHT, run_id=RUN, shard=0, storage_options=options)
+    with pytest.raises(PublishError, match=r"s3://shop/reached: cannot be reached: .* Check table\.path, the store"):
+        staging.missing("s3://shop/reached", [part], storage_options={**options, "endpoint": f"http://{HOST}:1"})
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("in_process")
+def test_a_shop_in_a_store_gets_its_night_there(endpoint: str, options: dict[str, str], tmp_path: Path) -> None:
+    planted = synthetic.shop(tmp_path / "shop", users=60, items=60, days=70, seed=3, end=AS_OF, events_per_user=20)
+    store, _ = filesystem("s3://shop", options)
+    pafs.copy_files(str(tmp_path / "shop"), "shop/in", destination_filesystem=store)
+
+    def night(where: str, table: str) -> config.Settings:
+        values = {
+            "shop": {"events": f"{where}/events", "items": f"{where}/items", "storage_options": options},
+            "window": {"history_days": 60, "label_days": 7, "cutoffs": 2},
+            "signals": {"ease_items": 50, "factors": 4, "als_iterations": 2},
+            "model": {"hidden": [16]},
+            "train": {"epochs": 1, "workers": 1, "batch_size": 128},
+            "table": {"path": table},
+            "run": {"work": str(tmp_path / "work"), "shards": 3},
+        }
+        settings = config.Settings.model_validate(values)
+        state = shop_state(open_shop(settings, as_of=AS_OF), end=AS_OF)
+        assert state.dataset.rows["events"] == planted.rows
+        published = score_shop(state, train_shop(state, as_of=AS_OF).bundle, as_of=AS_OF)
+        assert (published.version, published.rows) == (1, 600)
+        return settings
+
+    night("s3://shop/in", "s3://shop/recommendations")
+    night(str(tmp_path / "shop"), str(tmp_path / "recommendations"))
+    lists = ["user_id", "rank", "item_id", "score", "reason"]  # run and model are named by where the inputs lie
+    there, here = by_polars("s3://shop/recommendations", endpoint), pl.read_delta(str(tmp_path / "recommendations"))
+    assert there.select(lists).equals(here.sort("as_of", "user_id", "rank").select(lists))
