@@ -56,5 +56,6 @@ def one_line_errors() -> Generator[None]:
     try:
         yield
     except RecsysError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)  # noqa: T201 # the command line's last word
+        line = "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(str(error).split()))  # it may quote the shop
+        print(line, file=sys.stderr)  # noqa: T201 # the command line's last word
         raise SystemExit(error.status) from error
