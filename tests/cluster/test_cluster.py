@@ -119,8 +119,6 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def rendered(changed: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
         folder = tmp_path_factory.mktemp("kubernetes") / "kubernetes"
         shutil.copytree(KUBERNETES, folder)
-        kustomization = folder / "kustomization.yaml"
-        kustomization.write_text(kustomization.read_text().replace("# - raycronjob.yaml", "- raycronjob.yaml"))
         values = yaml.safe_load((folder / "values.yaml").read_text())
         values["data"] |= changed or {}
         (folder / "values.yaml").write_text(yaml.safe_dump(values))
@@ -136,7 +134,7 @@ def check(manifest: dict[str, Any]) -> None:
 
 def test_the_manifests_fit_the_schemas() -> None:
     kinds = [manifest["kind"] for manifest in written() if manifest["apiVersion"] == "ray.io/v1"]
-    assert sorted(kinds) == ["RayCluster", "RayCronJob", "RayJob"]
+    assert sorted(kinds) == ["RayCluster", "RayJob"]
     for manifest in written():
         if manifest["apiVersion"] == "ray.io/v1":
             check(manifest)
@@ -144,7 +142,7 @@ def test_the_manifests_fit_the_schemas() -> None:
 
 def test_the_rendered_manifests_fit_the_schemas(render: Any) -> None:
     made = render()
-    for kind in ("RayCluster", "RayJob", "RayCronJob"):
+    for kind in ("RayCluster", "RayJob"):
         check(made[kind])
     assert "ConfigMap" not in made  # values.yaml is not applied
 
@@ -170,7 +168,7 @@ def test_a_typo_in_a_manifest_is_refused(path: tuple[Any, ...], value: Any) -> N
 
 def test_values_are_the_one_place_to_edit(render: Any) -> None:
     values = yaml.safe_load((KUBERNETES / "values.yaml").read_text())["data"]
-    changed = {name: f"9{number}" for number, name in enumerate(values) if name not in ("raycronjob_suspended",)}
+    changed = {name: f"9{number}" for number, name in enumerate(values)}
     before, after = json.dumps(render()), json.dumps(render(changed))
     for name, value in changed.items():
         assert value in after, name
@@ -180,7 +178,6 @@ def test_values_are_the_one_place_to_edit(render: Any) -> None:
     made = render(changed)
     cluster = made["RayCluster"]["spec"]
     assert made["RayJob"]["spec"]["rayClusterSpec"] == cluster
-    assert made["RayCronJob"]["spec"]["jobTemplate"] == {**made["RayJob"]["spec"], "suspend": False}
 
 
 def test_images_and_versions_agree() -> None:
