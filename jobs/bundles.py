@@ -8,7 +8,9 @@ from rich.table import Table
 
 from jobs import Config, job
 from recsys import config
+from recsys.engine.owner import owned
 from recsys.engine.progress import console
+from recsys.errors import one_line_errors
 from recsys.ranking.registry import Decision, Registry
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
@@ -47,15 +49,20 @@ def list_(config_path: Config) -> None:
 def promote(config_path: Config, version: Annotated[str, typer.Argument(help="As `list` shows it.")], why: Reason) -> None:
     """Make a bundle the champion by hand."""
     with job():
-        _told(_registry(config_path).promote(version, as_of=date.today(), why=why))
+        registry = _registry(config_path)
+        with owned(registry.lock, what=str(registry.path)):
+            _told(registry.promote(version, as_of=date.today(), why=why))
 
 
 @app.command()
 def rollback(config_path: Config, why: Reason) -> None:
     """Make the champion again what was first chosen before the present one was."""
     with job():
-        _told(_registry(config_path).rollback(as_of=date.today(), why=why))
+        registry = _registry(config_path)
+        with owned(registry.lock, what=str(registry.path)):
+            _told(registry.rollback(as_of=date.today(), why=why))
 
 
 if __name__ == "__main__":
-    app()
+    with one_line_errors():
+        app()

@@ -2,19 +2,25 @@
 
 Resuming, caching and "a second run does nothing" are this one mechanism. A unit is finished when its receipt exists; the receipt
 is written after the unit's outputs, by a rename, so a process killed at any moment leaves a finished unit or none.
+
+Two runs with the same inputs have the same folders. Whoever works in one owns it meanwhile; the other waits, and finds the receipts.
 """
 
 import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from recsys.engine.owner import is_owned, owned
 from recsys.storage import code_digest, digest, write_atomically, write_json
 
 Receipt = dict[str, Any]
 
 ABOUT = "stage.json"  # in a stage's folder: what its name is the digest of
+LOCKS = "locks"  # beside the stages' folders, as a lock must outlive what it guards
 
 
 class Stage:
@@ -36,6 +42,18 @@ class Stage:
             about.touch()  # used now: `prune` goes by it
         else:
             write_atomically(about, lambda file: write_json(file, {"stage": name, **inputs}))
+
+    def owned(self) -> AbstractContextManager[None]:
+        """A block that works in the folder, while no other process does; within it, blocks of the same stage are entered at once."""
+        return owned(_lock(self.path), what=self.path.name)
+
+    def once(self, unit: str, make: Callable[[], Receipt]) -> Receipt:
+        """The unit's receipt; where there is none, that of `make`, whose outputs are then in place."""
+        receipt = self.receipt(unit)
+        if receipt is None:
+            with self.owned():
+                receipt = self.receipt(unit) or self.finish(unit, make())  # another run may have left it meanwhile
+        return receipt
 
     def receipt(self, unit: str) -> Receipt | None:
         """What the finished unit left; None where it is not finished."""
@@ -64,8 +82,25 @@ class Stage:
 
 
 def prune(root: str | Path, *, before: float) -> list[str]:
-    """The names of the stage folders that no run used since `before`, seconds since 1970; they are removed."""
-    stale = sorted(about.parent for about in Path(root).glob(f"*/{ABOUT}") if about.stat().st_mtime < before)
-    for folder in stale:
-        shutil.rmtree(folder)
-    return [folder.name for folder in stale]
+    """The names of the stage folders that no run used since `before`, seconds since 1970, nor owns now; they are removed."""
+    removed: list[str] = []
+    for folder in sorted(about.parent for about in Path(root).glob(f"*/{ABOUT}") if _used(about.parent) < before):
+        if is_owned(_lock(folder)):
+            continue
+        with owned(_lock(folder), what=folder.name):
+            if _used(folder) < before:  # still: another run may have begun with it, or have removed it
+                shutil.rmtree(folder)
+                removed.append(folder.name)
+    return removed
+
+
+def _used(folder: Path) -> float:
+    """When a run last used the stage, in seconds since 1970; infinite where it is gone."""
+    try:
+        return (folder / ABOUT).stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
+
+
+def _lock(folder: Path) -> Path:
+    return folder.parent / LOCKS / f"{folder.name}.lock"

@@ -121,6 +121,8 @@ def run_units(
 ) -> dict[str, Receipt]:
     """The receipts of all units of a stage, in the order of `units`; only the unfinished ones are worked on.
 
+    While another process owns the stage, this one waits, and works on what is unfinished then.
+
     Args:
         units: name -> plain values that say what the unit is.
         label: of the progress bar; absent, the stage's name.
@@ -135,18 +137,20 @@ def run_units(
         ClusterError: more actors than the cluster has CPUs or GPUs, or Ray gave up on a unit.
         RecsysError: whatever of ours a unit raised.
     """
-    pending = {name: values for name, values in units.items() if stage.receipt(name) is None}
-    for name in pending:
-        stage.forget(name)  # and with it the attempts of earlier runs
-    if pending:
-        worker = _Worker(stage, make, arguments)
-        mistakes = _here(worker, pending) if here else _on_ray(worker, pending, actors=actors, device=device)
-        # closed here and now: a job that a mistake leaves behind must not outlive the Ray it runs on
-        with closing(mistakes), progress(label or stage.name, len(pending), unit=unit) as advance:
-            for mistake in mistakes:
-                if mistake is not None:
-                    raise mistake
-                advance(1)
+    if any(stage.receipt(name) is None for name in units):
+        with stage.owned():
+            pending = {name: values for name, values in units.items() if stage.receipt(name) is None}
+            for name in pending:
+                stage.forget(name)  # and with it the attempts of earlier runs
+            if pending:
+                worker = _Worker(stage, make, arguments)
+                mistakes = _here(worker, pending) if here else _on_ray(worker, pending, actors=actors, device=device)
+                # closed here and now: a job that a mistake leaves behind must not outlive the Ray it runs on
+                with closing(mistakes), progress(label or stage.name, len(pending), unit=unit) as advance:
+                    for mistake in mistakes:
+                        if mistake is not None:
+                            raise mistake
+                        advance(1)
     receipts: dict[str, Receipt] = {}
     for name in units:
         receipt = stage.receipt(name)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
+from recsys.engine.owner import owned
 from recsys.engine.progress import log
 from recsys.errors import BundleError
 from recsys.pipelines.backtest import measure, paired
@@ -50,23 +51,26 @@ def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Calla
     before = as_of - timedelta(days=settings.window.label_days)
     tested = train_shop(state, as_of=before, on_epoch=on_epoch)
     metrics = measure(state, tested.bundle, as_of=before, end=as_of)
-    challenger = tested.bundle.model_version
-    champion = registry.champion()
-    made = next((one for one in reversed(registry.decisions()) if one.challenger == challenger), None)
-    if champion is not None and champion.tested.about["window"]["as_of"] > before.isoformat():
-        refit = train_shop(state, as_of=as_of, on_epoch=on_epoch)
-        return Chosen(refit.bundle, None, tested, refit, metrics)
-    if champion is not None and made is not None:
-        won = champion.version == challenger and made.as_of == as_of.isoformat()  # tonight, before this run was ended and begun again
-        refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if won else None
-        return Chosen(_publishing(champion), made, tested, refit, metrics)
-    decision = _decide(state, champion, tested.bundle, as_of=as_of, before=before)
-    refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if decision.promoted else None
-    registry.keep(tested.bundle, refit.bundle if refit else None)
-    registry.decide(decision)
-    standing = registry.champion()
-    assert standing is not None, "a decision names a champion"
-    return Chosen(_publishing(standing), decision, tested, refit, metrics)
+    with owned(registry.lock, what=str(registry.path)):  # another run must not decide between this one's look and its word
+        challenger = tested.bundle.model_version
+        champion = registry.champion()
+        made = next((one for one in reversed(registry.decisions()) if one.challenger == challenger), None)
+        if champion is not None and champion.tested.about["window"]["as_of"] > before.isoformat():
+            refit = train_shop(state, as_of=as_of, on_epoch=on_epoch)
+            return Chosen(refit.bundle, None, tested, refit, metrics)
+        if champion is not None and made is not None:
+            won = (
+                champion.version == challenger and made.as_of == as_of.isoformat()
+            )  # tonight, before this run was ended and begun again
+            refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if won else None
+            return Chosen(_publishing(champion), made, tested, refit, metrics)
+        decision = _decide(state, champion, tested.bundle, as_of=as_of, before=before)
+        refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if decision.promoted else None
+        registry.keep(tested.bundle, refit.bundle if refit else None)
+        registry.decide(decision)
+        standing = registry.champion()
+        assert standing is not None, "a decision names a champion"
+        return Chosen(_publishing(standing), decision, tested, refit, metrics)
 
 
 def versus(state: ShopState, registry: Registry, bundle: Bundle, *, as_of: date) -> float | None:

@@ -57,13 +57,14 @@ def ingest(inputs: ShopInputs, *, end: date) -> ShopDataset:
         parts |= {f"users-{i:05d}": unit for i, unit in enumerate(parts_of(inputs.users, "users"))}
     cleaned = run_units(stage, parts, _clean_task, inputs, midnight(end), stage.path, label="ingest: clean", unit="parts")
 
-    catalog = stage.receipt("catalog")
-    if catalog is None:
+    def make_catalog() -> Receipt:
         events = [name for name in parts if name.startswith("events")]
         seen = pa.concat_tables(read_shard(stage.path / f"{name}-items.arrow", 0) for name in events).column(ITEM_ID)
         built, rejected_items = build_catalog(inputs, pc.unique(seen))
         write_atomically(stage.path / "catalog.parquet", lambda file: pq.write_table(built.table, file))
-        catalog = stage.finish("catalog", {"items": len(built), "rejected": rejected_items})
+        return {"items": len(built), "rejected": rejected_items}
+
+    catalog = stage.once("catalog", make_catalog)
 
     shards = [f"{shard:05d}" for shard in range(inputs.shards)]
     units = {f"histories-{shard}": {"shard": shard, "parts": list(parts)} for shard in shards}

@@ -87,42 +87,43 @@ def score(
     clustered = all(shard.shared is not None for shard in shards)
     log.info("score: %s rows in %d shards, users %s", f"{rows.source.rows:,}", len(shards), "in order" if clustered else "scattered")
     stage = Stage(settings.run.work, "score_pairs", {"run": release.run_id, "table": settings.table.path, "all_scores": all_scores})
-    buckets = 1 if clustered else max(1, math.ceil(rows.source.rows / MERGE_ROWS))
-    units = {f"shard-{shard.number:05d}": shard.unit() for shard in shards}
-    _forget_lost(stage, units, all_scores, settings.pairs.storage_options)
-    model = str(bundle.folder), device
-    receipts, seconds = score_units(
-        stage,
-        units,
-        _shard_task,
-        rows,
-        model,
-        tables,
-        stage.path,
-        release,
-        buckets,
-        all_scores,
-        release=release,
-        actors=settings.run.actors,
-        device=device,
-        unit="shards",
-        label="score",
-    )
-    parts = [receipt["part"] for receipt in receipts.values() if receipt["part"]]
-    partial = {name: receipt["starts"] for name, receipt in receipts.items() if receipt["starts"]}
-    repeated = sum(receipt["repeated"] for receipt in receipts.values())
-    if partial:
-        merged, spent = _merge(settings, stage, partial, release, buckets=buckets, first=len(shards), here=clustered)
-        parts += [receipt["part"] for receipt in merged]
-        repeated += sum(receipt["repeated"] for receipt in merged)
-        seconds += spent
-    rejected: Counter[str] = Counter()
-    for receipt in receipts.values():
-        rejected.update(receipt["rejected"])
-    total = sum(receipt["rows"] for receipt in receipts.values())
-    if not any(part["rows"] for part in parts):
-        raise DataError(f"{rows.source.location}: no row could be scored; rejected: {dict(rejected)}. See {stage.path}.")
-    published = publish_parts(release, stage.path, parts, scored=total - rejected.total(), seconds=seconds)
+    with stage.owned():  # until it is published: what is staged must stay
+        buckets = 1 if clustered else max(1, math.ceil(rows.source.rows / MERGE_ROWS))
+        units = {f"shard-{shard.number:05d}": shard.unit() for shard in shards}
+        _forget_lost(stage, units, all_scores, settings.pairs.storage_options)
+        model = str(bundle.folder), device
+        receipts, seconds = score_units(
+            stage,
+            units,
+            _shard_task,
+            rows,
+            model,
+            tables,
+            stage.path,
+            release,
+            buckets,
+            all_scores,
+            release=release,
+            actors=settings.run.actors,
+            device=device,
+            unit="shards",
+            label="score",
+        )
+        parts = [receipt["part"] for receipt in receipts.values() if receipt["part"]]
+        partial = {name: receipt["starts"] for name, receipt in receipts.items() if receipt["starts"]}
+        repeated = sum(receipt["repeated"] for receipt in receipts.values())
+        if partial:
+            merged, spent = _merge(settings, stage, partial, release, buckets=buckets, first=len(shards), here=clustered)
+            parts += [receipt["part"] for receipt in merged]
+            repeated += sum(receipt["repeated"] for receipt in merged)
+            seconds += spent
+        rejected: Counter[str] = Counter()
+        for receipt in receipts.values():
+            rejected.update(receipt["rejected"])
+        total = sum(receipt["rows"] for receipt in receipts.values())
+        if not any(part["rows"] for part in parts):
+            raise DataError(f"{rows.source.location}: no row could be scored; rejected: {dict(rejected)}. See {stage.path}.")
+        published = publish_parts(release, stage.path, parts, scored=total - rejected.total(), seconds=seconds)
     return PairsRun(published, total, dict(rejected), repeated, clustered)
 
 

@@ -92,40 +92,41 @@ def score_shop(
     check_bundle(bundle, settings)
     device = device_of(settings.run)
     release, stage = release_of(state, bundle, as_of=as_of, overrides=overrides)
-    signals = read_signals(state, as_of, lists=True)
-    receipts, seconds = score_units(
-        stage,
-        {f"part-{shard}": {"shard": shard} for shard in state.dataset.shards},
-        _score_task,
-        state,
-        (str(bundle.folder), device),
-        share(signals.arrays()),  # one copy a node, read by all its actors
-        make_lists(state),
-        release,
-        release=release,
-        actors=settings.run.actors,
-        device=device,
-        unit="shards",
-    )
-    parts = [receipt["part"] for receipt in receipts.values()]
-    scored = sum(receipt["candidates"] for receipt in receipts.values())
-    dropped, short = Counter[str](), Counter[str]()
-    for receipt in receipts.values():
-        dropped.update(receipt["dropped"])
-        short.update(receipt["short"])
-    catalog = state.dataset.catalog()
-    available = catalog.item_id.filter(pa.array(catalog.available))
-    return publish_parts(
-        release,
-        stage.path,
-        parts,
-        scored=scored,
-        seconds=seconds,
-        dropped=dict(dropped),
-        short=dict(short),
-        available=available,
-        ndcg=ndcg,
-    )
+    with stage.owned():  # until it is published: what is staged must stay
+        signals = read_signals(state, as_of, lists=True)
+        receipts, seconds = score_units(
+            stage,
+            {f"part-{shard}": {"shard": shard} for shard in state.dataset.shards},
+            _score_task,
+            state,
+            (str(bundle.folder), device),
+            share(signals.arrays()),  # one copy a node, read by all its actors
+            make_lists(state),
+            release,
+            release=release,
+            actors=settings.run.actors,
+            device=device,
+            unit="shards",
+        )
+        parts = [receipt["part"] for receipt in receipts.values()]
+        scored = sum(receipt["candidates"] for receipt in receipts.values())
+        dropped, short = Counter[str](), Counter[str]()
+        for receipt in receipts.values():
+            dropped.update(receipt["dropped"])
+            short.update(receipt["short"])
+        catalog = state.dataset.catalog()
+        available = catalog.item_id.filter(pa.array(catalog.available))
+        return publish_parts(
+            release,
+            stage.path,
+            parts,
+            scored=scored,
+            seconds=seconds,
+            dropped=dict(dropped),
+            short=dict(short),
+            available=available,
+            ndcg=ndcg,
+        )
 
 
 def _score_task(state: ShopState, model: tuple[str, Device], arrays: dict[str, np.ndarray], lists: Path, release: Release) -> Task:

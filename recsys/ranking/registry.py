@@ -60,6 +60,8 @@ class Registry:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.lock = self.path / "decisions.lock"
+        """File of the lock that whoever decides takes before looking, see `engine.owner`."""
 
     def decisions(self) -> list[Decision]:
         """All of them, oldest first."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from recsys import config
 from recsys.config import PairsSettings, Settings
 from recsys.engine.progress import log
-from recsys.engine.stage import Stage
+from recsys.engine.stage import Receipt, Stage
 from recsys.engine.workers import check_room, launch
 from recsys.features.spec import FeatureSpec
 from recsys.ranking import bundle as bundles
@@ -230,8 +230,8 @@ def fit_bundle(
             bundle has none.
     """
     folder = stage.path / "bundle"
-    receipt = stage.receipt("bundle")
-    if receipt is None:
+
+    def fit_it() -> Receipt:
         log.info("train: %s examples, %s workers", f"{labelled.counts['rows']:,}", settings.train.workers)
         fed = labelled.spec()
         fit = fit_model(
@@ -254,5 +254,7 @@ def fit_bundle(
             calibration = calibrated.calibration
             metrics |= {"calibration": {"kind": calibration.kind, "held_out_log_loss": calibrated.held_out}}
         bundles.save(folder, fit.model(), fed, metrics=metrics, calibration=calibration, **about)
-        receipt = stage.finish("bundle", {"history": fit.history, "best_epoch": fit.best_epoch})
+        return {"history": fit.history, "best_epoch": fit.best_epoch}
+
+    receipt = stage.once("bundle", fit_it)
     return Trained(bundles.load(folder), labelled.counts, receipt["history"], receipt["best_epoch"])

@@ -83,6 +83,19 @@ def search(
     inputs = {**labelled.identity, **fit_inputs(settings), "space": settings.tune}
     inputs["train"] = {key: value for key, value in inputs["train"].items() if key not in ("workers", "refit")}  # a trial has its own
     stage = Stage(settings.run.work, "tune", inputs)
+    with stage.owned():
+        return _search(stage, settings, labelled, trials=trials, on_trial=on_trial)
+
+
+def _search(
+    stage: Stage,
+    settings: Settings | PairsSettings,
+    labelled: Labelled,
+    *,
+    trials: int,
+    on_trial: Callable[[Trial], None] | None,
+) -> list[Trial]:
+    """As `search`, in a stage that this process owns."""
     names = {number: f"trial-{number:04d}" for number in range(1, trials + 1)}
     drawn = {number: draw(settings, number) for number in names}
     pending = [number for number, name in names.items() if stage.receipt(name) is None]

@@ -174,4 +174,4 @@ def test_a_folder_that_no_run_used_lately_is_pruned_and_a_used_one_stays(tmp_pat
     used = Stage(tmp_path, "used", {})  # touches it
     (tmp_path / "mine").mkdir()  # no stage: not ours to remove
     assert [name.split("-")[0] for name in prune(tmp_path, before=2000)] == ["old"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", used.path.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["locks", "mine", used.path.name]
