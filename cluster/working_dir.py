@@ -9,6 +9,7 @@ from pathlib import Path
 import tomlkit
 
 from recsys import config
+from recsys.config.paths import local_path, location
 from recsys.errors import ConfigError
 
 SETTINGS = "settings.submitted.toml"  # the settings as they travel, at the root of the job's working directory
@@ -17,8 +18,12 @@ PATHS = (  # settings that say where something lies
     *("pairs.path", "pairs.test", "pairs.score", "pairs.users", "pairs.items"),
     *("rank.candidates", "table.path", "run.work", "champion.path", "report.path"),
 )
-FOLDERS = ("run.work", "champion.path", "report.path")  # that all nodes mount
-PATH_OPTIONS = ("--bundle", "--out", "--plot", "--all-scores")  # further arguments of verbs that do
+PATH_OPTIONS = {
+    "--bundle": local_path,
+    "--out": local_path,
+    "--plot": local_path,
+    "--all-scores": location,
+}  # of verbs; how each is read
 LEFT_OUT = {"var", ".venv", "venv", ".git", "data", "node_modules"}  # at the root
 NEVER = shutil.ignore_patterns(
     "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "*.parquet", "*.csv", "*.arrow", "*.npz", ".env*", "*.pem", "*.key"
@@ -33,39 +38,36 @@ def settings_text(path: Path, *, remote: bool) -> str:
         remote: whether the nodes are other machines, for which a relative path means nothing.
 
     Raises:
-        ConfigError: the file cannot be used, a path is relative and the cluster remote, or one of FOLDERS is no folder.
+        ConfigError: the file cannot be used, or a path is relative and the cluster remote.
     """
     settings = config.load_either(path)
     values = tomllib.loads(path.read_text(encoding="utf-8"))
     for key in PATHS:
         section, name = key.split(".")
-        location = getattr(getattr(settings, section, None), name, None)
-        if location is None:
-            continue
-        if key in FOLDERS and "://" in location:
-            raise ConfigError(f"{path}: {key} must be a folder that every node mounts, got '{location}'. Mount one, or use a path.")
-        values.setdefault(section, {})[name] = shared(location, what=f"{path}: {key}", remote=remote)
+        place = getattr(getattr(settings, section, None), name, None)
+        if place is not None:
+            values.setdefault(section, {})[name] = shared(place, what=f"{path}: {key}", remote=remote)
     for rule in values.get("rules", ()):
         of_list = rule if rule["kind"] in ("items", "pairs") else {}
         for table, name in ((of_list, "only"), (of_list, "never"), (rule.get("audience", {}), "ids")):
             if name in table:
-                table[name] = shared(table[name], what=f"{path}: the rule '{rule['name']}'", remote=remote)
+                table[name] = shared(location(table[name]), what=f"{path}: the rule '{rule['name']}'", remote=remote)
     return tomlkit.dumps(values)
 
 
-def shared(location: str, *, what: str, remote: bool) -> str:
-    """The location as every node understands it: a URI and an absolute path as they stand, a relative path made absolute.
+def shared(place: str, *, what: str, remote: bool) -> str:
+    """The place as every node understands it: a URI and an absolute path as they stand, a relative path made absolute.
 
     Raises:
         ConfigError: it is relative and the nodes are other machines.
     """
-    if "://" in location or Path(location).is_absolute():
-        return location
+    if "://" in place or Path(place).is_absolute():
+        return place
     if remote:
         raise ConfigError(
-            f"{what}: '{location}' is relative, and other machines have another folder. Use a URI or a shared absolute path."
+            f"{what}: '{place}' is relative, and other machines have another folder. Use a URI or a shared absolute path."
         )
-    return str(Path(location).absolute())
+    return str(Path(place).absolute())
 
 
 def shared_arguments(arguments: Sequence[str], *, remote: bool) -> tuple[str, ...]:
@@ -81,9 +83,9 @@ def shared_arguments(arguments: Sequence[str], *, remote: bool) -> tuple[str, ..
         if option in ("--config", "--as-of"):
             raise ConfigError(f"{option}: pass it before the `--`, to the submission.")
         if after in PATH_OPTIONS:
-            made.append(shared(argument, what=after, remote=remote))
+            made.append(shared(str(PATH_OPTIONS[after](argument)), what=after, remote=remote))
         elif option in PATH_OPTIONS and equals:
-            made.append(f"{option}={shared(value, what=option, remote=remote)}")
+            made.append(f"{option}={shared(str(PATH_OPTIONS[option](value)), what=option, remote=remote)}")
         else:
             made.append(argument)
         after = argument

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recsys.config.paths import local_path
 from recsys.errors import ConfigError, one_line_errors
 
 if TYPE_CHECKING:
     from recsys.config import PairsSettings, Settings
 
-Config = Annotated[Path, typer.Option("--config", help="The settings, a TOML file.")]
+Config = Annotated[Path, typer.Option("--config", help="The settings, a TOML file.", parser=local_path, metavar="PATH")]
 AsOf = Annotated[
     datetime,
     typer.Option("--as-of", formats=["%Y-%m-%d"], help="What was known before this day, 00:00 UTC; no event from then on is used."),
@@ -70,4 +71,5 @@ def main(verb: Callable[..., None]) -> None:
     """Run a verb as a command."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(verb)
-    app()
+    with one_line_errors():  # of options, which are read before a verb's own block
+        app()

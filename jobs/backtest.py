@@ -9,6 +9,7 @@ import typer
 
 from jobs import Config, job, main, printing
 from recsys import config
+from recsys.config.paths import local_path
 from recsys.data.shop import open_shop
 from recsys.engine.connect import connect
 from recsys.engine.progress import log
@@ -27,8 +28,10 @@ def backtest(
         typer.Option("--as-of", formats=["%Y-%m-%d"], help="What was known before this day, 00:00 UTC; later events are the truth."),
     ],
     horizon_days: Annotated[int | None, typer.Option(min=1, help="Days to compare with; absent, window.label_days.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A JSON file for the metrics.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="A .png or .svg file for the reliability plot.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the metrics.", parser=local_path, metavar="PATH")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A .png or .svg file for the reliability plot.", parser=local_path, metavar="PATH")
+    ] = None,
 ) -> None:
     """Train as of a day, recommend, and compare with what was bought in the days after it."""
     with job():

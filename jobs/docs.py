@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from jobs import job, main
 from recsys.config import PairsSettings, Range, Settings
+from recsys.config.paths import local_path
 from recsys.errors import ConfigError
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -77,7 +78,7 @@ class Door(NamedTuple):
 
 
 def docs(
-    out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
+    out: Annotated[Path, typer.Option(help="The page.", parser=local_path, metavar="PATH")] = PAGE,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 where the page is stale.")] = False,
 ) -> None:
     """The reference of the settings, docs/settings.md, written from the settings classes."""

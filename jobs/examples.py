@@ -7,6 +7,7 @@ import typer
 
 from jobs import AsOf, Config, job, main
 from recsys import config
+from recsys.config.paths import local_path
 from recsys.data.shop import open_shop
 from recsys.engine.connect import connect
 from recsys.pipelines.examples import export_examples
@@ -16,7 +17,7 @@ from recsys.pipelines.signals import shop_state
 def examples(
     config_path: Config,
     as_of: AsOf,
-    out: Annotated[Path, typer.Option(help="Folder for train/, test/ and pairs.toml.")],
+    out: Annotated[Path, typer.Option(help="Folder for train/, test/ and pairs.toml.", parser=local_path, metavar="PATH")],
 ) -> None:
     """Write the labelled feature rows that a shop's model learns from as Parquet, with the settings to train on them."""
     with job():

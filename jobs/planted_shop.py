@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs import job, main
+from recsys.config.paths import local_path
 from recsys.data import synthetic
 from recsys.errors import ConfigError
 from recsys.storage import write_atomically
@@ -16,7 +17,12 @@ LEAST_ITEMS = 4 * synthetic.CATEGORIES
 
 
 def planted_shop(
-    out: Annotated[Path, typer.Option(help="The shop's folder, which must not exist yet; its settings are OUT/shop.toml.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The shop's folder, which must not exist yet; its settings are OUT/shop.toml.", parser=local_path, metavar="PATH"
+        ),
+    ],
     users: Annotated[int, typer.Option(min=synthetic.GROUPS, help="Users.")] = 4_000,
     items: Annotated[int, typer.Option(min=LEAST_ITEMS, help="Items of the catalog.")] = 5_000,
     days: Annotated[int, typer.Option(min=1, help="Days of history.")] = 365,

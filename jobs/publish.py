@@ -10,6 +10,7 @@ from jobs import Config, job
 from recsys import config
 from recsys.config import PairsSettings
 from recsys.engine.progress import console
+from recsys.errors import one_line_errors
 from recsys.publishing.table import published_nights, take_back
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
@@ -48,4 +49,5 @@ def rollback(
 
 
 if __name__ == "__main__":
-    app()
+    with one_line_errors():
+        app()

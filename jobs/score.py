@@ -7,6 +7,7 @@ import typer
 
 from jobs import AsOf, Config, Override, Why, job, main, printing
 from recsys import config
+from recsys.config.paths import local_path
 from recsys.data.shop import open_shop
 from recsys.engine.connect import connect
 from recsys.engine.progress import after_commit
@@ -24,7 +25,13 @@ def score(
     config_path: Config,
     as_of: AsOf,
     bundle_path: Annotated[
-        Path | None, typer.Option("--bundle", help="The model's folder; absent, the one that jobs.train makes of the same settings.")
+        Path | None,
+        typer.Option(
+            "--bundle",
+            help="The model's folder; absent, the one that jobs.train makes of the same settings.",
+            parser=local_path,
+            metavar="PATH",
+        ),
     ] = None,
     override: Override = None,
     why: Why = None,

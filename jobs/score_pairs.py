@@ -10,6 +10,7 @@ import typer
 from jobs import Config, Day, Override, Why, job, main, printing
 from recsys import config
 from recsys.config import PairsSettings
+from recsys.config.paths import local_path, location
 from recsys.engine.connect import connect
 from recsys.engine.progress import after_commit, console
 from recsys.features.feature_table import open_feature_table
@@ -21,9 +22,14 @@ from recsys.ranking import bundle
 def score_pairs(
     config_path: Config,
     as_of: Day,
-    bundle_path: Annotated[Path, typer.Option("--bundle", help="The model's folder, as jobs.train wrote it.")],
+    bundle_path: Annotated[
+        Path, typer.Option("--bundle", help="The model's folder, as jobs.train wrote it.", parser=local_path, metavar="PATH")
+    ],
     all_scores: Annotated[
-        str | None, typer.Option(help="A folder, path or URI, for every row's score as Parquet: empty, or this run's.")
+        str | None,
+        typer.Option(
+            help="A folder, path or URI, for every row's score as Parquet: empty, or this run's.", parser=location, metavar="PATH"
+        ),
     ] = None,
     override: Override = None,
     why: Why = None,

@@ -8,6 +8,7 @@ import typer
 
 from jobs import Config, job, main, printing
 from recsys import config
+from recsys.config.paths import local_path
 from recsys.data.shop import open_shop
 from recsys.engine.connect import connect
 from recsys.pipelines import inspect as lists
@@ -23,7 +24,10 @@ def show(
     bundle_path: Annotated[
         Path | None,
         typer.Option(
-            "--bundle", help="With --contributions, the model's folder; absent, that which scored the night, trained again if gone."
+            "--bundle",
+            help="With --contributions, the model's folder; absent, that which scored the night, trained again if gone.",
+            parser=local_path,
+            metavar="PATH",
         ),
     ] = None,
     contributions: Annotated[

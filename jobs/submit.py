@@ -13,6 +13,7 @@ import jobs
 from cluster import dashboard, working_dir
 from cluster import submit as jobs_on
 from jobs import job, main
+from recsys.config.paths import local_path
 from recsys.engine.progress import log
 from recsys.errors import ConfigError
 
@@ -32,7 +33,10 @@ def submit(
     verb: Annotated[str, typer.Argument(help="What to run: nightly, train, score, score_pairs, backtest, …; not publish or bundles.")],
     address: Annotated[str, typer.Option(help="URL of the cluster's dashboard, such as http://127.0.0.1:8265.")],
     arguments: Annotated[list[str] | None, typer.Argument(help="After `--`: more arguments of the verb.")] = None,
-    config: Annotated[Path | None, typer.Option(help="The settings of either door, a TOML file; a copy travels with the job.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The settings of either door, a TOML file; a copy travels with the job.", parser=local_path, metavar="PATH"),
+    ] = None,
     as_of: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="As of the verb.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the log; exit 0 on SUCCEEDED, 3 on FAILED, 4 on STOPPED.")] = False,
     python: Annotated[

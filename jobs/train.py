@@ -9,6 +9,7 @@ import typer
 from jobs import Config, ShopAsOf, day_of, job, main, printing
 from recsys import config
 from recsys.config import PairsSettings, Settings
+from recsys.config.paths import local_path
 from recsys.engine.connect import connect
 from recsys.ranking import bundle
 
@@ -16,7 +17,7 @@ from recsys.ranking import bundle
 def train(
     config_path: Config,
     as_of: ShopAsOf = None,
-    out: Annotated[Path | None, typer.Option(help="A further folder to copy the bundle to.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A further folder to copy the bundle to.", parser=local_path, metavar="PATH")] = None,
 ) -> None:
     """Train a model and write its bundle: of a shop on what was known before a day, or of labelled feature rows."""
     with job():

@@ -11,6 +11,7 @@ from rich.table import Table
 from jobs import Config, ShopAsOf, day_of, job, main
 from recsys import config
 from recsys.config import PairsSettings
+from recsys.config.paths import local_path
 from recsys.data.shop import open_shop
 from recsys.engine.connect import connect
 from recsys.engine.progress import console, log
@@ -27,8 +28,13 @@ def tune(
     config_path: Config,
     trials: Annotated[int, typer.Option(min=1, help="Fits to try; the first has the settings as they stand.")],
     as_of: ShopAsOf = None,
-    out: Annotated[Path | None, typer.Option(help="A settings file to write: the given one with the best trial's values.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="A .png or .svg file for a picture of the trials.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A settings file to write: the given one with the best trial's values.", parser=local_path, metavar="PATH"),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A .png or .svg file for a picture of the trials.", parser=local_path, metavar="PATH")
+    ] = None,
 ) -> None:
     """Search the settings of [model] and [train] on validation, and write the best as a settings file."""
     with job():

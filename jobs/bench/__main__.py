@@ -17,6 +17,7 @@ from jobs import job, main
 from jobs.bench.pairs import compare_encoding, compare_joined, compare_pairs, paired
 from jobs.bench.training import BATCHES, compare_training, first_step
 from recsys import config
+from recsys.config.paths import local_path
 from recsys.engine.connect import ENVIRONMENT
 from recsys.engine.progress import console
 from recsys.errors import ConfigError
@@ -34,8 +35,11 @@ def bench(
     rows: Annotated[int, typer.Option(min=100_000, help="Feature rows of the pairs door's runs.")] = 2_000_000,
     files: Annotated[int, typer.Option(min=2, help="Parquet files that they lie in.")] = 32,
     runs: Annotated[int, typer.Option(min=1, help="Counted runs of the scoring and choosing figures, after one that is not.")] = 5,
-    folder: Annotated[Path | None, typer.Option(help="Where the rows are generated; absent, the system's temporary folder.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where the rows are generated; absent, the system's temporary folder.", parser=local_path, metavar="PATH"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.", parser=local_path, metavar="PATH")] = None,
     part: Annotated[list[str] | None, typer.Option(help="scoring, training or pairs; several times for several; absent, all.")] = None,
 ) -> None:
     """Speed, as ratios taken in one run on one machine: each line is ours against a named alternative on the same input."""

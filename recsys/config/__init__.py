@@ -1,9 +1,10 @@
 """Settings: frozen pydantic models read from one TOML file; unknown keys are refused and every value is checked when read.
 
-Each model is one section of the file. Paths are taken as they stand: a URI, an absolute path, or relative to the folder the command
-runs in. Here, in the order of the file:
+Each model is one section of the file. A path is absolute, begins with ~ for the home, or is relative to the folder the command runs
+in; what is read and the table may be URIs. Here, in the order of the file:
 
     section.py    what all sections are
+    paths.py      what a path may be, here and on command lines
     shop.py       [shop], [features], [window], [signals], [candidates], [examples]
     pairs.py      [pairs], of the pairs door
     training.py   [model], [train], [calibration]

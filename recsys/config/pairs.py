@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from recsys.config.paths import Location
 from recsys.config.section import Names, Positive, Section
 
 
@@ -68,15 +69,15 @@ class Pairs(Section):
     any other is refused, so that nothing becomes a feature by accident.
     """
 
-    path: str
+    path: Location
     """Rows to train on, and to score where score is absent: a file or a folder of them, path or URI."""
-    test: str | None = None
+    test: Location | None = None
     """Labelled rows that training never sees; jobs.train prints the metrics on them."""
-    score: str | None = None
+    score: Location | None = None
     """Rows to score. Absent: those of path."""
-    users: str | None = None
+    users: Location | None = None
     """A side table in Parquet: user_id and features of users, found by the rows' user_id. Saves writing them out on every row."""
-    items: str | None = None
+    items: Location | None = None
     """A side table in Parquet: item_id and features of items, found by the rows' item_id."""
     format: Literal["parquet", "csv", "original_csv"] = "parquet"
     """How the rows are written. original_csv: a header, the label in the last column, all others numeric features; such rows cannot be

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from recsys.config.paths import LocalPath, Location, TableLocation
 from recsys.config.section import Fraction, Positive, Section
 
 
@@ -15,7 +16,7 @@ class Rank(Section):
     allow_repeats: bool = True
     """Whether an item that the user bought before may be recommended. If not, that is the rule "repeats": nothing of the whole history
     (window.history_days). For "not within so many days" there is the rule bought."""
-    candidates: str | None = None
+    candidates: Location | None = None
     """Your own candidates: a Parquet file or a folder of them, path or URI, with the columns user_id and item_id by your names for
     them. Only these are ranked, and users without a row get no list. The model still learns from what the sources propose. Absent: what
     the sources propose is ranked."""
@@ -27,7 +28,7 @@ class Rank(Section):
 class Table(Section):
     """The published table."""
 
-    path: str = "var/recommendations"
+    path: TableLocation = "var/recommendations"
     """Folder or URI of the Delta table."""
     keep_nights: Positive = 30
     """How many nights the table keeps; older ones are removed, and their files with them."""
@@ -77,7 +78,7 @@ class Gate(Section):
 class Champion(Section):
     """Which model scores a night of the shop door."""
 
-    path: str = "var/bundles"
+    path: LocalPath = "var/bundles"
     """Folder of the bundles that met the champion, and of every decision. On a cluster a path that every node shares."""
     margin: Annotated[float, Field(ge=0)] = 0.01
     """A challenger wins where the lower 95% bound of its NDCG@10 less the champion's is above minus this."""
@@ -86,7 +87,7 @@ class Champion(Section):
 class Report(Section):
     """The page that tells of a night."""
 
-    path: str = "var/reports"
+    path: LocalPath = "var/reports"
     """Folder of the pages: of each published night AS_OF.html and its figures, AS_OF.json; of one that the gate stopped
     AS_OF-stopped.html. On a cluster a path that every node shares."""
 
@@ -94,7 +95,7 @@ class Report(Section):
 class Run(Section):
     """How the work is cut up. None of it changes a list but seed, and device in the last bits of a score."""
 
-    work: str = "var/work"
+    work: LocalPath = "var/work"
     """Folder for what stages hand each other. On a cluster a path that every node shares."""
     keep_work_days: Positive = 7
     """After a night, folders of stages that no run used for so many days are removed, with the bundles in them. To keep a bundle, copy

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
+from recsys.config.paths import Location
 from recsys.config.section import Positive, Section
 
 
@@ -34,7 +35,7 @@ class Audience(Section):
     """Users whose column is one of these."""
     other_than: Values | None = None
     """Users whose column is none of these. Users without a value, and those who are not in the table of users, are among them."""
-    ids: str | None = None
+    ids: Location | None = None
     """A Parquet file or folder, path or URI, with a column user_id (by your name for it): the users on the list."""
 
     @model_validator(mode="after")
@@ -109,10 +110,10 @@ class ItemsRule(Rule):
     """Only, or never, the items on a list."""
 
     kind: Literal["items"]
-    only: str | None = None
+    only: Location | None = None
     """A Parquet file or folder, path or URI, with a column item_id (by your name for it): these items, and no others. Set this or
     never."""
-    never: str | None = None
+    never: Location | None = None
     """The same: none of these items."""
 
     @model_validator(mode="after")
@@ -132,7 +133,7 @@ class PairsRule(Section):
     name: Annotated[str, Field(min_length=1)]
     """The rule's own name, by which its drops are counted; no two rules share one."""
     kind: Literal["pairs"]
-    never: str
+    never: Location
     """A Parquet file or folder, path or URI, with columns user_id and item_id (by your names for them)."""
 
     def lists(self) -> dict[str, str]:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from recsys.config.paths import Location
 from recsys.config.section import Names, Positive, Section
 
 
@@ -31,13 +32,13 @@ class Columns(Section):
 class Shop(Section):
     """Where the shop's tables lie and how to read them."""
 
-    events: str
+    events: Location
     """A Parquet file or a folder of them, path or URI, with columns user_id, item_id, ts and, if you have them, kind, quantity and
     price."""
-    items: str | None = None
+    items: Location | None = None
     """The catalog, likewise: item_id and, if you have them, available, name, and the columns that [features] and [[rules]] name.
     Absent: the items seen in events are the catalog."""
-    users: str | None = None
+    users: Location | None = None
     """What is known of users, likewise: user_id and the columns that [features] and [[rules]] name. Absent: nothing is."""
     timezone: str | None = None
     """Zone of times that carry none, as an IANA name such as "Europe/Berlin". Absent: such times are refused."""

@@ -1,5 +1,7 @@
 import tomllib
 from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 
@@ -35,16 +37,10 @@ def test_relative_paths_are_refused_where_the_nodes_are_other_machines(settings:
     settings.write_text('[shop]\nevents = "s3://bucket/events"\n[table]\npath = "/shared/table"\n')
     with pytest.raises(ConfigError, match=r"run\.work: 'var/work' is relative"):
         working_dir.settings_text(settings, remote=True)
-    settings.write_text(settings.read_text() + '[run]\nwork = "s3://bucket/work"\n')
-    with pytest.raises(ConfigError, match=r"run\.work must be a folder"):
-        working_dir.settings_text(settings, remote=True)
-    settings.write_text(settings.read_text().replace("s3://bucket/work", "/shared/work"))
+    settings.write_text(settings.read_text() + '[run]\nwork = "/shared/work"\n')
     with pytest.raises(ConfigError, match=r"champion\.path: 'var/bundles' is relative"):
         working_dir.settings_text(settings, remote=True)
-    settings.write_text(settings.read_text() + '[champion]\npath = "s3://bucket/bundles"\n')
-    with pytest.raises(ConfigError, match=r"champion\.path must be a folder"):
-        working_dir.settings_text(settings, remote=True)
-    settings.write_text(settings.read_text().replace("s3://bucket/bundles", "/shared/bundles"))
+    settings.write_text(settings.read_text() + '[champion]\npath = "/shared/bundles"\n')
     with pytest.raises(ConfigError, match=r"report\.path: 'var/reports' is relative"):
         working_dir.settings_text(settings, remote=True)
     settings.write_text(settings.read_text() + '[report]\npath = "/shared/reports"\n')
@@ -66,6 +62,15 @@ def test_the_settings_of_the_pairs_door_travel_too(tmp_path: Path, monkeypatch: 
     assert working_dir.shared_arguments(["--all-scores", "all"], remote=False) == ("--all-scores", f"{tmp_path}/all")
 
 
+def leaves(annotation: Any) -> list[Any]:
+    """Every type within an annotation but what stands in tables and arrays."""
+    if get_origin(annotation) is Annotated:
+        return leaves(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [leaf for one in get_args(annotation) for leaf in leaves(one)]
+    return [annotation]
+
+
 def test_every_text_among_the_settings_is_known_to_be_a_path_or_not() -> None:
     texts = {
         f"{section}.{name}"
@@ -73,7 +78,7 @@ def test_every_text_among_the_settings_is_known_to_be_a_path_or_not() -> None:
         for section, model in door.model_fields.items()
         if isinstance(model.annotation, type) and issubclass(model.annotation, config.Section)
         for name, field in model.annotation.model_fields.items()
-        if field.annotation in (str, str | None, Path, Path | None)
+        if str in leaves(field.annotation)
     }
     columns = {f"pairs.{name}" for name in ("user_id", "item_id", "label", "weight")}
     assert texts - set(working_dir.PATHS) == {"shop.timezone", *columns}, "a new text: if it is a path, put it into working_dir.PATHS"
@@ -82,11 +87,14 @@ def test_every_text_among_the_settings_is_known_to_be_a_path_or_not() -> None:
 
 def test_paths_among_the_arguments_of_a_verb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    given = ["--out", "metrics.json", "--bundle=s3://models/7", "--horizon-days", "91"]
-    expected = ("--out", f"{tmp_path}/metrics.json", "--bundle=s3://models/7", "--horizon-days", "91")
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["--out", "metrics.json", "--bundle=~/models/7", "--all-scores", "s3://shop/scores", "--horizon-days", "91"]
+    expected = ("--out", f"{tmp_path}/metrics.json", "--bundle=/home/me/models/7", *given[3:])
     assert working_dir.shared_arguments(given, remote=False) == expected
     with pytest.raises(ConfigError, match=r"--out: 'metrics\.json' is relative"):
         working_dir.shared_arguments(given, remote=True)
+    with pytest.raises(ConfigError, match="must be a path on a disk"):
+        working_dir.shared_arguments(["--bundle=s3://models/7"], remote=False)
     with pytest.raises(ConfigError, match="before the `--`"):
         working_dir.shared_arguments(["--config=other.toml"], remote=False)
 
