@@ -55,9 +55,9 @@ def propose(users: RuledUsers, chosen: Sequence[tuple[Source, int]], *, per_user
     for number, (source, limit) in enumerate(chosen):
         scores = source.scores(users)
         row, item, rank = top_scores(scores, limit)
-        if len(scores) < len(users.barred):
+        if len(scores) == 1 != len(users.barred):
             row, item, rank = _for_all(len(users), item, rank)
-        forbidden = users.barred[row if len(users.barred) > 1 else 0, item] > 0
+        forbidden = users.barred[row if len(users.barred) != 1 else 0, item] > 0
         gone_row, gone = row[forbidden], item[forbidden]
         if len(gone):  # those users again, from what they may see
             again = np.unique(gone_row)
@@ -79,7 +79,7 @@ def propose(users: RuledUsers, chosen: Sequence[tuple[Source, int]], *, per_user
         lost = [(users.supplied.user_row * items + position)[position >= 0]]
     dropped = np.zeros((len(users), len(users.rules.names)), np.int64)
     gone_row, gone = np.divmod(np.unique(np.concatenate(lost)), items)
-    by = users.barred[gone_row if len(users.barred) > 1 else 0, gone].astype(np.int64) - 1
+    by = users.barred[gone_row if len(users.barred) != 1 else 0, gone].astype(np.int64) - 1
     np.add.at(dropped, (gone_row[by >= 0], by[by >= 0]), 1)
     key, where = np.unique(np.concatenate(keys), return_inverse=True)
     rank = np.zeros((len(key), len(chosen)), np.int32)
@@ -99,7 +99,7 @@ def propose(users: RuledUsers, chosen: Sequence[tuple[Source, int]], *, per_user
         names += (SUPPLIED,)
     score = np.full((len(item), len(names)), np.nan, np.float32)
     for number, scores in enumerate(matrices):
-        score[:, number] = scores[user_row if scores.shape[0] > 1 else 0, item]
+        score[:, number] = scores[user_row if scores.shape[0] != 1 else 0, item]
     score[np.isinf(score)] = np.nan
     return Candidates(names, user_row, item, rank, score, dropped)
 
@@ -111,7 +111,7 @@ def _only(
     items = len(users.signals.items)
     position = users.signals.position[supplied.item].astype(np.int64)
     allowed = position >= 0
-    allowed &= users.barred[supplied.user_row if len(users.barred) > 1 else 0, position] == 0
+    allowed &= users.barred[supplied.user_row if len(users.barred) != 1 else 0, position] == 0
     user_row, place = supplied.user_row[allowed], np.flatnonzero(allowed)
     starts = np.searchsorted(supplied.user_row, np.arange(len(users)))
     key = user_row * items + position[allowed]
@@ -157,6 +157,6 @@ def top_scores(scores: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def user_batches(users: int, items: int) -> list[tuple[int, int]]:
-    """Row ranges that cut a shard's users into batches of bounded memory."""
+    """Row ranges that cut a shard's users into batches of bounded memory; of no users one, so that what is made has its columns."""
     size = max(1, min(256, MATRIX_CELLS // max(items, 1)))
-    return [(start, min(start + size, users)) for start in range(0, users, size)]
+    return [(start, min(start + size, users)) for start in range(0, max(users, 1), size)]

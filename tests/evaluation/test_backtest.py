@@ -11,7 +11,7 @@ import pytest
 from recsys import config
 from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories
-from recsys.evaluation import backtest, bootstrap
+from recsys.evaluation import backtest, bootstrap, reliability
 from recsys.hashing import stable_hash
 from recsys.ranking.recommend import ScoredUsers
 from recsys.retrieval import candidates, sources
@@ -51,6 +51,14 @@ def figures(summary: Mapping[str, Any], model: str, name: str) -> list[float]:
 
 def ideal(relevant: int) -> float:
     return sum(1 / log2(rank + 1) for rank in range(1, relevant + 1))
+
+
+def test_a_shard_without_users_counts_nobody() -> None:
+    nobody = shops.whole().select(1, 1)
+    assert summarised(nobody)["users"] == {"all": 0, "new": 0}
+    assert sums(nobody).keys() == sums(shops.whole()).keys()
+    (batch,) = batches(nobody)
+    assert reliability.summary(reliability.count(batch, chance=lambda raw: raw, end=END)) is None
 
 
 # ---- what users wanted

@@ -159,6 +159,21 @@ def test_a_model_that_was_fed_other_columns_is_refused() -> None:
         next(recommend.score_users(shops.whole(), featurizer, cast(Scorer, other)))
 
 
-def test_no_users_give_no_rows() -> None:
-    featurizer = shops.featurizer()
-    assert list(recommend.score_users(shops.whole().select(1, 1), featurizer, cast(Scorer, Dear(featurizer)))) == []
+@pytest.mark.parametrize("rank", [config.Rank(), config.Rank(allow_repeats=False), config.Rank(diversity=0.5)])
+def test_a_shard_without_users_gives_no_rows_but_all_columns(rank: config.Rank) -> None:
+    settings = shops.settings(rank=rank)
+    featurizer = shops.featurizer(settings)
+    scorer = cast(Scorer, Dear(featurizer))
+    stamp = Stamp(date(2024, 1, 1), "model", "run")
+    tables: list[pa.Table] = []
+    for histories in (shops.whole(), shops.whole().select(1, 1)):
+        for batch in recommend.score_users(histories, featurizer, scorer):
+            made = recommend.listed(batch, rank)
+            tables.append(table_rows.recommendations(batch, made.ranked, stamp, chance=lambda raw: raw))
+    some, none = tables
+    assert none.num_rows == 0
+    assert none.schema == some.schema
+    assert made.short == {}
+    assert set(made.dropped.values()) == {0}
+    ((_, _, candidates, inputs),) = featurizer(shops.whole().select(1, 1))
+    assert (len(candidates), inputs.dense.shape) == (0, (0, len(inputs.names)))
