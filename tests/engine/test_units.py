@@ -2,10 +2,12 @@ import functools
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import ray.cloudpickle
 from typing_extensions import override
 
 from recsys.engine import progress as progress_module
-from recsys.engine.connect import ENVIRONMENT, connect, cpus
+from recsys.engine.connect import ENVIRONMENT, check_answers, connect, cpus
 from recsys.engine.progress import progress
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
@@ -205,6 +207,7 @@ def test_a_receipt_that_does_not_arrive_is_told(tmp_path: Path):
 def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What `ray.init` is asked for, in a process that has no Ray and starts none."""
     asked: list[dict[str, Any]] = []
+    asked_for: list[str] = []
 
     def init(**options: Any) -> None:
         asked.append(options)
@@ -212,6 +215,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: asked.append({}))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    monkeypatch.setattr("recsys.engine.connect.check_answers", asked_for.append)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name in ENVIRONMENT:
         monkeypatch.setenv(name, os.environ.get(name, "mine"))
@@ -245,14 +250,52 @@ def test_a_ray_that_does_not_start_is_one_sentence(started: list[dict[str, Any]]
         pass
 
 
-def test_ray_address_names_the_cluster_to_use(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with connect(cpus=3):
-        assert started[0]["address"] == "10.0.0.1:6379"
+def test_ray_address_names_the_cluster_to_use_and_the_first_line_says_which(
+    started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with caplog.at_level(logging.INFO, logger="recsys"), connect(cpus=3):
+        assert started[0]["address"] == "auto"
+        assert caplog.messages == ["Ray: works on the cluster at 10.0.0.1:6379 (RAY_ADDRESS = auto)"]
         assert "num_cpus" not in started[0]  # a cluster has what it has; Ray refuses the wish
 
 
-def test_a_cluster_that_does_not_answer_is_one_sentence(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
+def test_ray_address_local_is_this_machine(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with connect(cpus=3):
+        assert (started[0]["address"], started[0]["num_cpus"]) == ("local", 3)
+
+
+def test_an_address_where_nothing_or_no_ray_answers_is_one_sentence_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("recsys.engine.connect.ANSWER_SECONDS", 1.0)
+    begun = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+            with pytest.raises(ClusterError, match=f"^RAY_ADDRESS = {address}: must be a Ray that runs .* no answer that a Ray would"):
+                check_answers(address)
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"localhost:{port}"):
+        with pytest.raises(ClusterError, match=rf"^RAY_ADDRESS = {address}: must be .* refused\. .* unset RAY_ADDRESS"):
+            check_answers(address)
+    for address in (f"http://127.0.0.1:{port}", "127.0.0.1", "head:port", ":6379"):
+        with pytest.raises(ClusterError, match=f"^RAY_ADDRESS = {address}: must be HOST:PORT"):
+            check_answers(address)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    check_answers("auto")  # none is noted: Ray looks for one
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
+    with pytest.raises(ClusterError, match=f"^RAY_ADDRESS = auto, which .*ray_current_cluster says is 127.0.0.1:{port}: must be"):
+        check_answers("auto")
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_ray_that_runs_answers():
+    check_answers(ray.get_runtime_context().gcs_address)
+
+
+def test_a_cluster_that_does_not_let_us_in_is_one_sentence(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
     def refuse(**options: Any) -> None:
         raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
 
