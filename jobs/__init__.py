@@ -1,7 +1,9 @@
 """Verbs, `python -m jobs.NAME`: each parses its arguments, calls the package, and reports; no logic."""
 
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recsys.config.paths import local_path
+from recsys.engine.quiet import without_noise
 from recsys.errors import ConfigError, one_line_errors
 
 if TYPE_CHECKING:
@@ -63,7 +66,9 @@ def job() -> Generator[None]:
     log.addHandler(handler)
     log.propagate = False
     log.setLevel(logging.INFO)
-    with one_line_errors():
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes are started to ignore
+    with without_noise(), one_line_errors():
         yield
 
 
