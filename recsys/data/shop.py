@@ -1,6 +1,7 @@
 """The shop's inputs, opened and held against the settings: whatever is wrong with them is said here, before work starts."""
 
 import math
+import zoneinfo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys.config import Settings
 from recsys.data.inputs import Input, bounds, open_input
-from recsys.data.types import family, id_type, utc
+from recsys.data.types import arrow_zone, family, id_type, utc
 from recsys.errors import DataError
 from recsys.schema import histories_schema
 
@@ -181,8 +182,13 @@ def _check_times(events: Input, settings: Settings) -> None:
         )
     if settings.shop.timezone is not None:
         try:
-            pc.assume_timezone(pa.array([0], pa.timestamp("us")), settings.shop.timezone)
+            pc.assume_timezone(pa.array([0], pa.timestamp("us")), arrow_zone(settings.shop.timezone))
         except pa.ArrowInvalid as error:
+            if settings.shop.timezone in zoneinfo.available_timezones():  # Python has its own data
+                raise DataError(
+                    f"shop.timezone: '{settings.shop.timezone}' needs the system's time zone data, in /usr/share/zoneinfo, which is "
+                    "missing here. Install it, as by apt-get install tzdata, on every node; or write the times in UTC."
+                ) from error
             raise DataError(
                 f"shop.timezone: '{settings.shop.timezone}' is no IANA time zone. Use a name such as \"Europe/Berlin\"."
             ) from error

@@ -95,8 +95,13 @@ def utc(column: pa.Array | pa.ChunkedArray, timezone: str | None) -> pa.Array | 
         column = column.cast(pa.timestamp("us"))
     if column.type.tz is None:
         assert timezone is not None
-        column = pc.assume_timezone(column, timezone, ambiguous="earliest", nonexistent="latest")
+        column = pc.assume_timezone(column, arrow_zone(timezone), ambiguous="earliest", nonexistent="latest")
     return column.cast(TIMESTAMP, safe=False)  # nanoseconds are cut off
+
+
+def arrow_zone(timezone: str) -> str:
+    """The zone as Arrow is told it: UTC by its offset, as a name it looks up in the system's time zone data, which slim images lack."""
+    return "+00:00" if timezone in ("UTC", "Etc/UTC") else timezone
 
 
 def as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
