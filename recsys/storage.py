@@ -42,6 +42,17 @@ def filesystem(location: str, storage_options: Mapping[str, str]) -> tuple[pafs.
     return store, root.rstrip("/")
 
 
+def delta_location(path: str, storage_options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """A Delta table's root and the options as deltalake takes them."""
+    if "://" not in path:
+        return str(Path(path).absolute()), {}
+    names = {"region": "aws_region", "endpoint": "aws_endpoint"}
+    options = {names[key]: value for key, value in storage_options.items()}
+    if storage_options.get("endpoint", "").startswith("http://"):
+        options["aws_allow_http"] = "true"
+    return path, options
+
+
 def write_file(path: str, name: str, content: bytes, storage_options: Mapping[str, str]) -> None:
     """A file below a folder, path or URI, there whole or not at all."""
     store, root = filesystem(path, storage_options)

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 
 from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, from_table
-from recsys.data.inputs import File, Input, read
-from recsys.errors import DataError
+from recsys.data.inputs import Input
 from recsys.hashing import shard_of
 from recsys.schema import USER_ID
 from recsys.storage import write_atomically
@@ -64,18 +63,6 @@ def parts_of(source: Input, table: str) -> Iterator[dict[str, Any]]:
         step = max(1, file.row_groups // max(1, math.ceil(file.size / PART_BYTES)))
         for start in range(0, file.row_groups, step):
             yield {"table": table, "file": index, "row_groups": list(range(start, min(start + step, file.row_groups)))}
-
-
-def read_part(source: Input, file: File, row_groups: list[int], columns: list[str]) -> pa.Table:
-    """The columns of some row groups of one file.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        return read(source, file, row_groups, columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file.path}: cannot be read: {error}. Write the file again.") from error
 
 
 def write_batches(path: Path, batches: list[pa.Table]) -> None:

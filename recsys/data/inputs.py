@@ -1,22 +1,26 @@
-"""Inputs, Parquet or CSV: where they lie, their columns, identity and parts; all read before work starts."""
+"""Inputs, Parquet or CSV: their columns, identity and parts; all read before work starts."""
 
 import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pcsv
-import pyarrow.fs as pafs
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from typing_extensions import override
 
-from recsys.data.types import common_type, least_bytes
+from recsys.data.files import csv_footer, open_parquet, parquet_footer, read_csv
+from recsys.data.listing import list_input
+from recsys.data.types import common_type, family, least_bytes
 from recsys.errors import DataError
 from recsys.storage import digest, filesystem
 
 FOOTERS = 8  # read at once: they are small and far away
 BATCH_ROWS = 65_536  # of one batch of `batches`
+log = logging.getLogger("recsys")
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,31 @@ class File:
     modified_ns: int
     rows: int
     row_groups: int
+    partition: Mapping[str, Any] = field(default_factory=dict)
+    """Columns that hold one value in the whole file, as its path or the table's log says."""
+
+
+class Columns(dict[str, pa.DataType]):
+    """The type of every column that some file has; one that cannot be read from all files is refused when it is asked for.
+
+    So a column that nobody asks for does no harm.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: dict[str, str] = {}
+        """Column -> the sentence that refuses it."""
+
+    @override
+    def __getitem__(self, column: str) -> pa.DataType:
+        if column in self.faults:
+            raise DataError(self.faults[column])
+        return super().__getitem__(column)
 
 
 @dataclass(frozen=True)
 class Input:
-    """One input table: its files in path order and the columns they share."""
+    """One input table: its files in path order and their columns."""
 
     setting: str
     """That names the location, such as shop.events."""
@@ -41,11 +65,20 @@ class Input:
     columns: Mapping[str, pa.DataType]
     storage_options: Mapping[str, str]
     csv: bool = False
+    delta: bool = False
+    """A column that a file lacks is null there, and what the log says of a file stands."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> entries of the folder that are no part of the table."""
 
     @property
     def rows(self) -> int:
         """Rows of all files."""
         return sum(file.rows for file in self.files)
+
+    @functools.cached_property
+    def file_of(self) -> Mapping[str, File]:
+        """Each file by its path."""
+        return {file.path: file for file in self.files}
 
     def identity(self) -> str:
         """Digest of the paths, sizes and modification times of the files."""
@@ -55,7 +88,7 @@ class Input:
         """The type of a column.
 
         Raises:
-            DataError: the input has no such column.
+            DataError: the input, or one of its files, has no such column; or files differ in its type.
         """
         if column not in self.columns:
             raise DataError(f"{self.location}: column '{column}' is missing; seen {', '.join(self.columns)}. Add it, or set {setting}.")
@@ -65,90 +98,175 @@ class Input:
 def open_input(
     setting: str, location: str, storage_options: Mapping[str, str], *, csv: bool = False, may_be_empty: bool = False
 ) -> Input:
-    """The input at a path or URI: a Parquet file, or a folder whose `*.parquet` files are one table; or CSV with a header.
+    """The input at a path or URI: a Parquet file, or a folder or Delta table whose files are one table; or CSV with a header.
 
-    Files whose names start with `.` or `_` are passed over. Of Parquet only footers are read; CSV, which has none, is read.
+    Of Parquet only footers are read; CSV, which has none, is read.
 
     Args:
         setting: that names the location, for messages.
         may_be_empty: files without rows are fine.
 
     Raises:
-        DataError: nothing there, no rows, a file that cannot be read, or files whose columns differ.
+        DataError: as `list_input`; no rows, or a file that cannot be read.
     """
-    suffix = ".csv" if csv else ".parquet"
     store, path = filesystem(location, storage_options)
-    try:
-        info = store.get_file_info(path)
-    except OSError as error:
-        raise DataError(f"{location}: cannot be reached: {error}. Check {setting} and the credentials.") from error
-    if info.type == pafs.FileType.NotFound:
-        raise DataError(f"{location}: no such file or folder. Check {setting}; relative paths start where the command runs.")
-    if info.type == pafs.FileType.File:
-        found = [info]
-    else:
-        listed = store.get_file_info(pafs.FileSelector(path, recursive=True))
-        found = sorted(
-            (entry for entry in listed if entry.type == pafs.FileType.File and _is_data(entry.path, path, suffix)),
-            key=lambda entry: entry.path,
-        )
-    if not found:
-        raise DataError(f"{location}: the folder has no *{suffix} file. Check {setting}.")
+    listing = list_input(setting, location, store, path, storage_options, csv=csv)
     files: list[File] = []
-    columns: dict[str, pa.DataType] = {}
-    footer = functools.partial(_csv_footer if csv else _footer, store)
+    columns = Columns()
+    footer = functools.partial(csv_footer if csv else parquet_footer, store)
     with ThreadPoolExecutor(FOOTERS) as pool:
-        footers = pool.map(footer, [entry.path for entry in found])
-        last: pa.Schema | None = None
-        for entry, (schema, rows, row_groups) in zip(found, footers, strict=True):
-            files.append(File(entry.path, entry.size, entry.mtime_ns or 0, rows, row_groups))
-            if last is not None and schema.equals(last):  # of ten thousand files most are alike
-                continue
-            last = schema
-            seen = {field.name: field.type for field in schema}
-            if len(seen) < len(schema):
-                raise DataError(f"{entry.path}: column names must differ, got {', '.join(schema.names)}. Rename one of each two.")
-            if columns and (lacking := sorted(columns.keys() ^ seen.keys())):
-                raise DataError(
-                    f"{entry.path}: column '{lacking[0]}' is not in every file of {setting} ({files[0].path} differs). "
-                    "Write all files with the same columns."
-                )
-            for column, dtype in seen.items():
-                known = columns.setdefault(column, dtype)
-                common = known if known == dtype else common_type(known, dtype)
-                if common is not None:
-                    columns[column] = common
-                else:
-                    raise DataError(
-                        f"{entry.path}: column '{column}' must be {columns[column]} as in {files[0].path}, got {dtype}. "
-                        "Write all files with the same types."
-                    )
-    if sum(file.rows for file in files) == 0 and not may_be_empty:
+        footers = pool.map(footer, [entry.path for entry in listing.files])
+        last: tuple[pa.Schema, list[str]] | None = None
+        for entry, (schema, rows, row_groups) in zip(listing.files, footers, strict=True):
+            files.append(File(entry.path, entry.size, entry.modified_ns, rows, row_groups, entry.partition))
+            mine = (schema, list(entry.partition))
+            if listing.schema is not None or (last is not None and mine[1] == last[1] and schema.equals(last[0])):
+                continue  # of ten thousand files most are alike, and a Delta table has its schema
+            last = mine
+            _add_columns(columns, setting, files, schema, listing.partitions)
+    if listing.schema is not None:
+        columns.update({field.name: field.type for field in listing.schema})
+    found = Input(setting, location, tuple(files), columns, dict(storage_options), csv, listing.schema is not None, listing.left_out)
+    left_out = ", ".join(f"{reason} {count:,}" for reason, count in sorted(found.left_out.items())) or "nothing"
+    log.info("%s: %s file(s), %s rows; left out: %s", setting, f"{len(files):,}", f"{found.rows:,}", left_out)
+    if found.rows == 0 and not may_be_empty:
         raise DataError(f"{location}: {setting} has no rows in {len(files)} file(s). Nothing can be made of it.")
-    return Input(setting, location, tuple(files), columns, dict(storage_options), csv)
+    return found
+
+
+def _add_columns(columns: Columns, setting: str, files: list[File], schema: pa.Schema, partitions: Mapping[str, pa.DataType]) -> None:
+    """Add the columns of the last of the files, whose schema is given, to those of the files before it."""
+    first, file = files[0], files[-1]
+    seen = {name: partitions[name] for name in file.partition} | {field.name: field.type for field in schema}
+    if len(set(schema.names)) < len(schema):
+        raise DataError(f"{file.path}: column names must differ, got {', '.join(schema.names)}. Rename one of each two.")
+    if file is not first:
+        for name in columns.keys() ^ seen.keys():
+            columns.faults.setdefault(
+                name,
+                f"{file.path}: column '{name}' is not in every file of {setting} ({first.path} differs). "
+                "Write all files with the same columns.",
+            )
+    for name, dtype in seen.items():
+        known = columns.get(name, dtype)
+        common = common_type(known, dtype)
+        if common is None:
+            columns.faults.setdefault(
+                name,
+                f"{file.path}: column '{name}' must be {known} as in {first.path}, got {dtype}. Write all files with the same types.",
+            )
+        columns[name] = known if known == dtype or common is None else _wider(known, dtype, common)
+
+
+def _wider(one: pa.DataType, other: pa.DataType, common: pa.DataType) -> pa.DataType:
+    """The type that holds the values of both, such as int64 of int32 and int64; where Arrow knows none, the common one, plain."""
+    if pa.types.is_decimal(common):
+        return common  # beside floats too: whoever takes no decimals is to see them
+    one, other, common = (dtype.value_type if pa.types.is_dictionary(dtype) else dtype for dtype in (one, other, common))
+    try:
+        schemas = [pa.schema([("x", dtype)]) for dtype in (one, other)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return common
 
 
 def read(source: Input, file: File, row_groups: Sequence[int] | None, columns: Sequence[str]) -> pa.Table:
-    """The given columns of one file, or of some of its row groups."""
+    """The given columns of one file, or of some of its row groups, of the types that the input says; decimals are float64.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     store, _ = filesystem(source.location, source.storage_options)
-    with store.open_input_file(file.path) as handle:
-        parquet = pq.ParquetFile(handle)
-        if row_groups is None:
-            return parquet.read(columns=list(columns), use_threads=False)
-        return parquet.read_row_groups(list(row_groups), columns=list(columns), use_threads=False)
+    try:
+        with store.open_input_file(file.path) as handle:
+            parquet = open_parquet(handle)
+            inside = _inside(source, file, columns, parquet.schema_arrow.names)
+            numbers = list(range(file.row_groups)) if row_groups is None else list(row_groups)
+            table = parquet.read_row_groups(numbers, columns=inside, use_threads=False)
+            found = [_of_type(_column(source, file, table, name), source.columns[name], file, name) for name in columns]
+            return pa.table(found, names=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(file.path, error) from error
 
 
 def batches(source: Input, path: str, row_groups: Sequence[int], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The given columns of row groups of one file, at most BATCH_ROWS rows at a time and no more in memory."""
+    """The given columns of row groups of one file, at most BATCH_ROWS rows at a time and no more in memory.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     store, _ = filesystem(source.location, source.storage_options)
-    with store.open_input_file(path) as handle:
-        if source.csv:
-            yield from _read_csv(handle, {name: source.columns[name] for name in columns}).to_batches(BATCH_ROWS)
-            return
-        # words are looked up once for each page's dictionary instead of once a row
-        words = [name for name in columns if pa.types.is_string(source.columns[name])]
-        parquet = pq.ParquetFile(handle, read_dictionary=words, pre_buffer=False)
-        yield from parquet.iter_batches(BATCH_ROWS, row_groups=list(row_groups), columns=list(columns), use_threads=False)
+    file = source.file_of[path]
+    try:
+        with store.open_input_file(path) as handle:
+            for batch in _batches(source, file, handle, row_groups, columns):
+                if batch.schema.names == list(columns):
+                    yield batch
+                else:
+                    yield pa.record_batch([_column(source, file, batch, name) for name in columns], names=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _batches(
+    source: Input, file: File, handle: pa.NativeFile, row_groups: Sequence[int], columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """Of the columns those that stand in the file."""
+    if source.csv:
+        inside = [name for name in columns if name not in file.partition]
+        yield from read_csv(handle, file.path, {name: source.columns[name] for name in inside}).to_batches(BATCH_ROWS)
+        return
+    metadata = open_parquet(handle).metadata
+    inside = _inside(source, file, columns, metadata.schema.to_arrow_schema().names)
+    # words are looked up once for each page's dictionary instead of once a row
+    words = [name for name in inside if pa.types.is_string(source.columns[name])]
+    parquet = open_parquet(handle, metadata=metadata, read_dictionary=words, pre_buffer=False)
+    yield from parquet.iter_batches(BATCH_ROWS, row_groups=list(row_groups), columns=inside, use_threads=False)
+
+
+def _inside(source: Input, file: File, columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The columns that are read from the file, which has those names; the others come from its path or the log, or are null."""
+    inside = [name for name in columns if name in names and not (source.delta and name in file.partition)]
+    for name in columns:
+        if name not in inside and name not in file.partition and not source.delta:
+            raise DataError(f"{file.path}: column '{name}' is missing; seen {', '.join(names)}. Write the file again.")
+    return inside
+
+
+def _column(source: Input, file: File, rows: pa.Table | pa.RecordBatch, name: str) -> pa.Array | pa.ChunkedArray:
+    """A column of rows of one file, wherever it stands.
+
+    Raises:
+        DataError: the path says something else than the file.
+    """
+    if name not in rows.schema.names:
+        value = file.partition.get(name)
+        dtype = source.columns[name]
+        return pa.nulls(rows.num_rows, dtype) if value is None else pa.repeat(pa.scalar(value, dtype), rows.num_rows)
+    column = rows.column(name)
+    if name in file.partition and family(column.type) in ("string", "integer", "bool"):
+        plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        said = str(file.partition[name])
+        if pc.any(pc.not_equal(plain.cast(pa.string()), said)).as_py():
+            raise DataError(
+                f"{file.path}: column '{name}' must be {said} as the path says, got other values in the file. Drop one of them."
+            )
+    return column
+
+
+def _of_type(column: pa.ChunkedArray, dtype: pa.DataType, file: File, name: str) -> pa.ChunkedArray:
+    if pa.types.is_decimal(dtype):
+        dtype = pa.float64()  # some files may hold floats
+    if column.type == dtype or pa.types.is_dictionary(dtype):
+        return column
+    if pa.types.is_null(column.type):
+        return pa.chunked_array([pa.nulls(len(column), dtype)])
+    try:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        return column.cast(dtype, safe=not pa.types.is_timestamp(dtype))  # nanoseconds are cut off
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file.path}: column '{name}' must be {dtype}, got {column.type} that is not: {error}. Convert it.") from error
 
 
 @dataclass(frozen=True)
@@ -189,24 +307,27 @@ def row_groups(source: Input, columns: Sequence[str], *, key: str | None = None)
         leaves = [schema.column(place) for place in range(len(schema))]
         names = [_column_of(leaf.path, source.columns) for leaf in leaves]
         read = [(place, least_bytes(leaves[place])) for place, name in enumerate(names) if name in wanted]
-        of_key = -1 if key is None else names.index(key)
+        of_key = names.index(key) if key in names else -1
         last[:] = [(schema, read, of_key)]
         return read, of_key
 
     def groups(file: File) -> list[RowGroup]:
         with store.open_input_file(file.path) as handle:
-            metadata = pq.read_metadata(handle)
+            metadata = open_parquet(handle).metadata
         read, of_key = places(metadata.schema)
         found: list[RowGroup] = []
         first = 0
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             low = high = None
-            if key is not None and (statistics := group.column(of_key).statistics) is not None and statistics.has_min_max:
+            if key in file.partition:
+                low = high = file.partition[key]
+            elif of_key >= 0 and (statistics := group.column(of_key).statistics) is not None and statistics.has_min_max:
                 low, high = statistics.min, statistics.max
             # a dictionary of one value takes next to no bytes in the file, and as many as any other column when it is read
             chunks = ((group.column(place), width) for place, width in read)
             size = sum(max(chunk.total_uncompressed_size, chunk.num_values * width) for chunk, width in chunks)
+            size += group.num_rows * 8 * len(wanted & file.partition.keys())
             found.append(RowGroup(file.path, number, first, group.num_rows, size, low, high))
             first += group.num_rows
         return [group for group in found if group.rows]
@@ -215,67 +336,8 @@ def row_groups(source: Input, columns: Sequence[str], *, key: str | None = None)
         return [group for found in pool.map(groups, source.files) for group in found]
 
 
-def bounds(source: Input, column: str, *, below: Any = None) -> tuple[Any, Any]:
-    """The least and the greatest value of a column: from footers where they hold statistics, else from the column itself.
-
-    Args:
-        below: values from this one on have no part; None: all have.
-
-    Returns:
-        (None, None) where no value is left.
-    """
-    low: Any = None
-    high: Any = None
-    store, _ = filesystem(source.location, source.storage_options)
-    for file in source.files:
-        with store.open_input_file(file.path) as handle:
-            parquet = pq.ParquetFile(handle)
-            leaves = [parquet.metadata.schema.column(i).path for i in range(parquet.metadata.num_columns)]
-            position = leaves.index(column)
-            for group in range(file.row_groups):
-                statistics = parquet.metadata.row_group(group).column(position).statistics
-                if statistics is not None and statistics.has_min_max and (below is None or statistics.max < below):
-                    values = [statistics.min, statistics.max]
-                else:
-                    read = parquet.read_row_group(group, [column]).column(0).to_pylist()
-                    values = [value for value in read if value is not None and (below is None or value < below)]
-                if values:
-                    low = min(values) if low is None else min(low, *values)
-                    high = max(values) if high is None else max(high, *values)
-    return low, high
-
-
-def _is_data(path: str, root: str, suffix: str) -> bool:
-    parts = path.removeprefix(root).strip("/").split("/")
-    return path.endswith(suffix) and not any(part.startswith((".", "_")) for part in parts)
-
-
-def _footer(store: pafs.FileSystem, path: str) -> tuple[pa.Schema, int, int]:
-    """Columns, rows and row groups of a Parquet file."""
-    try:
-        with store.open_input_file(path) as handle:
-            parquet = pq.ParquetFile(handle)
-            return parquet.schema_arrow, parquet.metadata.num_rows, parquet.metadata.num_row_groups
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file: {error}. Remove it or write it again.") from error
-
-
-def _csv_footer(store: pafs.FileSystem, path: str) -> tuple[pa.Schema, int, int]:
-    """What `_footer` tells, of a CSV file."""
-    try:
-        with store.open_input_file(path) as handle:
-            table = _read_csv(handle, None)
-            return table.schema, table.num_rows, 1
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a CSV file with a header: {error}. Mend it, or write Parquet.") from error
-
-
-def _read_csv(handle: pa.NativeFile, types: Mapping[str, pa.DataType] | None) -> pa.Table:
-    """The columns of these types; None: all columns, of the types that their values have."""
-    if types is not None:
-        known = {name: dtype for name, dtype in types.items() if not pa.types.is_null(dtype)}
-        return pcsv.read_csv(handle, convert_options=pcsv.ConvertOptions(include_columns=list(types), column_types=known))
-    return pcsv.read_csv(handle)
+def _unreadable(path: str, error: Exception) -> DataError:
+    return DataError(f"{path}: cannot be read: {error}. Write the file again.")
 
 
 def _column_of(path: str, columns: Mapping[str, pa.DataType]) -> str:

@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.config import Settings
-from recsys.data.inputs import Input, bounds, open_input
-from recsys.data.types import arrow_zone, family, id_type, utc
+from recsys.data.bounds import bounds
+from recsys.data.inputs import Input, open_input
+from recsys.data.types import arrow_zone, id_type, is_word, utc
+from recsys.data.types import is_number as may_be_number
 from recsys.errors import DataError
 from recsys.schema import histories_schema
 
@@ -87,7 +89,7 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     _check_times(events, settings)
     for setting in ("quantity", "price"):
         _number(events, getattr(columns, setting), setting=f"shop.columns.{setting}", required=False)
-    if columns.kind in events.columns:
+    if shop.label_kinds is not None:  # without, no kind is asked for
         _text(events, columns.kind, setting="shop.columns.kind")
     items = users = None
     if shop.items is not None:
@@ -157,14 +159,13 @@ def _number(source: Input, column: str, *, setting: str, required: bool) -> None
     if column not in source.columns and not required:
         return
     dtype = source.require(column, setting=setting)
-    if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_decimal(dtype) or pa.types.is_boolean(dtype)):
+    if not (pa.types.is_decimal(dtype) or (may_be_number(dtype) and not pa.types.is_dictionary(dtype))):
         raise DataError(f"{source.location}: column '{column}' must be a number, got {dtype}. Convert it, or change {setting}.")
 
 
 def _text(source: Input, column: str, *, setting: str) -> None:
     dtype = source.require(column, setting=setting)
-    value = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
-    if not (family(value) == "string" or pa.types.is_integer(value) or pa.types.is_boolean(value)):
+    if not is_word(dtype):
         raise DataError(
             f"{source.location}: column '{column}' must be a string, integer or bool to be a category, got {dtype}. "
             f"Convert it, or change {setting}."

@@ -20,8 +20,9 @@ from recsys.config import Features
 from recsys.data import dataset as ingest_stage
 from recsys.data.catalog import most_frequent, value_counts
 from recsys.data.cleaning import Rejected, build_catalog, clean, clean_users
-from recsys.data.dataset import ShopDataset, parts_of, read_catalog, read_part, read_shard, write_batches, write_by_shard
+from recsys.data.dataset import ShopDataset, parts_of, read_catalog, read_shard, write_batches, write_by_shard
 from recsys.data.histories import drop_duplicates, group_events, to_table
+from recsys.data.inputs import read
 from recsys.data.shop import ShopInputs
 from recsys.data.types import midnight
 from recsys.engine.progress import log
@@ -52,9 +53,12 @@ def ingest(inputs: ShopInputs, *, end: date) -> ShopDataset:
             "shards": inputs.shards,
         },
     )
-    parts = {f"events-{i:05d}": unit for i, unit in enumerate(parts_of(inputs.events, "events"))}
-    if inputs.users is not None:
+    if stage.receipt("catalog") is None:  # a catalog of no event: whatever is wrong with ITEMS is said before events are read
+        build_catalog(inputs, pa.array([], inputs.item_id))
+    parts = {}
+    if inputs.users is not None:  # first, as they are few
         parts |= {f"users-{i:05d}": unit for i, unit in enumerate(parts_of(inputs.users, "users"))}
+    parts |= {f"events-{i:05d}": unit for i, unit in enumerate(parts_of(inputs.events, "events"))}
     cleaned = run_units(stage, parts, _clean_task, inputs, midnight(end), stage.path, label="ingest: clean", unit="parts")
 
     def make_catalog() -> Receipt:
@@ -117,17 +121,18 @@ def _clean_task(inputs: ShopInputs, end: int, folder: Path) -> Task:
     """First pass: one part read, cleaned, and written as one record batch per shard."""
     columns, shards = inputs.settings.shop.columns, inputs.shards
     events = [columns.user_id, columns.item_id, columns.ts]
-    events += [name for name in (columns.kind, columns.quantity, columns.price) if name in inputs.events.columns]
+    optional = [columns.kind] * (inputs.settings.shop.label_kinds is not None) + [columns.quantity, columns.price]
+    events += [name for name in optional if name in inputs.events.columns and name not in events]
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         if unit["table"] == "events":
-            raw = read_part(inputs.events, inputs.events.files[unit["file"]], unit["row_groups"], events)
+            raw = read(inputs.events, inputs.events.files[unit["file"]], unit["row_groups"], events)
             kept, rejected = clean(raw, settings=inputs.settings, user_id=inputs.user_id, item_id=inputs.item_id, end=end)
             items = pa.table({ITEM_ID: pc.unique(kept.column(ITEM_ID))})
         else:
             assert inputs.users is not None
             features = [field.name for field in inputs.user_fields()]
-            raw = read_part(inputs.users, inputs.users.files[unit["file"]], unit["row_groups"], [columns.user_id, *features])
+            raw = read(inputs.users, inputs.users.files[unit["file"]], unit["row_groups"], [columns.user_id, *features])
             kept, rejected = clean_users(raw, inputs)
             items = None
         write_by_shard(folder / f"{name}.arrow", kept, shards=shards)
@@ -207,15 +212,15 @@ def make_supplied(inputs: ShopInputs, shop: ShopDataset) -> Stage | None:
         return None
     stage = Stage(inputs.settings.run.work, "supplied", {"supplied": source.identity(), "ingest": shop.digest})
     parts = {f"part-{number:05d}": unit for number, unit in enumerate(ingest_stage.parts_of(source, "supplied"))}
-    read = run_units(stage, parts, _supplied_part_task, inputs, stage.path, label="supplied: read", unit="parts")
+    parted = run_units(stage, parts, _supplied_part_task, inputs, stage.path, label="supplied: read", unit="parts")
     units = {f"users-{shard}": {"shard": shard, "parts": list(parts)} for shard in shop.shards}
     receipts = run_units(stage, units, _supplied_task, shop, stage.path, label="supplied: group", unit="shards")
     rejected = Counter[str]()
-    for receipt in (*read.values(), *receipts.values()):
+    for receipt in (*parted.values(), *receipts.values()):
         rejected.update(receipt["rejected"])
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())) or "none"
     users = sum(receipt["users"] for receipt in receipts.values())
-    log.info("supplied: %s rows read, rejected: %s", f"{sum(receipt['rows'] for receipt in read.values()):,}", reasons)
+    log.info("supplied: %s rows read, rejected: %s", f"{sum(receipt['rows'] for receipt in parted.values()):,}", reasons)
     if not users:
         raise DataError(f"{source.location}: no usable candidate; rejected: {reasons}. Check the ids in it, or remove rank.candidates.")
     if without := shop.rows["users kept"] - users:
@@ -230,7 +235,7 @@ def _supplied_part_task(inputs: ShopInputs, folder: Path) -> Task:
     schema = pa.schema([(USER_ID, inputs.user_id), (ITEM_ID, inputs.item_id)])
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
-        raw = ingest_stage.read_part(source, source.files[unit["file"]], unit["row_groups"], [columns.user_id, columns.item_id])
+        raw = read(source, source.files[unit["file"]], unit["row_groups"], [columns.user_id, columns.item_id])
         rows = pa.table([raw.column(columns.user_id), raw.column(columns.item_id)], names=schema.names).cast(schema)
         kept = rows.drop_null()
         ingest_stage.write_by_shard(folder / f"{name}.arrow", kept, shards=inputs.shards)

@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Mapping
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from recsys.errors import PublishError
 from recsys.publishing.staging import Part
 from recsys.schema import AS_OF, MODEL_VERSION, RUN_ID, differences
-from recsys.storage import filesystem
+from recsys.storage import delta_location, filesystem
 
 RECLAIM_HOURS = 7 * 24  # Delta's own default: how long files that no night refers to stay on disk
 # A checkpoint forgets removed files older than this, and what is forgotten is never reclaimed (delta-rs#3644): so much longer.
@@ -30,7 +29,7 @@ def open_table(path: str, storage_options: Mapping[str, str]) -> DeltaTable | No
         PublishError: something else lies there, or the store cannot be reached.
     """
     try:
-        uri, options = _delta(path, storage_options)
+        uri, options = delta_location(path, storage_options)
         return DeltaTable(uri, storage_options=options)
     except TableNotFoundError:
         return None
@@ -43,7 +42,7 @@ def open_table(path: str, storage_options: Mapping[str, str]) -> DeltaTable | No
 
 def create_table(path: str, schema: pa.Schema, storage_options: Mapping[str, str]) -> DeltaTable:
     """The table, made where there is none."""
-    uri, options = _delta(path, storage_options)
+    uri, options = delta_location(path, storage_options)
     return DeltaTable.create(uri, schema, mode="ignore", partition_by=[AS_OF], configuration=TABLE_PROPERTIES, storage_options=options)
 
 
@@ -102,14 +101,3 @@ def reclaim(path: str, storage_options: Mapping[str, str]) -> None:
     for info in store.get_file_info([f"{root}/{name}" for name in names]):
         if info.is_file and time.time_ns() - info.mtime_ns > RECLAIM_HOURS * 3600 * 1_000_000_000:
             store.delete_file(info.path)
-
-
-def _delta(path: str, storage_options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """The table's root and the options as deltalake takes them."""
-    if "://" not in path:
-        return str(Path(path).absolute()), {}
-    names = {"region": "aws_region", "endpoint": "aws_endpoint"}
-    options = {names[key]: value for key, value in storage_options.items()}
-    if storage_options.get("endpoint", "").startswith("http://"):
-        options["aws_allow_http"] = "true"
-    return path, options

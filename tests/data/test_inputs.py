@@ -1,4 +1,5 @@
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.data.inputs import Input, bounds, open_input, read
+from recsys.data.bounds import bounds
+from recsys.data.inputs import Input, open_input, read
 from recsys.errors import ConfigError, DataError
 
 NOON = datetime(2024, 2, 29, 12, tzinfo=UTC)
@@ -37,6 +39,15 @@ def refusal(path: Path) -> str:
     return str(caught.value)
 
 
+def asked(found: Input, column: str) -> str:
+    """The sentence that refuses one column."""
+    with pytest.raises(DataError) as caught:
+        found.require(column, setting="shop.columns.x")
+    with pytest.raises(DataError, match=re.escape(str(caught.value))):
+        _ = found.columns[column]
+    return str(caught.value)
+
+
 # ---- what there is
 
 
@@ -57,14 +68,15 @@ def test_a_folder_and_its_subfolders_are_one_input_in_path_order(tmp_path: Path)
     assert found.rows == 2 + 3 + 1
 
 
-def test_hidden_and_underscored_files_and_other_endings_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_and_underscored_files_and_empty_markers_are_left_out_and_counted(tmp_path: Path) -> None:
     shop = tmp_path / "_shop" / ".v1"  # above the folder nothing is judged
     write(shop / "part.parquet", events([1]))
     for name in (".part.parquet", "_part.parquet", "_log/part.parquet", ".tmp/a/part.parquet"):
         write(shop / name, events([1, 2], other=pa.array([1, 2])))
-    (shop / "notes.txt").write_text("not a table")
+    (shop / "part.done").write_text("")
     assert [Path(file.path).name for file in opened(shop).files] == ["part.parquet"]
     assert opened(shop).rows == 1
+    assert opened(shop).left_out == {"hidden": 4, "empty": 1}  # a hidden folder is one entry
 
 
 def test_a_relative_path_starts_where_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +101,7 @@ def test_a_missing_path_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_parquet_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "_part.parquet", events([1]))
-    assert refusal(tmp_path) == f"{tmp_path}: the folder has no *.parquet file. Check shop.events."
+    assert refusal(tmp_path) == f"{tmp_path}: the folder has no *.parquet file (left out: hidden 1). Check shop.events."
 
 
 def test_an_input_without_rows_is_refused(tmp_path: Path) -> None:
@@ -112,11 +124,14 @@ def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -
 
 
 @pytest.mark.parametrize("first", ["lacks", "has"])
-def test_files_with_different_columns_are_refused(tmp_path: Path, first: str) -> None:
+def test_a_column_that_is_not_in_every_file_is_refused_when_it_is_asked_for(tmp_path: Path, first: str) -> None:
     tables = [events([1]), events([1], kind=pa.array(["view"]))]
     for name, table in zip("ab", tables if first == "lacks" else tables[::-1], strict=True):
         write(tmp_path / f"{name}.parquet", table)
-    assert refusal(tmp_path) == (
+    found = opened(tmp_path)
+    assert read(found, found.files[1], None, ["user_id"]).to_pydict() == {"user_id": [1]}
+    assert list(found.columns) == ["user_id", "ts", "kind"]
+    assert asked(found, "kind") == (
         f"{tmp_path}/b.parquet: column 'kind' is not in every file of shop.events ({tmp_path}/a.parquet differs). "
         "Write all files with the same columns."
     )
@@ -132,10 +147,10 @@ def test_files_with_different_columns_are_refused(tmp_path: Path, first: str) ->
         (pa.array([True]), pa.array([1])),
     ],
 )
-def test_files_with_different_types_are_refused(tmp_path: Path, one: pa.Array, other: pa.Array) -> None:
+def test_a_column_of_different_types_is_refused_when_it_is_asked_for(tmp_path: Path, one: pa.Array, other: pa.Array) -> None:
     write(tmp_path / "a.parquet", events([1], x=one))
     write(tmp_path / "b.parquet", events([1], x=other))
-    assert refusal(tmp_path) == (
+    assert asked(opened(tmp_path), "x") == (
         f"{tmp_path}/b.parquet: column 'x' must be {one.type} as in {tmp_path}/a.parquet, got {other.type}. "
         "Write all files with the same types."
     )

@@ -15,11 +15,11 @@ from deltalake import DeltaTable, write_deltalake
 from recsys.errors import ConfigError, PublishError
 from recsys.publishing import delta, staging
 from recsys.publishing import table as table_module
-from recsys.publishing.delta import TABLE_PROPERTIES, _delta, add_action, table_files
+from recsys.publishing.delta import TABLE_PROPERTIES, add_action, table_files
 from recsys.publishing.staging import Part
 from recsys.publishing.table import commit_night, published_nights, published_run, read_night, take_back
 from recsys.schema import recommendations_schema
-from recsys.storage import filesystem
+from recsys.storage import delta_location, filesystem
 from tests.nights import NEXT, NIGHT, OTHER_RUN, RUN, SHARD_0, SHARD_1, STRING, parts_on_disk, rows_of, stage
 
 
@@ -457,7 +457,7 @@ def test_an_object_store_gets_the_options_in_both_dialects() -> None:
     store, root = filesystem("s3://bucket/shop/table/", options)
     assert isinstance(store, pafs.S3FileSystem)
     assert (store.region, root) == ("eu-west-1", "bucket/shop/table")
-    assert _delta("s3://bucket/shop/table", options) == (
+    assert delta_location("s3://bucket/shop/table", options) == (
         "s3://bucket/shop/table",
         {"aws_region": "eu-west-1", "aws_endpoint": "http://localhost:9000", "aws_allow_http": "true"},
     )

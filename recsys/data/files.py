@@ -1,0 +1,47 @@
+"""One file opened: Parquet or CSV, and what its footer tells."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from recsys.errors import DataError
+
+
+def open_parquet(handle: pa.NativeFile, **options: Any) -> pq.ParquetFile:
+    """A Parquet file; int96 holds microseconds, which reach from the year 1 to beyond 9999, where nanoseconds would turn over."""
+    return pq.ParquetFile(handle, coerce_int96_timestamp_unit="us", page_checksum_verification=True, **options)
+
+
+def parquet_footer(store: pafs.FileSystem, path: str) -> tuple[pa.Schema, int, int]:
+    """Columns, rows and row groups of a Parquet file."""
+    try:
+        with store.open_input_file(path) as handle:
+            parquet = open_parquet(handle)
+            return parquet.schema_arrow, parquet.metadata.num_rows, parquet.metadata.num_row_groups
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file: {error}. Remove it or write it again.") from error
+
+
+def csv_footer(store: pafs.FileSystem, path: str) -> tuple[pa.Schema, int, int]:
+    """What `parquet_footer` tells, of a CSV file."""
+    try:
+        with store.open_input_file(path) as handle:
+            table = read_csv(handle, path, None)
+            return table.schema, table.num_rows, 1
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a CSV file with a header: {error}. Mend it, or write Parquet.") from error
+
+
+def read_csv(handle: pa.NativeFile, path: str, types: Mapping[str, pa.DataType] | None) -> pa.Table:
+    """The columns of these types; None: all columns, of the types that their values have."""
+    compression = pa.Codec.detect(path).name if re.search(r"\.(gz|bz2|zst|lz4)$", path, re.IGNORECASE) else None
+    stream = pa.CompressedInputStream(handle, compression) if compression else handle
+    if types is not None:
+        known = {name: dtype for name, dtype in types.items() if not pa.types.is_null(dtype)}
+        return pcsv.read_csv(stream, convert_options=pcsv.ConvertOptions(include_columns=list(types), column_types=known))
+    return pcsv.read_csv(stream)
