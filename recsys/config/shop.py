@@ -33,8 +33,8 @@ class Shop(Section):
     """Where the shop's tables lie and how to read them."""
 
     events: Location
-    """A Parquet file or a folder of them, path or URI, with columns user_id, item_id, ts and, if you have them, kind, quantity and
-    price."""
+    """A Parquet file, a folder of them or a Delta table, path or URI, with columns user_id, item_id, ts and, if you have them, kind,
+    quantity and price. A subfolder NAME=VALUE is the column NAME."""
     items: Location | None = None
     """The catalog, likewise: item_id and, if you have them, available, name, and the columns that [features] and [[rules]] name.
     Absent: the items seen in events are the catalog."""
@@ -43,8 +43,8 @@ class Shop(Section):
     timezone: str | None = None
     """Zone of times that carry none, as an IANA name such as "Europe/Berlin". Absent: such times are refused."""
     label_kinds: Names | None = None
-    """Kinds of events that count as wanted, such as ["purchase"]: these are what lists are to foretell. Absent, or where events have no
-    column kind: all."""
+    """Kinds of events that count as wanted, such as ["purchase"]: these are what lists are to foretell; events then need a column
+    kind. Absent: all."""
     columns: Columns = Columns()
     storage_options: dict[str, str] = Field(default_factory=dict)
     """Options of the object store, such as region and endpoint. Secrets do not belong here: they come from the environment."""

@@ -1,7 +1,7 @@
 import os
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +296,38 @@ def test_nulls_have_no_part_in_bounds(tmp_path: Path, statistics: bool) -> None:
     found = opened(write(tmp_path / "a.parquet", events(range(5), x=column, y=nothing), row_group_size=2, write_statistics=statistics))
     assert bounds(found, "x") == (1, 4)
     assert bounds(found, "y") == (None, None)
+
+
+def test_bounds_of_int96_times_reach_beyond_nanoseconds(tmp_path: Path) -> None:
+    """Int96 has no statistics, and the year 9999 as nanoseconds of 64 bits turns over into 1816."""
+    sentinel = datetime(9999, 12, 31, tzinfo=UTC)
+    ts = pa.array([later(5), sentinel, later(2), None], pa.timestamp("us", tz="UTC")).cast(pa.timestamp("us"))
+    path = write(
+        tmp_path / "a.parquet", pa.table({"user_id": range(4), "ts": ts}), use_deprecated_int96_timestamps=True, row_group_size=2
+    )
+    found = opened(path)
+    assert found.columns["ts"] == pa.timestamp("us")
+    naive = [time.replace(tzinfo=None) for time in (later(2), later(5), sentinel)]
+    assert bounds(found, "ts") == (naive[0], naive[2])
+    assert bounds(found, "ts", below=naive[2]) == (naive[0], naive[1])
+
+
+def test_times_beyond_pythons_calendar_have_no_part_in_bounds_that_end_below_them(tmp_path: Path) -> None:
+    raw = [-(10**17), int(NOON.timestamp()) * 10**6, 2 * 10**18]  # of the years -1199, 2024 and 65347
+    path = write(tmp_path / "a.parquet", events(range(3)).set_column(1, "ts", pa.array(raw, pa.timestamp("us", tz="UTC"))))
+    assert bounds(opened(path), "ts", below=later(60)) == (NOON, NOON)
+
+
+def test_bounds_of_a_column_in_the_path_are_its_values(tmp_path: Path) -> None:
+    for day in (30, 4, 21):
+        write(tmp_path / f"day=2024-01-{day:02d}" / "a.parquet", events([day]))
+    found = opened(tmp_path)
+    assert bounds(found, "day") == (date(2024, 1, 4), date(2024, 1, 30))
+    assert bounds(found, "day", below=date(2024, 1, 30)) == (date(2024, 1, 4), date(2024, 1, 21))
+
+
+def test_bounds_of_files_of_different_units_are_the_same_instants(tmp_path: Path) -> None:
+    for name, unit, user in (("a", "s", 3), ("b", "ns", 9), ("c", "ms", 1)):
+        table = events([user])
+        write(tmp_path / f"{name}.parquet", table.set_column(1, "ts", table.column("ts").cast(pa.timestamp(unit, tz="UTC"))))
+    assert bounds(opened(tmp_path), "ts") == (later(1), later(9))

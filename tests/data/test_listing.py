@@ -194,9 +194,11 @@ def test_a_part_of_a_delta_table_and_a_folder_of_them_are_refused(tmp_path: Path
 )
 def test_a_delta_table_whose_files_say_too_little_is_refused(tmp_path: Path, line: str, said: str) -> None:
     delta(tmp_path, [1])
-    fields = [{"name": name, "type": dtype, "nullable": True} for name, dtype in (("user_id", "long"), ("kind", "string"))]
+    fields: list[dict[str, Any]] = [
+        {"name": name, "type": dtype, "nullable": True} for name, dtype in (("user_id", "long"), ("kind", "string"))
+    ]
     for number, entry in enumerate(fields):
-        entry["metadata"] = {"delta.columnMapping.id": number + 1, "delta.columnMapping.physicalName": f"col-{number}"}
+        entry |= {"metadata": {"delta.columnMapping.id": number + 1, "delta.columnMapping.physicalName": f"col-{number}"}}
     schema = json.dumps(json.dumps({"type": "struct", "fields": fields}))
     (tmp_path / "_delta_log" / f"{1:020d}.json").write_text(line.replace("SCHEMA", schema) + "\n")
     assert said in refusal(tmp_path)

@@ -16,6 +16,7 @@ from recsys.config import Settings
 from recsys.data import dataset, synthetic
 from recsys.data.cleaning import build_catalog, clean
 from recsys.data.dataset import ShopDataset
+from recsys.data.inputs import read
 from recsys.data.shop import ShopInputs, open_shop
 from recsys.data.types import midnight, utc
 from recsys.errors import DataError
@@ -234,9 +235,11 @@ def history(**columns: Any) -> pa.Table:
     return pa.table({USER_ID: pa.array([1, 2]), ITEM_ID: pa.array([3, 7]), TS: days} | columns)
 
 
-def opened(folder: Path, *, events: pa.Table, items: pa.Table | None = None, features: Any = None, **shop: Any) -> ShopInputs:
+def opened(folder: Path, *, events: pa.Table, items: pa.Table | str | None = None, features: Any = None, **shop: Any) -> ShopInputs:
     for name, table in {"events": events, "items": items}.items():
-        if table is not None:
+        if isinstance(table, str):
+            shop[name] = table
+        elif table is not None:
             pq.write_table(table, folder / f"{name}.parquet")
             shop[name] = str(folder / f"{name}.parquet")
     given = {"shop": shop, "features": features or {}, "window": {"label_days": 7}}
@@ -283,6 +286,62 @@ def test_a_name_may_be_a_feature_too(tmp_path: Path) -> None:
     items = pa.table({ITEM_ID: [1, 2], NAME: ["soap", "rope"]})
     rows, _ = catalog(tmp_path, items, [], features={"item_categorical": ["name"]})
     assert [row[NAME] for row in rows] == ["soap", "rope"]
+
+
+# ---- kinds and columns as shops write them
+
+
+def test_label_kinds_without_a_column_of_kinds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path, events=history(), label_kinds=["purchase"])
+    assert str(caught.value) == (
+        f"{tmp_path}/events.parquet: column 'kind' is missing; seen user_id, item_id, ts. Add it, or set shop.columns.kind."
+    )
+
+
+def test_a_column_that_nobody_asks_for_may_be_in_some_files_and_of_any_type(tmp_path: Path) -> None:
+    for name, table in {"a": history(kind=[1.5, 2.5], note=["x", "y"]), "b": history(coupon=[b"x", None], note=[1, 2])}.items():
+        (tmp_path / "events").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "events" / f"{name}.parquet")
+    shop = {"events": str(tmp_path / "events")}
+    assert open_shop(Settings.model_validate({"shop": shop, "window": {"label_days": 7}}), as_of=END).events.rows == 4
+    for kind, said in (("note", "must be string"), ("coupon", "is not in every file of shop.events"), ("kind", "is not in every file")):
+        asked = shop | {"label_kinds": ["purchase"], "columns": {"kind": kind}}
+        with pytest.raises(DataError, match=rf"b\.parquet: column '{kind}' {said}"):
+            open_shop(Settings.model_validate({"shop": asked, "window": {"label_days": 7}}), as_of=END)
+
+
+def test_a_column_of_nulls_is_a_column_without_a_value(tmp_path: Path) -> None:
+    nothing = pa.nulls(2)
+    items = pa.table({ITEM_ID: [3, 7], "shelf": nothing, "weight": nothing, NAME: nothing})
+    features = {"item_categorical": ["shelf"], "item_numeric": ["weight"]}
+    inputs = opened(tmp_path, events=history(price=nothing, quantity=nothing, kind=nothing), items=items, features=features)
+    raw = read(inputs.events, inputs.events.files[0], None, [USER_ID, ITEM_ID, TS, PRICE, QUANTITY])
+    kept, rejected = clean(raw, settings=inputs.settings, user_id=inputs.user_id, item_id=inputs.item_id, end=midnight(END))
+    assert (kept.column(PRICE).to_pylist(), kept.column(QUANTITY).to_pylist(), dict(rejected)) == ([None, None], [1.0, 1.0], {})
+    built, _ = build_catalog(inputs, pa.array([3, 7]))
+    assert built.table.column("shelf").to_pylist() == built.table.column("weight").to_pylist() == [None, None]
+
+
+def test_a_catalog_of_files_that_differ_is_one_catalog(tmp_path: Path) -> None:
+    """In width, in being null, in dictionaries, in what may be null."""
+    files = [
+        pa.table({ITEM_ID: pa.array([3], pa.int32()), "shelf": pa.array(["a"]).dictionary_encode(), "weight": pa.nulls(1)}),
+        pa.table(
+            {ITEM_ID: pa.array([7], pa.int64()), "shelf": pa.array(["b"], pa.large_string()), "weight": pa.array([1.5], pa.float32())}
+        ),
+        pa.table(
+            [[9], [None], [2]],
+            schema=pa.schema([pa.field(ITEM_ID, pa.int64(), nullable=False), ("shelf", pa.null()), ("weight", pa.int64())]),
+        ),
+    ]
+    (tmp_path / "items").mkdir()
+    for number, table in enumerate(files):
+        pq.write_table(table, tmp_path / "items" / f"{number}.parquet")
+    features = {"item_categorical": ["shelf"], "item_numeric": ["weight"]}
+    inputs = opened(tmp_path, events=history(), features=features, items=str(tmp_path / "items"))
+    rows = build_catalog(inputs, pa.array([3, 7]))[0].table.to_pylist()
+    assert [(row[ITEM_ID], row["shelf"], row["weight"]) for row in rows] == [(3, "a", None), (7, "b", 1.5), (9, None, 2.0)]
 
 
 # ---- the whole of it, on Ray
@@ -434,3 +493,29 @@ def test_shuffled_and_doubled_events_in_one_file_and_one_shard_change_no_profile
     assert single.rejected["events"]["duplicate"] == done.rows["events kept"] + 2 * 7
     assert single.rejected["events"]["null_ts"] == 2 * 5
     assert single.user_vocabularies == done.user_vocabularies
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("in_process")
+def test_kinds_in_the_path_are_the_kinds_of_the_events(shop: Shop, done: ShopDataset, tmp_path: Path) -> None:
+    table = pq.read_table(shop.planted.events)
+    for kind in pc.unique(table.column(KIND)).to_pylist():
+        (tmp_path / f"{KIND}={kind}").mkdir()
+        rows = table.filter(pc.equal(table.column(KIND), kind)).drop_columns(KIND)
+        pq.write_table(rows, tmp_path / f"{KIND}={kind}" / "part.parquet")
+    assert profiles_of(ingest(shop.sources(events=str(tmp_path)), end=SHOP_END)).equals(profiles_of(done))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("in_process")
+def test_damaged_items_are_found_before_events_are_read(shop: Shop, tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    pq.write_table(pq.read_table(shop.planted.items), path, write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    content[60:80] = bytes(20)
+    path.write_bytes(content)
+    run = shop.settings.run.model_copy(update={"work": str(tmp_path / "work")})
+    other = Shop(shop.planted, shop.settings.model_copy(update={"run": run}))
+    with pytest.raises(DataError, match=rf"^{path}: cannot be read: .* Write the file again\.$"):
+        ingest(other.sources(items=str(path)), end=SHOP_END)
+    assert not list((tmp_path / "work").rglob("events-*"))

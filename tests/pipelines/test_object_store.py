@@ -11,11 +11,15 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable, write_deltalake
 
 from recsys import config
 from recsys.data import synthetic
+from recsys.data.inputs import open_input, read
 from recsys.data.shop import open_shop
 from recsys.errors import PublishError
 from recsys.pipelines.score import score_shop
@@ -23,7 +27,7 @@ from recsys.pipelines.signals import shop_state
 from recsys.pipelines.train import train_shop
 from recsys.publishing import staging, table
 from recsys.publishing.table import commit_night, published_nights, published_run, read_night, take_back
-from recsys.storage import filesystem
+from recsys.storage import delta_location, filesystem
 from tests.nights import NIGHT, OTHER_RUN, RUN, SHARD_0, SHARD_1, STRING, rows_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
@@ -125,6 +129,24 @@ def test_a_store_that_cannot_be_reached_is_one_sentence(options: dict[str, str])
     part = staging.stage("s3://shop/reached", rows_of(SHARD_0), as_of=NIGHT, run_id=RUN, shard=0, storage_options=options)
     with pytest.raises(PublishError, match=r"s3://shop/reached: cannot be reached: .* Check table\.path, the store"):
         staging.missing("s3://shop/reached", [part], storage_options={**options, "endpoint": f"http://{HOST}:1"})
+
+
+def test_an_input_in_a_store_is_listed_and_read_as_one_here(options: dict[str, str]) -> None:
+    store, _ = filesystem("s3://shop", options)
+    for name in ("kind=view/a.PARQUET", "kind=a%2Fb/a.parquet", "_temporary/0/a.parquet", "_temporary/1/a.parquet"):
+        pq.write_table(pa.table({"user_id": [1, 2]}), f"shop/events/{name}", filesystem=store)
+    found = open_input("shop.events", "s3://shop/events", options)
+    assert found.left_out["hidden"] == 1
+    assert [read(found, file, None, ["kind"]).column(0).to_pylist() for file in found.files] == [["a/b"] * 2, ["view"] * 2]
+
+
+def test_a_delta_table_in_a_store_is_read_through_its_log(options: dict[str, str]) -> None:
+    uri, deltas = delta_location("s3://shop/delta", options)
+    write_deltalake(uri, pa.table({"user_id": [1, 2, 3], "kind": ["a b", "a b", "c"]}), partition_by=["kind"], storage_options=deltas)
+    DeltaTable(uri, storage_options=deltas).delete("user_id = 2")
+    found = open_input("shop.events", uri, options)
+    rows = pa.concat_tables(read(found, file, None, ["user_id", "kind"]) for file in found.files).to_pylist()
+    assert sorted(tuple(row.values()) for row in rows) == [(1, "a b"), (3, "c")]
 
 
 @pytest.mark.ray
