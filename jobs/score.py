@@ -19,6 +19,7 @@ from recsys.pipelines.train import train_shop
 from recsys.publishing.gate import overrides
 from recsys.ranking import bundle
 from recsys.ranking.registry import Registry
+from recsys.storage import check_folders
 
 
 def score(
@@ -44,6 +45,7 @@ def score(
         if loaded is not None:
             check_bundle(loaded, settings)
         inputs = open_shop(settings, as_of=as_of.date())
+        check_folders(table_path=settings.table.path, report_path=settings.report.path)
         with connect():
             state = shop_state(inputs, end=as_of.date())
             if loaded is None:

@@ -17,6 +17,7 @@ from recsys.features.feature_table import open_feature_table
 from recsys.pipelines import pairs_score
 from recsys.publishing import gate
 from recsys.ranking import bundle
+from recsys.storage import check_folders
 
 
 def score_pairs(
@@ -41,6 +42,7 @@ def score_pairs(
         loaded = bundle.load(bundle_path)
         pairs_score.check_bundle(loaded, settings)
         rows = open_feature_table(settings, "score", loaded.spec)
+        check_folders(table_path=settings.table.path)
         with connect():
             night = pairs_score.score(settings, rows, loaded, as_of=as_of.date(), all_scores=all_scores, overrides=allowed)
         with after_commit("score_pairs"):

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,6 +52,32 @@ def delta_location(path: str, storage_options: Mapping[str, str]) -> tuple[str, 
     if storage_options.get("endpoint", "").startswith("http://"):
         options["aws_allow_http"] = "true"
     return path, options
+
+
+def check_folders(**folders: str) -> None:
+    """Refuse folders that cannot be made or written to, so that this is said before the work; nothing is left behind.
+
+    Args:
+        folders: path or URI by the setting's name, with `_` for its dot; URIs are passed over.
+
+    Raises:
+        ConfigError: a file stands in the way, or the disk or its permissions do.
+    """
+    for setting, folder in folders.items():
+        if "://" in folder:
+            continue
+        there = Path(folder).absolute()
+        try:
+            while not os.path.lexists(there):
+                there = there.parent
+            with tempfile.TemporaryDirectory(dir=there, prefix=".recsys-"):
+                pass
+        except OSError as error:
+            name = setting.replace("_", ".")
+            raise ConfigError(
+                f"{name} = {folder}: must be a folder that can be made and written to, got: {error.strerror}, at {there}. "
+                f"Mend what stands there, or set {name} to another folder."
+            ) from error
 
 
 def write_file(path: str, name: str, content: bytes, storage_options: Mapping[str, str]) -> None:

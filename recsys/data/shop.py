@@ -16,6 +16,7 @@ from recsys.data.types import arrow_zone, id_type, is_word, utc
 from recsys.data.types import is_number as may_be_number
 from recsys.errors import DataError
 from recsys.schema import histories_schema
+from recsys.storage import check_folders
 
 SHARD_EVENTS = 200_000  # of one shard, where the settings do not say: some 10 MB in memory
 
@@ -81,7 +82,9 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
 
     Raises:
         DataError: an input is missing, empty or of wrong types; times without a zone and no shop.timezone; as_of outside the data.
+        ConfigError: run.work cannot be written to.
     """
+    check_folders(run_work=settings.run.work)
     shop, columns = settings.shop, settings.shop.columns
     events = open_input("shop.events", shop.events, shop.storage_options)
     user_id = _id(events, columns.user_id, "user_id")

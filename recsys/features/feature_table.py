@@ -17,6 +17,7 @@ from recsys.features.encoding import words_as
 from recsys.features.fitting import column_spec
 from recsys.features.spec import ColumnSpec, FeatureSpec, Place
 from recsys.hashing import stable_hash
+from recsys.storage import check_folders
 
 Role = Literal["path", "test", "score"]
 
@@ -88,7 +89,9 @@ def open_feature_table(settings: PairsSettings, role: Role, spec: FeatureSpec | 
     Raises:
         DataError: an input is missing or empty; a column is missing, not named anywhere, or of a type that has no encoding.
         BundleError: the bundle was fed other columns than the settings name.
+        ConfigError: run.work cannot be written to.
     """
+    check_folders(run_work=settings.run.work)
     pairs = settings.pairs
     location = getattr(pairs, role) or pairs.path
     csv = pairs.format != "parquet"

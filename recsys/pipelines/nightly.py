@@ -13,6 +13,7 @@ from recsys.pipelines.score import score_shop
 from recsys.pipelines.signals import ShopState, shop_state
 from recsys.publishing.release import Published
 from recsys.ranking.registry import Registry
+from recsys.storage import check_folders
 
 
 def open_night(settings: Settings, *, as_of: date) -> ShopInputs:
@@ -20,8 +21,10 @@ def open_night(settings: Settings, *, as_of: date) -> ShopInputs:
 
     Raises:
         DataError: as `open_shop`; or as_of leaves the challenger, which is tested a label length before it, too little history.
+        ConfigError: a folder that the night writes to cannot be written to.
     """
     inputs = open_shop(settings, as_of=as_of)
+    check_folders(table_path=settings.table.path, champion_path=settings.champion.path, report_path=settings.report.path)
     check_as_of(inputs, as_of - timedelta(days=settings.window.label_days))
     return inputs
 

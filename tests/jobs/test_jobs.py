@@ -221,6 +221,18 @@ def test_every_stage_refuses_alike(name: str, run: Callable[..., Ended], tmp_pat
 
 
 @pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("setting", ["run.work", "table.path", "champion.path", "report.path"])
+@pytest.mark.parametrize("place", ["events.parquet", "events.parquet/below", "/proc/recsys/below"])  # a file, in a file, nowhere
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(setting: str, place: str, run: Callable[..., Ended], tmp_path: Path):
+    arguments = write(tmp_path, Mistake(""))
+    file, name = tmp_path / "shop.toml", {"run.work": "work", "table.path": "table", "champion.path": "bundles"}.get(setting, "reports")
+    file.write_text(file.read_text().replace(f'"{tmp_path}/{name}"', f'"{tmp_path / place}"'))
+    said = refused(run("nightly", *arguments), tmp_path)
+    assert said.startswith(f"{setting} = {tmp_path / place}: must be a folder that can be made and written to, got: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.parquet", "items.parquet", "shop.toml"]
+
+
+@pytest.mark.usefixtures("no_ray")
 def test_without_a_mistake_work_starts(run: Callable[..., Ended], tmp_path: Path):
     for as_of in (DAY, "2024-06-28", "2024-03-25"):  # the last and the first day that could be meant
         with pytest.raises(AssertionError, match="work starts"):
