@@ -6,7 +6,7 @@ CONFIG ?= jobs/demo_shop.toml
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE# without compiled modules TensorFlow takes twice as long to import
 
-.PHONY: cluster-up cluster-down nightly backtest test test-fast drill lint types format docs bench pins clean
+.PHONY: cluster-up cluster-down nightly backtest test test-fast drill lint types format docs bench pins here clean
 
 nightly: .venv/ready
 	.venv/bin/python -m jobs.demo_shop --out var/shop
@@ -60,7 +60,12 @@ cluster-down: .venv/ready
 	set -ex; \
 	test -x .venv/bin/python || "$$uv" venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv; \
 	"$$uv" pip install --quiet --python .venv/bin/python --require-hashes -r requirements/dev.txt
+	@$(MAKE) --no-print-directory here
 	@touch $@
+
+# The environment knows this folder, so `.../.venv/bin/python -m jobs.NAME` works from any other.
+here:
+	@.venv/bin/python -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "recsys.pth").write_text(sys.argv[1] + "\n")' "$(CURDIR)"
 
 # Pins carry hashes and no addresses. What runs is what was tested: the runtime's are among those of development.
 COMPILE = PATH=".venv/uv/bin:$$PATH" uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
