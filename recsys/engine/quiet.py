@@ -29,7 +29,7 @@ def without_noise() -> Iterator[None]:
         yield
         return
     stderr = os.dup(2)
-    command = [grep, "--line-buffered", "-v", "-E", "|".join(NOISE)]
+    command = [grep, "-a", "--line-buffered", "-v", "-E", "|".join(NOISE)]
     sieve = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, start_new_session=True)  # Ctrl-C is not for it
     assert sieve.stdin is not None, "it was asked for"
     os.dup2(sieve.stdin.fileno(), 2)
