@@ -191,7 +191,7 @@ def _start(folder: Path, cluster: Cluster, role: str, arguments: list[str]) -> C
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # without compiled modules Ray's agents start in twice the time
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file(folder)), MARK: cluster.id}
     where = [f"--temp-dir={cluster.session}/{role}", f"--node-ip-address={_ip(role)}"]
-    with (folder / f"{role}.log").open("w") as log:
+    with (folder / f"{role}.log").open("w", encoding="utf-8") as log:
         started = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", *where, *arguments],
             env=environment,

@@ -50,7 +50,7 @@ def backtest(
             printing.metrics(result)
             if out is not None:
                 text = json.dumps(result, indent=1) + "\n"
-                write_atomically(out, lambda file: file.write_text(text))
+                write_atomically(out, lambda file: file.write_text(text, encoding="utf-8"))
             if plot is not None:
                 _plot(result, plot, days=settings.window.label_days)
 

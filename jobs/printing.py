@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -175,9 +176,14 @@ def verdict(gate: Verdict | None, overrides: Mapping[str, str]) -> None:
 
 def published(night: Published, state: ShopState, *, as_of: date, overrides: Mapping[str, str]) -> None:
     """Counts, speed, one user's list, the place of the table and how to query it."""
+    from recsys.evaluation.unknown import warnings_of
+    from recsys.pipelines.night_record import read_record
+
     settings = state.settings
     short = f", {night.short_users:,} of them with fewer than {settings.rank.k}" if night.short_users else ""
     console.print(f"{night.rows:,} rows for {night.users:,} users{short}; run {night.run_id}.")
+    if (record := read_record(Path(settings.report.path) / f"{as_of}.json")) is not None:
+        warnings(warnings_of(words=record.get("words", {}), given=record.get("given")))
     _rules(night, k=settings.rank.k)
     if night.seconds:
         console.print(
@@ -194,6 +200,12 @@ def published(night: Published, state: ShopState, *, as_of: date, overrides: Map
     console.print(f"The table: {path}, a Delta table partitioned by as_of. To query it:")
     console.print(f'    polars.scan_delta("{path}").filter(polars.col("as_of") == polars.date({as_of:%Y, %-m, %-d}))', highlight=False)
     console.print(f"    duckdb: SELECT * FROM delta_scan('{path}') WHERE as_of = DATE '{as_of}'", highlight=False)
+
+
+def warnings(said: Sequence[str]) -> None:
+    """What is published and may be wrong all the same, a line each."""
+    for sentence in said:
+        console.print(f"WARNING: {sentence}", markup=False)
 
 
 def _rules(night: Published, *, k: int) -> None:

@@ -13,6 +13,7 @@ from recsys.config import PairsSettings
 from recsys.config.paths import local_path, location
 from recsys.engine.connect import connect
 from recsys.engine.progress import after_commit, console
+from recsys.evaluation.unknown import warnings_of
 from recsys.features.feature_table import open_feature_table
 from recsys.pipelines import pairs_score
 from recsys.publishing import gate
@@ -57,6 +58,10 @@ def _told(night: pairs_score.PairsRun, settings: PairsSettings, *, as_of: date, 
         f"{night.rows:,} rows read, {sum(night.rejected.values()):,} rejected{': ' if rejected else ''}{rejected}; "
         f"{night.repeated:,} repeats of a user's item passed over."
     )
+    unknown = ", ".join(f"{name} {unseen / max(count, 1):.1%}" for name, (count, unseen) in night.words.items())
+    if unknown:
+        console.print(f"Words that the model does not know: {unknown}.", markup=False)
+    printing.warnings(warnings_of(words=night.words))
     if table.seconds:
         console.print(f"Scored in {table.seconds:.1f} s with the actors' start: {table.scored / table.seconds:,.0f} rows/s.")
     printing.verdict(table.verdict, overrides)

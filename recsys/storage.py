@@ -122,7 +122,7 @@ def _plain(value: Any) -> Any:
 def code_digest() -> str:
     """Digest of the package's source: work made by other code is never taken for ours."""
     root = Path(__file__).parent
-    return digest({str(path.relative_to(root)): path.read_text() for path in sorted(root.rglob("*.py"))})
+    return digest({str(path.relative_to(root)): path.read_text(encoding="utf-8") for path in sorted(root.rglob("*.py"))})
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -164,7 +164,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, on disk when this returns."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         json.dump(value, file, default=_plain, indent=1)
         file.flush()
         os.fsync(file.fileno())

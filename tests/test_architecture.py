@@ -160,3 +160,29 @@ def test_what_the_bench_holds_us_against_carries_nothing_of_ours():
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert "pyarrow" in loaded
     assert {"recsys", "jobs", "ray", "tensorflow", "keras"}.isdisjoint(loaded)
+
+
+def _no_encoding(tree: ast.AST) -> list[int]:
+    """Lines that read or write text without saying its encoding, which else is the machine's: ASCII under LC_ALL=C."""
+    found: list[int] = []
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call):
+            continue
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        said = {keyword.arg for keyword in call.keywords}
+        modes = [argument.value for argument in call.args if isinstance(argument, ast.Constant) and isinstance(argument.value, str)]
+        text = name in ("read_text", "write_text") or (
+            name == "open" and (not call.args or any(set(mode) <= set("rwatx+") for mode in modes))
+        )
+        if text and "encoding" not in said:
+            found.append(call.lineno)
+    return found
+
+
+def test_text_is_read_and_written_in_an_encoding_that_is_said():
+    assert _no_encoding(
+        ast.parse("a.read_text()\na.open()\na.open('w')\nb.open('rb')\nfs.open_file(p)\nc.write_text('x', encoding='utf-8')")
+    ) == [1, 2, 3]
+    for folder in ("recsys", "jobs", "cluster"):
+        for file in (PACKAGE.parent / folder).rglob("*.py"):
+            assert _no_encoding(ast.parse(file.read_text(encoding="utf-8"))) == [], file

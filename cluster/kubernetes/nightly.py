@@ -26,7 +26,7 @@ LOST_SECONDS = 600.0  # without an answer of the API
 def api(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """The answer to one request; a body is created, without one it is read."""
     headers = {"Accept": "application/json", "Content-Type": "application/json"}
-    headers["Authorization"] = f"Bearer {(ACCOUNT / 'token').read_text().strip()}"  # read anew: Kubernetes renews it
+    headers["Authorization"] = f"Bearer {(ACCOUNT / 'token').read_text(encoding='utf-8').strip()}"  # read anew: Kubernetes renews it
     request = urllib.request.Request(url, json.dumps(body).encode() if body is not None else None, headers)
     context = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt")) if url.startswith("https:") else None
     with urllib.request.urlopen(request, timeout=30, context=context) as response:
@@ -82,4 +82,4 @@ def main(server: str, namespace: str) -> int:
 
 if __name__ == "__main__":
     where = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT_HTTPS']}"
-    sys.exit(main(where, (ACCOUNT / "namespace").read_text().strip()))
+    sys.exit(main(where, (ACCOUNT / "namespace").read_text(encoding="utf-8").strip()))

@@ -74,7 +74,7 @@ def bench(
         _show(results, said)
         if out is not None:
             text = json.dumps({**figures, "results": results}, indent=1) + "\n"
-            write_atomically(out, lambda file: file.write_text(text))
+            write_atomically(out, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def _show(results: Sequence[dict[str, Any]], said: Sequence[str]) -> None:

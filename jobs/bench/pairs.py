@@ -208,7 +208,7 @@ def _bundle(folder: Path, names: Sequence[str], pairs: dict[str, Any], *, split:
     lines = [
         line for section, keys in values.items() for line in (f"[{section}]", *(f"{key} = {json.dumps(keys[key])}" for key in keys))
     ]
-    (folder / "pairs.toml").write_text("\n".join(lines))
+    (folder / "pairs.toml").write_text("\n".join(lines), encoding="utf-8")
     columns = tuple(
         ColumnSpec(name, "number", table="rows" if split is None else "users" if place < split else "items")
         for place, name in enumerate(names)
@@ -254,7 +254,7 @@ def _score(settings: Path, made: Bundle, *, address: str | None = None) -> dict[
     assert process.stderr is not None
     assert process.returncode == 0, process.stderr.read()
     work = Path(config.load_pairs(settings).run.work)
-    receipts = [json.loads(path.read_text()) for path in work.glob("score_pairs-*/receipts/*.json")]
+    receipts = [json.loads(path.read_text(encoding="utf-8")) for path in work.glob("score_pairs-*/receipts/*.json")]
     begun = [receipt["begun"] for receipt in receipts]
     first = min(receipt["first_scored"] for receipt in receipts)
     ended = [receipt["begun"] + receipt["seconds"] for receipt in receipts]
@@ -278,7 +278,7 @@ def _actors(driver: int) -> list[int]:
 def _parents(pid: int) -> list[int]:
     found: list[int] = []
     while pid > 1:
-        pid = int((Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        pid = int((Path("/proc") / str(pid) / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1])
         found.append(pid)
     return found
 
@@ -286,7 +286,7 @@ def _parents(pid: int) -> list[int]:
 def _peak_mib(pid: int) -> float:
     """The most memory a process had so far; 0 where it has ended. Pages of mapped files count, as if they were its own."""
     try:
-        text = (Path("/proc") / str(pid) / "status").read_text()
+        text = (Path("/proc") / str(pid) / "status").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     found = re.search(r"VmHWM:\s+(\d+) kB", text)

@@ -70,13 +70,13 @@ def first_step(folder: Path) -> float:
         pq.write_table(rows.append_column("label", pa.array(rows["f00"].to_numpy() > 1).cast(pa.float32())), path)
     lines = ["[pairs]", f"path = {json.dumps(str(folder / 'rows'))}", f"numeric = {json.dumps(names)}"]
     lines += ["[train]", f"batch_size = {BATCHES[0]}", "epochs = 1", "[run]", f"work = {json.dumps(str(folder / 'work'))}"]
-    (folder / "pairs.toml").write_text("\n".join(lines))
+    (folder / "pairs.toml").write_text("\n".join(lines), encoding="utf-8")
     started = time.time()
     command = [sys.executable, "-m", "jobs.train", "--config", str(folder / "pairs.toml")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     (receipt,) = (folder / "work").glob("train_pairs-*/receipts/bundle.json")
-    return json.loads(receipt.read_text())["history"][0]["first_step"] - started
+    return json.loads(receipt.read_text(encoding="utf-8"))["history"][0]["first_step"] - started
 
 
 def _examples(path: Path, rows: int) -> Path:

@@ -82,6 +82,8 @@ class Pairs(Section):
     format: Literal["parquet", "csv", "original_csv"] = "parquet"
     """How the rows are written. original_csv: a header, the label in the last column, all others numeric features; such rows cannot be
     scored into a table, as they have no ids."""
+    csv_ids: Literal["text", "number"] = "text"
+    """What ids in a CSV are, which cannot say it itself: text as it is written, so that 007 is not 7; or whole numbers."""
     user_id: str = "user_id"
     """Column of whose list the row may enter: an integer or a string."""
     item_id: str = "item_id"
@@ -93,7 +95,7 @@ class Pairs(Section):
     numeric: Names = ()
     """Columns of numbers, truth values, or lists of numbers of one length."""
     categorical: Names = ()
-    """Columns of words: strings, integers or truth values."""
+    """Columns of words: strings, integers or truth values. In a CSV all are text as it is written, and an empty cell is no word."""
     multivalued: Names = ()
     """Columns of lists of words. A row's embedding is the mean of its known values' embeddings."""
     ignore: Names = ()
@@ -152,6 +154,8 @@ class Pairs(Section):
         for where, rules in [("scaling", self.scaling), *((f"columns.{name}", self.scaling_of(name)) for name in self.columns)]:
             if rules.log1p and rules.fill != "mean" and rules.fill < 0:
                 raise ValueError(f"pairs.{where}: fill must be 0 or more under log1p, got {rules.fill}; fill with 0 or 'mean'")
+        if self.format != "csv" and "csv_ids" in self.model_fields_set:
+            raise ValueError(f'pairs.csv_ids says what ids in a CSV are, got pairs.format "{self.format}"; remove it')
         if self.format == "original_csv":
             given = self.model_fields_set
             named = [name for name in ("users", "items", "numeric", "categorical", "multivalued", "label", "weight") if name in given]

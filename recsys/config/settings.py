@@ -108,14 +108,25 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _columns_are_named_once(self) -> "Settings":
-        features = self.features
-        for label, names in (
-            ("item", features.item_categorical + features.item_numeric),
-            ("user", features.user_categorical + features.user_numeric),
-        ):
-            twice = sorted({name for name in names if names.count(name) > 1})
+        features, columns = self.features, self.shop.columns
+        of_items = features.item_categorical + features.item_numeric
+        of_users = features.user_categorical + features.user_numeric
+        # what [shop.columns] calls the name is kept as `name`; a feature of that very column is the same words
+        names = (columns.name,) if columns.name in features.item_numeric else ("name",) if columns.name != "name" else ()
+        ours = {
+            "item": {columns.item_id, "item_id", columns.available, "available", *names},
+            "user": {columns.user_id, *HISTORY_COLUMNS},
+        }
+        for label, named in (("item", of_items), ("user", of_users)):
+            twice = sorted({name for name in named if named.count(name) > 1})
             if twice:
                 raise ValueError(f"features: {label} column '{twice[0]}' is named twice; name it once")
+            taken = sorted(ours[label] & set(named))
+            if taken:
+                raise ValueError(f"features: {label} column '{taken[0]}' has a name that is ours; rename it in the table of {label}s")
+        both = sorted(set(of_items) & set(of_users))
+        if both:
+            raise ValueError(f"features: column '{both[0]}' is one of items and one of users; rename it in one of the tables")
         if (features.user_categorical or features.user_numeric) and self.shop.users is None:
             raise ValueError("features names user columns but shop.users is absent; set shop.users or remove them")
         if (features.item_categorical or features.item_numeric) and self.shop.items is None:

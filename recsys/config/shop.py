@@ -46,6 +46,9 @@ class Shop(Section):
     """Kinds of events that count as wanted, such as ["purchase"]: these are what lists are to foretell; events then need a column
     kind. Absent: all."""
     columns: Columns = Columns()
+    ignore: Names = ()
+    """Columns that are left unread on purpose though their names are nearly those of [shop.columns], such as a Price that is none. Any
+    other such column is refused where ours is absent."""
     storage_options: dict[str, str] = Field(default_factory=dict)
     """Options of the object store, such as region and endpoint. Secrets do not belong here: they come from the environment."""
 

@@ -1,6 +1,7 @@
 """Raw rows -> rows that can be used: types and zones made one, bad rows dropped and counted by reason; pure functions on one table."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -8,30 +9,36 @@ import pyarrow.compute as pc
 
 from recsys.config import Settings
 from recsys.data.catalog import Catalog
-from recsys.data.inputs import read
+from recsys.data.inputs import File, read
 from recsys.data.shop import ShopInputs
-from recsys.data.types import as_text, clean_ids, utc
+from recsys.data.types import as_text, clean_ids, readable, utc
 from recsys.schema import AVAILABLE, ITEM_ID, NAME, PRICE, QUANTITY, TS, USER_ID, WANTED, events_schema
 
 Rejected = Counter[str]
 
 
-def clean(raw: pa.Table, *, settings: Settings, user_id: pa.DataType, item_id: pa.DataType, end: int) -> tuple[pa.Table, Rejected]:
+def clean(
+    raw: pa.Table, *, settings: Settings, user_id: pa.DataType, item_id: pa.DataType, end: int, where: str = "events"
+) -> tuple[pa.Table, Rejected]:
     """The events of a raw table that can be used, and how many could not, by reason.
 
     Args:
         raw: rows as the shop wrote them, under the shop's column names.
         end: microseconds; events from then on are counted as `future_ts`.
+        where: the file that they are of, for messages.
 
     Returns:
-        A table with `events_schema`; counts of null_user_id, null_item_id, null_ts, future_ts, negative_quantity (not finite ones too).
-        A row with several faults is counted under the first. Absent or null quantity is 1; an absent, null, negative or not finite
-        price is null.
+        A table with `events_schema`; counts of null_user_id, null_item_id, null_ts, out_of_range_ts (outside of the years 1 to 9999,
+        UTC), future_ts, negative_quantity (not finite ones too). A row with several faults is counted under the first. Absent or null
+        quantity is 1; an absent, null, negative or not finite price is null.
+
+    Raises:
+        DataError: an id or kind is no UTF-8.
     """
     shop, columns = settings.shop, settings.shop.columns
     rows = raw.num_rows
-    users = clean_ids(raw.column(columns.user_id), user_id)
-    items = clean_ids(raw.column(columns.item_id), item_id)
+    users = _ids(raw, columns.user_id, user_id, where)
+    items = _ids(raw, columns.item_id, item_id, where)
     ts = utc(raw.column(columns.ts), shop.timezone)
     ones = pa.chunked_array([pa.array(np.ones(rows, np.float32))])
     if columns.quantity in raw.column_names:
@@ -45,14 +52,16 @@ def clean(raw: pa.Table, *, settings: Settings, user_id: pa.DataType, item_id: p
     else:
         price = pa.chunked_array([pa.nulls(rows, pa.float32())])
     if columns.kind in raw.column_names and shop.label_kinds is not None:
-        wanted = pc.fill_null(pc.is_in(as_text(raw.column(columns.kind)), value_set=pa.array(shop.label_kinds)), False)
+        kinds = _text(raw, columns.kind, where)
+        wanted = pc.fill_null(pc.is_in(kinds, value_set=pa.array(shop.label_kinds, pa.string())), False)
     else:
         wanted = pa.chunked_array([pa.array(np.ones(rows, bool))])
 
     faults = {
         "null_user_id": pc.is_null(users),
         "null_item_id": pc.is_null(items),
-        "null_ts": pc.is_null(ts),
+        "null_ts": pc.is_null(raw.column(columns.ts)),
+        "out_of_range_ts": pc.is_null(ts),
         "future_ts": pc.greater_equal(ts.cast(pa.int64()), end),
         "negative_quantity": pc.invert(pc.and_(pc.is_finite(quantity), pc.greater_equal(quantity, pa.scalar(0.0, pa.float32())))),
     }
@@ -67,19 +76,51 @@ def clean(raw: pa.Table, *, settings: Settings, user_id: pa.DataType, item_id: p
     return table.filter(pa.array(good)).cast(events_schema(user_id, item_id)), rejected
 
 
-def clean_users(raw: pa.Table, inputs: ShopInputs) -> tuple[pa.Table, Rejected]:
-    """user_id, features and columns of rules of the users that can be used; counts of null_user_id."""
-    columns = {USER_ID: clean_ids(raw.column(inputs.settings.shop.columns.user_id), inputs.user_id)}
+def clean_users(raw: pa.Table, inputs: ShopInputs, where: str = "users") -> tuple[pa.Table, Rejected]:
+    """user_id, features and columns of rules of the users that can be used; counts of null_user_id.
+
+    Raises:
+        DataError: an id or a word is no UTF-8, in the file `where`.
+    """
+    columns = {USER_ID: _ids(raw, inputs.settings.shop.columns.user_id, inputs.user_id, where)}
     for field in inputs.user_fields():
-        columns[field.name] = _feature(raw.column(field.name), field)
+        columns[field.name] = _feature(raw, field, where)
     table = pa.table(columns)
     good = pc.is_valid(table.column(USER_ID))
     bad = raw.num_rows - pc.sum(good).as_py()
     return table.filter(good), Counter({"null_user_id": bad} if bad else {})
 
 
-def _feature(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
-    return as_text(column) if field.type == pa.string() else column.cast(pa.float64()).cast(pa.float32())
+def _ids(raw: pa.Table, column: str, dtype: pa.DataType, where: str) -> pa.ChunkedArray:
+    with readable(where, column):
+        return clean_ids(raw.column(column), dtype)
+
+
+def _text(raw: pa.Table, column: str, where: str) -> pa.ChunkedArray:
+    with readable(where, column):
+        return as_text(raw.column(column))
+
+
+def _feature(raw: pa.Table, field: pa.Field, where: str) -> pa.ChunkedArray:
+    if field.type == pa.string():
+        return _text(raw, field.name, where)
+    return raw.column(field.name).cast(pa.float64()).cast(pa.float32())
+
+
+def _items(inputs: ShopInputs, fields: Sequence[pa.Field], file: File, wanted: list[str]) -> pa.Table:
+    """A file's items as columns of the catalog; files may write the same column as other types."""
+    assert inputs.items is not None
+    columns = inputs.settings.shop.columns
+    raw = read(inputs.items, file, None, wanted)
+    table = pa.table({ITEM_ID: _ids(raw, columns.item_id, inputs.item_id, file.path)})
+    available = raw.column(columns.available) if columns.available in raw.column_names else pa.array(np.ones(raw.num_rows, bool))
+    table = table.append_column(AVAILABLE, pc.fill_null(available.cast(pa.bool_()), False))
+    if columns.name in raw.column_names:
+        table = table.append_column(NAME, _text(raw, columns.name, file.path))
+    for field in fields:
+        if field.name not in table.column_names:
+            table = table.append_column(field, _feature(raw, field, file.path))
+    return table
 
 
 def build_catalog(inputs: ShopInputs, seen: pa.Array) -> tuple[Catalog, Rejected]:
@@ -90,6 +131,9 @@ def build_catalog(inputs: ShopInputs, seen: pa.Array) -> tuple[Catalog, Rejected
 
     Returns:
         Counts of null_item_id and duplicate_item_id; of duplicates the first row stands.
+
+    Raises:
+        DataError: a file cannot be read, or holds text that is no UTF-8.
     """
     fields = inputs.item_fields()
     rejected: Rejected = Counter()
@@ -99,15 +143,7 @@ def build_catalog(inputs: ShopInputs, seen: pa.Array) -> tuple[Catalog, Rejected
     columns = inputs.settings.shop.columns
     wanted = [columns.item_id, *(field.name for field in fields)]
     wanted += [name for name in (columns.available, columns.name) if name in inputs.items.columns and name not in wanted]
-    raw = pa.concat_tables(read(inputs.items, file, None, wanted) for file in inputs.items.files)
-    table = pa.table({ITEM_ID: clean_ids(raw.column(columns.item_id), inputs.item_id)})
-    available = raw.column(columns.available) if columns.available in raw.column_names else pa.array(np.ones(raw.num_rows, bool))
-    table = table.append_column(AVAILABLE, pc.fill_null(available, False))
-    if columns.name in raw.column_names:
-        table = table.append_column(NAME, as_text(raw.column(columns.name)))
-    for field in fields:
-        if field.name not in table.column_names:
-            table = table.append_column(field, _feature(raw.column(field.name), field))
+    table = pa.concat_tables(_items(inputs, fields, file, wanted) for file in inputs.items.files)
     known = table.filter(pc.is_valid(table.column(ITEM_ID)))
     if nulls := table.num_rows - known.num_rows:
         rejected["null_item_id"] = nulls

@@ -9,12 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from typing_extensions import override
 
 from recsys.data.files import csv_footer, open_parquet, parquet_footer, read_csv
 from recsys.data.listing import list_input
-from recsys.data.types import common_type, family, least_bytes
+from recsys.data.types import common_type, family
 from recsys.errors import DataError
 from recsys.storage import digest, filesystem
 
@@ -96,7 +95,13 @@ class Input:
 
 
 def open_input(
-    setting: str, location: str, storage_options: Mapping[str, str], *, csv: bool = False, may_be_empty: bool = False
+    setting: str,
+    location: str,
+    storage_options: Mapping[str, str],
+    *,
+    csv: bool = False,
+    types: Mapping[str, pa.DataType] = {},
+    may_be_empty: bool = False,
 ) -> Input:
     """The input at a path or URI: a Parquet file, or a folder or Delta table whose files are one table; or CSV with a header.
 
@@ -104,6 +109,7 @@ def open_input(
 
     Args:
         setting: that names the location, for messages.
+        types: of columns of a CSV, which else are what their values look like.
         may_be_empty: files without rows are fine.
 
     Raises:
@@ -113,7 +119,7 @@ def open_input(
     listing = list_input(setting, location, store, path, storage_options, csv=csv)
     files: list[File] = []
     columns = Columns()
-    footer = functools.partial(csv_footer if csv else parquet_footer, store)
+    footer = functools.partial(csv_footer, store, types) if csv else functools.partial(parquet_footer, store)
     with ThreadPoolExecutor(FOOTERS) as pool:
         footers = pool.map(footer, [entry.path for entry in listing.files])
         last: tuple[pa.Schema, list[str]] | None = None
@@ -214,7 +220,7 @@ def _batches(
     """Of the columns those that stand in the file."""
     if source.csv:
         inside = [name for name in columns if name not in file.partition]
-        yield from read_csv(handle, file.path, {name: source.columns[name] for name in inside}).to_batches(BATCH_ROWS)
+        yield from read_csv(handle, file.path, {name: source.columns[name] for name in inside}, inside).to_batches(BATCH_ROWS)
         return
     metadata = open_parquet(handle).metadata
     inside = _inside(source, file, columns, metadata.schema.to_arrow_schema().names)
@@ -269,79 +275,5 @@ def _of_type(column: pa.ChunkedArray, dtype: pa.DataType, file: File, name: str)
         raise DataError(f"{file.path}: column '{name}' must be {dtype}, got {column.type} that is not: {error}. Convert it.") from error
 
 
-@dataclass(frozen=True)
-class RowGroup:
-    """One row group, as its file's footer tells; a CSV file is one."""
-
-    path: str
-    number: int
-    first_row: int
-    """Of the file's rows."""
-    rows: int
-    size: int
-    """Bytes of the columns that are read, decoded."""
-    low: Any
-    """At most the least value of the key column; None where the footer does not say."""
-    high: Any
-    """At least the greatest one."""
-
-
-def row_groups(source: Input, columns: Sequence[str], *, key: str | None = None) -> list[RowGroup]:
-    """All row groups that have rows, in the order of the files.
-
-    Args:
-        columns: that are to be read.
-        key: the column whose least and greatest values are wanted.
-    """
-    if source.csv:
-        return [RowGroup(file.path, 0, 0, file.rows, file.size, None, None) for file in source.files if file.rows]
-    store, _ = filesystem(source.location, source.storage_options)
-    wanted = set(columns)
-    last: list[tuple[pq.ParquetSchema, list[tuple[int, int]], int]] = []  # of ten thousand files most are alike
-
-    def places(schema: pq.ParquetSchema) -> tuple[list[tuple[int, int]], int]:
-        """Place and width of the leaves that are read, and the place of the key."""
-        for known, read, of_key in last:
-            if known.equals(schema):
-                return read, of_key
-        leaves = [schema.column(place) for place in range(len(schema))]
-        names = [_column_of(leaf.path, source.columns) for leaf in leaves]
-        read = [(place, least_bytes(leaves[place])) for place, name in enumerate(names) if name in wanted]
-        of_key = names.index(key) if key in names else -1
-        last[:] = [(schema, read, of_key)]
-        return read, of_key
-
-    def groups(file: File) -> list[RowGroup]:
-        with store.open_input_file(file.path) as handle:
-            metadata = open_parquet(handle).metadata
-        read, of_key = places(metadata.schema)
-        found: list[RowGroup] = []
-        first = 0
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            low = high = None
-            if key in file.partition:
-                low = high = file.partition[key]
-            elif of_key >= 0 and (statistics := group.column(of_key).statistics) is not None and statistics.has_min_max:
-                low, high = statistics.min, statistics.max
-            # a dictionary of one value takes next to no bytes in the file, and as many as any other column when it is read
-            chunks = ((group.column(place), width) for place, width in read)
-            size = sum(max(chunk.total_uncompressed_size, chunk.num_values * width) for chunk, width in chunks)
-            size += group.num_rows * 8 * len(wanted & file.partition.keys())
-            found.append(RowGroup(file.path, number, first, group.num_rows, size, low, high))
-            first += group.num_rows
-        return [group for group in found if group.rows]
-
-    with ThreadPoolExecutor(FOOTERS) as pool:
-        return [group for found in pool.map(groups, source.files) for group in found]
-
-
 def _unreadable(path: str, error: Exception) -> DataError:
     return DataError(f"{path}: cannot be read: {error}. Write the file again.")
-
-
-def _column_of(path: str, columns: Mapping[str, pa.DataType]) -> str:
-    """The column that a leaf of a Parquet file is part of; names may have dots."""
-    while path not in columns and "." in path:
-        path = path.rpartition(".")[0]
-    return path

@@ -4,7 +4,7 @@ import math
 import zoneinfo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 from recsys.config import Settings
 from recsys.data.bounds import bounds
 from recsys.data.inputs import Input, open_input
-from recsys.data.types import arrow_zone, id_type, is_word, utc
+from recsys.data.names import check_optional
+from recsys.data.types import arrow_zone, day_of, id_type, is_word, midnight, utc
 from recsys.data.types import is_number as may_be_number
 from recsys.errors import DataError
-from recsys.schema import histories_schema
+from recsys.schema import DAY_US, histories_schema
 from recsys.storage import check_folders
 
 SHARD_EVENTS = 200_000  # of one shard, where the settings do not say: some 10 MB in memory
@@ -103,6 +104,8 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
                 f"{items.location}: column '{columns.available}' must be bool, got {items.columns[columns.available]}. "
                 "Convert it, or set shop.columns.available."
             )
+        if columns.name in items.columns:
+            _text(items, columns.name, setting="shop.columns.name")
         for name in settings.features.item_categorical:
             _text(items, name, setting="features.item_categorical")
         for name in settings.features.item_numeric:
@@ -114,6 +117,7 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
             _text(users, name, setting="features.user_categorical")
         for name in settings.features.user_numeric:
             _number(users, name, setting="features.user_numeric", required=True)
+    check_optional(settings, events, items)
     supplied = None
     if settings.rank.candidates is not None:
         supplied = open_input("rank.candidates", settings.rank.candidates, shop.storage_options)
@@ -201,14 +205,18 @@ def _check_times(events: Input, settings: Settings) -> None:
 def _span(events: Input, settings: Settings, *, as_of: date) -> tuple[date, date]:
     """The days, UTC, of the first and the last event; one dated more than a year after as_of is a mistake and says nothing."""
     column = settings.shop.columns.ts
-    dtype = events.columns[column]
-    limit = as_of + timedelta(days=366)
-    zone = None if pa.types.is_date(dtype) or dtype.tz is None else UTC
-    ends = bounds(events, column, below=limit if pa.types.is_date(dtype) else datetime.combine(limit, time(), zone))
+    limit = midnight(as_of) + 366 * DAY_US
+
+    def usable(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+        times = utc(values, settings.shop.timezone).cast(pa.int64())
+        return pc.if_else(pc.less(times, limit), times, pa.scalar(None, pa.int64()))
+
+    ends = bounds(events, column, usable=usable)
     if ends[0] is None:
-        raise DataError(f"{events.location}: column '{column}' holds no time before {limit}. Nothing can be learned from it.")
-    first, last = utc(pa.array(ends, dtype), settings.shop.timezone).to_pylist()
-    return first.date(), last.date()
+        raise DataError(
+            f"{events.location}: column '{column}' holds no time before {as_of} or in the year after. Nothing can be learned from it."
+        )
+    return day_of(ends[0]), day_of(ends[1])
 
 
 def check_as_of(inputs: ShopInputs, as_of: date) -> None:

@@ -1,13 +1,20 @@
 """Arrow types and values made one: ids, words, numbers and times, whatever way a shop wrote them."""
 
-from datetime import UTC, date, datetime
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.errors import DataError
-from recsys.schema import TIMESTAMP
+from recsys.schema import DAY_US, TIMESTAMP
+
+Column = TypeVar("Column", pa.Array, pa.ChunkedArray)
+# What dates of Python, Delta and SQL can say, in microseconds since 1970: of the years 1 to 9999, UTC, the first and the last.
+FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 
 def id_type(dtype: pa.DataType, *, where: str, column: str) -> pa.DataType:
@@ -81,22 +88,42 @@ def is_word(dtype: pa.DataType) -> bool:
     return family(dtype) == "string" or pa.types.is_integer(dtype) or pa.types.is_boolean(dtype) or pa.types.is_null(dtype)
 
 
+def word_kind(dtype: pa.DataType) -> str:
+    """What words of a type, or of lists of it, are: string, integer or bool; "" for a column of nulls only."""
+    value = dtype.value_type if is_list(dtype) else dtype
+    value = value.value_type if pa.types.is_dictionary(value) else value
+    return "integer" if pa.types.is_integer(value) else "" if pa.types.is_null(value) else family(value)
+
+
 def midnight(day: date) -> int:
     """Microseconds since 1970 of the day's first moment, UTC."""
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1_000_000
 
 
-def utc(column: pa.Array | pa.ChunkedArray, timezone: str | None) -> pa.Array | pa.ChunkedArray:
-    """The times as UTC microseconds; those without a zone are taken to be in `timezone`.
+def day_of(time_us: int) -> date:
+    """The day, UTC, of a time in microseconds since 1970."""
+    return date(1970, 1, 1) + timedelta(days=time_us // DAY_US)
+
+
+def utc(column: Column, timezone: str | None) -> Column:
+    """The times as UTC microseconds; those without a zone are taken to be in `timezone`. Null outside of the years 1 to 9999, UTC.
 
     A time that a clock change makes ambiguous is the earlier one; one that it skips is the moment after the gap.
     """
-    if pa.types.is_date(column.type):
-        column = column.cast(pa.timestamp("us"))
+    dtype = column.type
+    if pa.types.is_null(dtype):
+        return column.cast(TIMESTAMP)
+    days = pa.types.is_date32(dtype)
+    unit_us = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": None}["ms" if pa.types.is_date(dtype) else dtype.unit]
+    if unit_us is not None:  # nanoseconds reach from 1677 to 2262
+        numbers = column.cast(pa.int32()).cast(pa.int64()) if days else column.cast(pa.int64())
+        times = pa.timestamp("us", getattr(dtype, "tz", None))
+        column = pc.multiply(_within(numbers, DAY_US if days else unit_us), DAY_US if days else unit_us).cast(times)
     if column.type.tz is None:
         assert timezone is not None
         column = pc.assume_timezone(column, arrow_zone(timezone), ambiguous="earliest", nonexistent="latest")
-    return column.cast(TIMESTAMP, safe=False)  # nanoseconds are cut off
+    column = column.cast(TIMESTAMP, safe=False)  # nanoseconds are cut off
+    return _within(column.cast(pa.int64()), 1).cast(TIMESTAMP)
 
 
 def arrow_zone(timezone: str) -> str:
@@ -104,18 +131,64 @@ def arrow_zone(timezone: str) -> str:
     return "+00:00" if timezone in ("UTC", "Etc/UTC") else timezone
 
 
-def as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """A categorical column as strings."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+def _within(numbers: Column, unit_us: int) -> Column:
+    """Times as numbers of a unit, null outside of the years 1 to 9999."""
+    first, last = (number // unit_us for number in (FIRST_US, LAST_US))
+    good = pc.and_(pc.greater_equal(numbers, first), pc.less_equal(numbers, last))
+    return pc.if_else(good, numbers, pa.scalar(None, pa.int64()))
+
+
+def as_text(column: Column) -> Column:
+    """A categorical column as strings.
+
+    Raises:
+        pa.ArrowException: bytes that are no UTF-8, or another type.
+    """
+    column = _plain(column)
+    if family(column.type) == "string":
+        column = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())  # back again, it is checked
     return column.cast(pa.string())
 
 
-def clean_ids(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
-    """The ids in the kept type, int64 or string; an empty string is no id, and null."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    column = column.cast(dtype)
-    if dtype == pa.string():
-        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-    return column
+def check_text(values: pa.Array) -> None:
+    """Nothing, where the words of a column, or of its lists, are UTF-8 or no text.
+
+    Raises:
+        pa.ArrowInvalid: they are not.
+    """
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary
+    if is_list(values.type):
+        check_text(values.flatten())
+    elif family(values.type) == "string":
+        as_text(values)
+
+
+def _plain(column: Column) -> Column:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+@contextmanager
+def readable(path: str, column: str) -> Generator[None]:
+    """A block that makes values of one column usable.
+
+    Raises:
+        DataError: they cannot be, as bytes that are no UTF-8.
+    """
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: column '{column}' cannot be read: {error}. Write it again, text as UTF-8.") from error
+
+
+def clean_ids(column: Column, dtype: pa.DataType) -> Column:
+    """The ids in the kept type, int64 or string; an empty string, or one of blanks only, is no id, and null.
+
+    Raises:
+        pa.ArrowException: bytes that are no UTF-8, or another type.
+    """
+    if dtype != pa.string():
+        return _plain(column).cast(dtype)
+    column = as_text(column)
+    nothing = pc.or_(pc.equal(column, ""), pc.utf8_is_space(column))
+    return pc.if_else(nothing, pa.scalar(None, pa.string()), column) if pc.any(nothing).as_py() else column

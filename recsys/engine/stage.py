@@ -58,7 +58,7 @@ class Stage:
     def receipt(self, unit: str) -> Receipt | None:
         """What the finished unit left; None where it is not finished."""
         try:
-            return json.loads((self.path / "receipts" / f"{unit}.json").read_text())
+            return json.loads((self.path / "receipts" / f"{unit}.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
 

@@ -23,6 +23,7 @@ from recsys.evaluation.plots import (
     figure,
     reliability_plot,
 )
+from recsys.evaluation.unknown import warnings_of
 
 Record = Mapping[str, Any]
 
@@ -37,7 +38,8 @@ def render(record: Record) -> str:
     failed = [check for check in record["gate"]["checks"] if not check["passed"]]
     let_through = record["gate"]["overrides"]
     page = environment.get_template("report.html")
-    return page.render(record=record, sections=sections, failed=failed, let_through=let_through, weekday=_weekday(record["as_of"]))
+    told = {"weekday": _weekday(record["as_of"]), "warnings": warnings_of(words=record["words"], given=record["given"])}
+    return page.render(record=record, sections=sections, failed=failed, let_through=let_through, **told)
 
 
 def compared(record: Record) -> dict[str, Any]:

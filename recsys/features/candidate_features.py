@@ -86,14 +86,12 @@ def candidate_features(
     columns |= _of_sources(candidates, users)
     columns |= _of_users(candidates, users, active)
     columns |= _of_own_purchases(candidates, users, active)
-    columns |= _of_categories(candidates, users, active)
+    _add(columns, _of_categories(candidates, users, active), of="categories")
 
     row, item = candidates.user_row, candidates.item
     table = users.catalog.table
-    for name in features.item_numeric:
-        columns[name] = table.column(name).to_numpy()[users.signals.items][item]
-    for name in features.user_numeric:
-        columns[name] = users.history.users.column(name).to_numpy()[row]
+    _add(columns, {name: table.column(name).to_numpy()[users.signals.items][item] for name in features.item_numeric}, of="items")
+    _add(columns, {name: users.history.users.column(name).to_numpy()[row] for name in features.user_numeric}, of="users")
 
     dense = np.empty((len(columns), len(row)), np.float32)
     for place_in_row, values in enumerate(columns.values()):
@@ -107,6 +105,14 @@ def candidate_features(
             codes_of.append(encode(users.history.users.column(name), vocabularies[name])[row])
     codes = np.stack(codes_of, axis=1).astype(np.int32) if codes_of else np.empty((len(row), 0), np.int32)
     return ModelInputs(np.ascontiguousarray(dense.T), codes, names=tuple(columns))
+
+
+def _add(columns: dict[str, np.ndarray], more: Mapping[str, np.ndarray], *, of: str) -> None:
+    """Columns that the shop named beside ours; one with the name of another is called by what it is of, too."""
+    for name, values in more.items():
+        while name in columns:
+            name = f"{name} of {of}"
+        columns[name] = values
 
 
 @dataclass(frozen=True)

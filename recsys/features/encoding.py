@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.features.spec import UNLIMITED, ColumnSpec, FeatureSpec, ModelInputs, Place
+from recsys.features.spec import UNLIMITED, ColumnSpec, FeatureSpec, ModelInputs, Place, Words
 
 BLOCK = 1024  # rows of one transposed block: 64 columns of it stay in the first caches
 
@@ -35,6 +35,7 @@ class Encoder:
         rows = batch.num_rows
         codes = np.zeros((rows, self.code_width), np.int32)
         unfit: dict[str, np.ndarray] = {}
+        words: dict[str, Words] = {}
         numbers: list[np.ndarray] = []  # each (B,) or (B, width)
         place = 0
         for column in self.columns:
@@ -43,11 +44,12 @@ class Encoder:
                 numbers += self._numbers(column, values, unfit)
             elif column.kind == "word":
                 codes[:, place] = self._codes(column, values)
+                words[column.name] = _counted(codes[:, place], values.null_count)
                 place += 1
             else:
-                self._lists(column, values, codes[:, place : place + column.width])
+                words[column.name] = self._lists(column, values, codes[:, place : place + column.width])
                 place += column.width
-        return ModelInputs(_side_by_side(numbers, rows, self.width), codes, unfit=unfit)
+        return ModelInputs(_side_by_side(numbers, rows, self.width), codes, unfit=unfit, words=words)
 
     def _numbers(self, column: ColumnSpec, values: pa.Array, unfit: dict[str, np.ndarray]) -> list[np.ndarray]:
         if column.kind == "number":
@@ -86,14 +88,17 @@ class Encoder:
             self._lookups[key] = words_as(self._vocabularies[name], dtype)
         return self._lookups[key]
 
-    def _lists(self, column: ColumnSpec, values: pa.Array, out: np.ndarray) -> None:
+    def _lists(self, column: ColumnSpec, values: pa.Array, out: np.ndarray) -> Words:
         if pa.types.is_null(values.type):
-            return
+            return Words(0, 0)
         lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
         row = np.repeat(np.arange(len(values)), lengths)
         place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         counts = place < column.width
-        out[row[counts], place[counts]] = self._codes(column, values.flatten())[counts]
+        flat = values.flatten()
+        codes = self._codes(column, flat)
+        out[row[counts], place[counts]] = codes[counts]
+        return _counted(codes, flat.null_count)
 
 
 def encoder(spec: FeatureSpec, table: Place) -> Encoder:
@@ -103,6 +108,12 @@ def encoder(spec: FeatureSpec, table: Place) -> Encoder:
     return Encoder([column for column in spec.columns if column.table == table], spec.vocabularies, limited)
 
 
+def add_words(total: dict[str, list[int]], more: Mapping[str, Sequence[int]]) -> None:
+    """Add counts of words by column, [count, unseen], as JSON keeps them."""
+    for name, counts in more.items():
+        total[name] = [one + other for one, other in zip(total.get(name, (0, 0)), counts, strict=True)]
+
+
 def words_as(words: Sequence[str], dtype: pa.DataType) -> pa.Array:
     """A vocabulary as values of a column's type.
 
@@ -110,6 +121,11 @@ def words_as(words: Sequence[str], dtype: pa.DataType) -> pa.Array:
         pa.ArrowInvalid: a word is no value of the type.
     """
     return pa.array(words, pa.string()).cast(_widest(dtype))
+
+
+def _counted(codes: np.ndarray, nulls: int) -> Words:
+    count = len(codes) - nulls
+    return Words(count, count - int(np.count_nonzero(codes)))
 
 
 def _widest(dtype: pa.DataType) -> pa.DataType:

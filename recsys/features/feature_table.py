@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.config import Pairs, PairsSettings
-from recsys.data.inputs import Input, batches, open_input, row_groups
-from recsys.data.types import family, id_type, is_list, is_number, is_word
+from recsys.data.inputs import Input, batches, open_input
+from recsys.data.names import nearly
+from recsys.data.row_groups import row_groups
+from recsys.data.types import family, id_type, is_list, is_number, is_word, word_kind
 from recsys.errors import BundleError, DataError
 from recsys.features.encoding import words_as
 from recsys.features.fitting import column_spec
@@ -97,7 +99,8 @@ def open_feature_table(settings: PairsSettings, role: Role, spec: FeatureSpec | 
     csv = pairs.format != "parquet"
     if not csv and location.endswith(".csv"):
         raise DataError(f"{location}: pairs.format is parquet, got a CSV file. Set pairs.format to 'csv' or 'original_csv'.")
-    source = open_input(f"pairs.{role}", location, pairs.storage_options, csv=csv)
+    types = _csv_types(pairs, spec) if pairs.format == "csv" else {}
+    source = open_input(f"pairs.{role}", location, pairs.storage_options, csv=csv, types=types)
     if pairs.format == "original_csv":
         *numeric, label = source.columns
         numeric = [name for name in numeric if name not in pairs.ignore]
@@ -117,6 +120,9 @@ def open_feature_table(settings: PairsSettings, role: Role, spec: FeatureSpec | 
             source.require(column, setting=f"pairs.{name}")
         if not ids:
             raise DataError(f"{location}: rows of the original CSV have no user_id and item_id, so no lists. Use pairs.format = 'csv'.")
+    for name, column in zip(("user_id", "item_id"), ids, strict=bool(ids)):
+        if name in pairs.model_fields_set:
+            source.require(column, setting=f"pairs.{name}")
     ids = tuple(name for name in ids if name in source.columns)
     for name in ids:
         id_type(source.columns[name], where=location, column=name)
@@ -124,6 +130,8 @@ def open_feature_table(settings: PairsSettings, role: Role, spec: FeatureSpec | 
     if role != "score":
         _check_number(source, pairs.label, source.require(pairs.label, setting="pairs.label"))
         labels = (pairs.label,)
+        if "weight" in pairs.model_fields_set:
+            source.require(pairs.weight, setting="pairs.weight")
         if pairs.weight in source.columns and pairs.format != "original_csv":
             labels = (pairs.label, pairs.weight)
             _check_number(source, pairs.weight, source.columns[pairs.weight])
@@ -138,10 +146,18 @@ def open_feature_table(settings: PairsSettings, role: Role, spec: FeatureSpec | 
                 if theirs != dtype:
                     raise DataError(
                         f"{side_tables[table].location}: column '{key}' must be {dtype} as in {location}, got {theirs}. "
-                        "Convert one of them."
+                        "Convert one of them" + (", or set pairs.csv_ids." if csv else ".")
                     )
-    _check_named(rows, pairs)
+    _check_named(rows)
     return rows
+
+
+def _csv_types(pairs: Pairs, spec: FeatureSpec | None) -> dict[str, pa.DataType]:
+    """What ids and words of a CSV are read as: text, unless the settings or the model that they are for say otherwise."""
+    trained = {column.name: column.words for column in spec.columns} if spec else {}
+    others = {"integer": pa.int64(), "bool": pa.bool_()}
+    words = {name: others.get(trained.get(name, ""), pa.string()) for name in pairs.categorical}
+    return words | dict.fromkeys((pairs.user_id, pairs.item_id), pa.string() if pairs.csv_ids == "text" else pa.int64())
 
 
 def _columns(pairs: Pairs, source: Input, side_tables: Mapping[Place, Input], spec: FeatureSpec | None) -> tuple[ColumnSpec, ...]:
@@ -174,7 +190,7 @@ def _columns(pairs: Pairs, source: Input, side_tables: Mapping[Place, Input], sp
                     f"got {dtype} in {table}. Convert it, or train again."
                 )
             if column.kind in ("word", "words"):
-                _check_words(spec, name, values, place)
+                _check_words(spec, column, values, place)
             found.append(column)
     names = [column.name for column in found]
     for name in pairs.named:
@@ -183,6 +199,10 @@ def _columns(pairs: Pairs, source: Input, side_tables: Mapping[Place, Input], sp
             raise DataError(f"{source.location}: column '{name}' is missing; seen {seen}. Add it, or remove it from [pairs].")
         if names.count(name) > 1:
             raise DataError(f"{source.location}: column '{name}' must stand in one table, got {names.count(name)}. Drop one.")
+    inputs_of = [name for column in found for name in column.dense()]
+    twice = [name for name in inputs_of if inputs_of.count(name) > 1]
+    if twice:
+        raise DataError(f"{source.location}: column '{twice[0]}' has the name of an input made of another column. Rename it.")
     if not found:
         raise DataError(f"{source.location}: at least one feature column is needed. Name them in [pairs].")
     return tuple(found)
@@ -205,16 +225,22 @@ def check_alike(rows: FeatureTable, test: FeatureTable) -> None:
             )
 
 
-def _check_words(spec: FeatureSpec, name: str, dtype: pa.DataType, place: Input) -> None:
-    """Refuse words of another kind than the vocabulary's, which would all be unseen."""
+def _check_words(spec: FeatureSpec, column: ColumnSpec, dtype: pa.DataType, place: Input) -> None:
+    """Refuse words of another kind than the vocabulary's, which would be unseen, or taken for others: 007 is no 7."""
     plain = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+    vocabulary = spec.vocabularies[column.name]
+    trained = f" of type {column.words}" if column.words else ""
+    refusal = BundleError(
+        f"{place.location}: column '{column.name}' must hold words{trained} such as {', '.join(vocabulary[:3])}, got {dtype}. "
+        "Convert it, or train again."
+    )
+    kind = word_kind(dtype)
+    if kind and column.words and kind != column.words:
+        raise refusal
     try:
-        words_as(spec.vocabularies[name], plain)
+        words_as(vocabulary, plain)
     except pa.ArrowInvalid as error:
-        raise BundleError(
-            f"{place.location}: column '{name}' must hold words such as {', '.join(spec.vocabularies[name][:3])}, got {dtype}. "
-            "Convert it, or train again."
-        ) from error
+        raise refusal from error
 
 
 def _check_fed(spec: FeatureSpec, named: Sequence[str]) -> None:
@@ -226,14 +252,19 @@ def _check_fed(spec: FeatureSpec, named: Sequence[str]) -> None:
         raise BundleError(f"the bundle was fed {', '.join(sorted(fed))}; [pairs] differs in '{odd[0]}'. Train again, or name the same.")
 
 
-def _check_named(rows: FeatureTable, pairs: Pairs) -> None:
-    """Refuse a column that nobody named: a forgotten feature, or something that must not be one."""
+def _check_named(rows: FeatureTable) -> None:
+    """Refuse a column that nobody named: a forgotten feature, one of ours under another name, or something that must not be one."""
+    pairs = rows.pairs
+    ours = ("user_id", "item_id", "weight")  # label is asked for by name
+    absent = [name for name in ours if getattr(pairs, name) not in rows.source.columns]
     named = {pairs.user_id, pairs.item_id, pairs.label, pairs.weight, *pairs.named, *pairs.ignore}
     for place in (rows.source, *rows.side_tables.values()):
         for column in place.columns:
             if column not in named:
+                alike = [name for name in absent if nearly(column, name)]
+                like = f" It looks like {alike[0]}: set pairs.{alike[0]}, or rename it. Else add" if alike else " Add"
                 raise DataError(
-                    f"{place.location}: column '{column}' is not named in [pairs]. Add it to numeric, categorical or multivalued, "
+                    f"{place.location}: column '{column}' is not named in [pairs].{like} it to numeric, categorical or multivalued, "
                     "or to ignore."
                 )
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from recsys.config import Pairs
 from recsys.data.catalog import most_frequent
-from recsys.data.types import is_list
+from recsys.data.types import is_list, word_kind
 from recsys.features.encoding import widen
 from recsys.features.spec import CLIP, UNLIMITED, ColumnSpec, FeatureSpec, Place
 from recsys.schema import DENSE
@@ -136,9 +136,9 @@ def column_spec(pairs: Pairs, name: str, dtype: pa.DataType, *, table: Place, wi
         width: of a numeric list column: the length of its lists.
     """
     if name in pairs.categorical:
-        return ColumnSpec(name, "word", table=table)
+        return ColumnSpec(name, "word", table=table, words=word_kind(dtype))
     if name in pairs.multivalued:
-        return ColumnSpec(name, "words", table=table, width=pairs.words_of(name).max_values)
+        return ColumnSpec(name, "words", table=table, width=pairs.words_of(name).max_values, words=word_kind(dtype))
     rules = pairs.scaling_of(name)
     kind = "numbers" if is_list(dtype) else "number"
     spec = ColumnSpec(name, kind, table=table, width=width)

@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.data.inputs import RowGroup, batches, row_groups
+from recsys.data.inputs import batches
+from recsys.data.row_groups import RowGroup, row_groups
+from recsys.data.types import check_text, clean_ids, id_type, readable
 from recsys.features.encoding import Encoder, encoder
 from recsys.features.feature_table import FeatureTable
 from recsys.features.side_tables import SideTable
@@ -93,9 +95,16 @@ class RowBatch:
 
 
 def read_shard_rows(rows: FeatureTable, unit: Mapping[str, Any]) -> Iterator[RowBatch]:
-    """The rows of a shard, batch by batch, in the order of its files."""
+    """The rows of a shard, batch by batch, in the order of its files.
+
+    Raises:
+        DataError: a file cannot be read, or holds words that are no UTF-8.
+    """
     for path, numbers, first_row in unit["runs"]:
         for batch in batches(rows.source, path, numbers, rows.columns_read):
+            for column in rows.of("rows"):
+                with readable(path, column.name):
+                    check_text(batch.column(column.name))
             yield RowBatch(path, first_row, batch)
             first_row += batch.num_rows
 
@@ -154,7 +163,7 @@ class Reader:
                 if (found < 0).any():
                     unfit[f"{key} is not in pairs.{table}"] = found < 0
                 places[table] = np.maximum(found, 0)
-            yield batch, ModelInputs(own.dense, own.codes, unfit=unfit), places
+            yield batch, ModelInputs(own.dense, own.codes, unfit=unfit, words=own.words), places
 
     def __call__(self, unit: Mapping[str, Any]) -> Iterator[tuple[RowBatch, ModelInputs]]:
         """Batch by batch: as read, and all inputs side by side."""
@@ -163,14 +172,17 @@ class Reader:
                 (table.dense[rows], table.codes[rows]) for table, rows in zip(self.side_tables.values(), places.values(), strict=True)
             ]
             dense, codes = zip((own.dense, own.codes), *taken, strict=True)
-            yield batch, ModelInputs(np.hstack(dense), np.hstack(codes), unfit=own.unfit) if taken else own
+            whole = ModelInputs(np.hstack(dense), np.hstack(codes), unfit=own.unfit, words=own.words) if taken else own
+            yield batch, whole
 
 
 def no_ids(rows: FeatureTable, batch: RowBatch) -> Mapping[str, np.ndarray]:
-    """Reason -> bool (B): rows whose user_id or item_id is null."""
+    """Reason -> bool (B): rows whose user_id or item_id is null, empty or blank, as `types.clean_ids` says."""
     found: dict[str, np.ndarray] = {}
     for name in rows.ids:
-        column = batch.columns.column(name)
+        dtype = id_type(rows.source.columns[name], where=rows.source.location, column=name)
+        with readable(batch.path, name):
+            column = clean_ids(batch.columns.column(name), dtype)
         if column.null_count:
             found[f"no {name}"] = column.is_null().to_numpy(zero_copy_only=False)
     return found

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recsys.data.inputs import Input, batches, row_groups
-from recsys.data.types import id_type
+from recsys.data.inputs import Input, batches
+from recsys.data.row_groups import row_groups
+from recsys.data.types import check_text, clean_ids, id_type, readable
 from recsys.errors import DataError
-from recsys.features.encoding import Encoder
+from recsys.features.encoding import Encoder, add_words
 from recsys.hashing import stable_hash
 from recsys.storage import save_array, write_atomically
 
@@ -43,20 +44,29 @@ def key_of(ids: pa.Array) -> np.ndarray:
 
 
 def read_batches(source: Input, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """All rows of a table, batch by batch."""
+    """All rows of a table, batch by batch.
+
+    Raises:
+        DataError: a file cannot be read, or holds words that are no UTF-8.
+    """
     for group in row_groups(source, columns):
-        yield from batches(source, group.path, [group.number], columns)
+        for batch in batches(source, group.path, [group.number], columns):
+            for name in columns:
+                with readable(group.path, name):
+                    check_text(batch.column(name))
+            yield batch
 
 
 def write_side_table(source: Input, key: str, encode: Encoder, folder: Path, name: str) -> dict[str, Any]:
-    """The table encoded into files for `SideTable`; returns its number of rows.
+    """The table encoded into files for `SideTable`; returns its number of rows, and `words` as `add_words` adds them up.
 
     Raises:
-        DataError: an id is null, stands there twice, or a row cannot be encoded.
+        DataError: an id is null, empty or no UTF-8, stands there twice, or a row cannot be encoded.
     """
     rows = source.rows
     dtype = id_type(source.columns[key], where=source.location, column=key)
     ids: list[pa.Array] = []
+    words: dict[str, list[int]] = {}
 
     def fill(dense_file: Path, codes_file: Path) -> None:
         # an array of no bytes cannot be mapped; one row more is never found
@@ -68,9 +78,11 @@ def write_side_table(source: Input, key: str, encode: Encoder, folder: Path, nam
             for reason, mask in encoded.unfit.items():
                 row = start + int(mask.argmax())
                 raise DataError(f"{source.location}: row {row}: {reason} ({int(mask.sum())} in {len(mask)} rows). Mend the row.")
+            add_words(words, encoded.words)
             part = slice(start, start + batch.num_rows)
             dense[part], codes[part] = encoded.dense, encoded.codes
-            ids.append(batch.column(key).cast(dtype))  # files may keep them as int32 and int64, or as words and dictionaries
+            with readable(source.location, key):
+                ids.append(clean_ids(batch.column(key), dtype))  # files may keep them as int32 and int64, or as words and dictionaries
             start += batch.num_rows
         dense.flush()
         codes.flush()
@@ -80,7 +92,7 @@ def write_side_table(source: Input, key: str, encode: Encoder, folder: Path, nam
     )
     column = pa.chunked_array(ids, dtype)
     if column.null_count:
-        raise DataError(f"{source.location}: column '{key}' must have no nulls, got {column.null_count}. Drop those rows.")
+        raise DataError(f"{source.location}: column '{key}' must have no nulls or empty ids, got {column.null_count}. Drop those rows.")
     keys = np.concatenate([key_of(chunk) for chunk in column.chunks])
     order = np.argsort(keys, kind="stable")
     twice = np.flatnonzero(keys[order][1:] == keys[order][:-1])
@@ -90,4 +102,4 @@ def write_side_table(source: Input, key: str, encode: Encoder, folder: Path, nam
         )
     for array, values in (("keys", keys[order]), ("order", order)):
         save_array(folder / f"{name}-{array}.npy", values)
-    return {"rows": rows}
+    return {"rows": rows, "words": words}

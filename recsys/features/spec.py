@@ -2,12 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 Place = Literal["rows", "users", "items"]
 CLIP = 8.0  # standard deviations; keeps one absurd value from owning a layer
+
+
+class Words(NamedTuple):
+    """How many words a column holds, and how many of them are not in its vocabulary."""
+
+    count: int
+    unseen: int
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,8 @@ class ModelInputs:
     """Of the dense columns, where it is not a fitted spec that made them."""
     unfit: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Reason -> bool (N): rows that cannot be used; absent where there are none."""
+    words: Mapping[str, Words] = field(default_factory=dict)
+    """Of the word columns, where a fitted spec made them."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class ColumnSpec:
     log1p: bool = False
     indicator: bool = False
     """Numbers: a further dense input says whether the value is missing."""
+    words: str = ""
+    """What word and words were in training: string, integer or bool; "" where there was none, or in bundles that do not say."""
 
     def dense(self) -> tuple[str, ...]:
         """Names of its dense inputs, in order."""

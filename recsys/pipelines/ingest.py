@@ -7,7 +7,7 @@ parts and groups it by user. One ingest serves every cut-off before its end.
 import math
 from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from recsys.data.dataset import ShopDataset, parts_of, read_catalog, read_shard,
 from recsys.data.histories import drop_duplicates, group_events, to_table
 from recsys.data.inputs import read
 from recsys.data.shop import ShopInputs
-from recsys.data.types import midnight
+from recsys.data.types import clean_ids, day_of, midnight, readable
 from recsys.engine.progress import log
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
@@ -93,7 +93,7 @@ def ingest(inputs: ShopInputs, *, end: date) -> ShopDataset:
         shards=tuple(shards),
         schema=inputs.schema(),
         item_id=inputs.item_id,
-        first=datetime.fromtimestamp(min(r["first_us"] for r in grouped.values() if r["events"]) / 1e6, UTC).date(),
+        first=day_of(min(r["first_us"] for r in grouped.values() if r["events"])),
         end=midnight(end),
         user_vocabularies=_user_vocabularies(grouped.values(), settings.features),
         rows={
@@ -126,14 +126,17 @@ def _clean_task(inputs: ShopInputs, end: int, folder: Path) -> Task:
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         if unit["table"] == "events":
-            raw = read(inputs.events, inputs.events.files[unit["file"]], unit["row_groups"], events)
-            kept, rejected = clean(raw, settings=inputs.settings, user_id=inputs.user_id, item_id=inputs.item_id, end=end)
+            file = inputs.events.files[unit["file"]]
+            raw = read(inputs.events, file, unit["row_groups"], events)
+            ids = {"user_id": inputs.user_id, "item_id": inputs.item_id}
+            kept, rejected = clean(raw, settings=inputs.settings, **ids, end=end, where=file.path)
             items = pa.table({ITEM_ID: pc.unique(kept.column(ITEM_ID))})
         else:
             assert inputs.users is not None
             features = [field.name for field in inputs.user_fields()]
-            raw = read(inputs.users, inputs.users.files[unit["file"]], unit["row_groups"], [columns.user_id, *features])
-            kept, rejected = clean_users(raw, inputs)
+            file = inputs.users.files[unit["file"]]
+            raw = read(inputs.users, file, unit["row_groups"], [columns.user_id, *features])
+            kept, rejected = clean_users(raw, inputs, file.path)
             items = None
         write_by_shard(folder / f"{name}.arrow", kept, shards=shards)
         if items is not None:
@@ -212,15 +215,13 @@ def make_supplied(inputs: ShopInputs, shop: ShopDataset) -> Stage | None:
         return None
     stage = Stage(inputs.settings.run.work, "supplied", {"supplied": source.identity(), "ingest": shop.digest})
     parts = {f"part-{number:05d}": unit for number, unit in enumerate(ingest_stage.parts_of(source, "supplied"))}
-    parted = run_units(stage, parts, _supplied_part_task, inputs, stage.path, label="supplied: read", unit="parts")
+    run_units(stage, parts, _supplied_part_task, inputs, stage.path, label="supplied: read", unit="parts")
     units = {f"users-{shard}": {"shard": shard, "parts": list(parts)} for shard in shop.shards}
     receipts = run_units(stage, units, _supplied_task, shop, stage.path, label="supplied: group", unit="shards")
-    rejected = Counter[str]()
-    for receipt in (*parted.values(), *receipts.values()):
-        rejected.update(receipt["rejected"])
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())) or "none"
+    told = supplied_rows(stage)
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in told["rejected"].items()) or "none"
     users = sum(receipt["users"] for receipt in receipts.values())
-    log.info("supplied: %s rows read, rejected: %s", f"{sum(receipt['rows'] for receipt in parted.values()):,}", reasons)
+    log.info("supplied: %s rows read, rejected: %s", f"{told['rows']:,}", reasons)
     if not users:
         raise DataError(f"{source.location}: no usable candidate; rejected: {reasons}. Check the ids in it, or remove rank.candidates.")
     if without := shop.rows["users kept"] - users:
@@ -229,14 +230,28 @@ def make_supplied(inputs: ShopInputs, shop: ShopDataset) -> Stage | None:
     return stage
 
 
+def supplied_rows(stage: Stage) -> dict[str, Any]:
+    """Of a finished stage of given candidates: `rows` read, and `rejected`, reason -> rows."""
+    receipts = [stage.receipt(path.stem) or {} for path in sorted((stage.path / "receipts").glob("*.json"))]
+    rejected = Counter[str]()
+    for receipt in receipts:
+        rejected.update(receipt["rejected"])
+    return {"rows": sum(receipt["rows"] for receipt in receipts if "users" not in receipt), "rejected": dict(sorted(rejected.items()))}
+
+
 def _supplied_part_task(inputs: ShopInputs, folder: Path) -> Task:
     source, columns = inputs.supplied, inputs.settings.shop.columns
     assert source is not None
     schema = pa.schema([(USER_ID, inputs.user_id), (ITEM_ID, inputs.item_id)])
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
-        raw = read(source, source.files[unit["file"]], unit["row_groups"], [columns.user_id, columns.item_id])
-        rows = pa.table([raw.column(columns.user_id), raw.column(columns.item_id)], names=schema.names).cast(schema)
+        file = source.files[unit["file"]]
+        raw = read(source, file, unit["row_groups"], [columns.user_id, columns.item_id])
+        ids: list[pa.ChunkedArray] = []
+        for column, dtype in zip((columns.user_id, columns.item_id), schema.types, strict=True):
+            with readable(file.path, column):
+                ids.append(clean_ids(raw.column(column), dtype))
+        rows = pa.table(ids, schema=schema)
         kept = rows.drop_null()
         ingest_stage.write_by_shard(folder / f"{name}.arrow", kept, shards=inputs.shards)
         nulls = rows.num_rows - kept.num_rows

@@ -4,8 +4,8 @@
     <report.path>/<as_of>-stopped.json, -stopped.html    of a night that the gate stopped; what stood before it stands
 
 A record holds what `RECORD` of the scoring stage holds, and beside that `status`, `table`, `finished_utc`, `inputs`,
-`rejected`, `funnel`, `metrics` as `backtest.measure`, `decision`, `training`, `lists`, `popularity`, `sample`, `stages`, `shards` and
-`nights`.
+`rejected`, `funnel`, `given` as `ingest.supplied_rows`, `words` (column -> how many, and how many unknown to the model), `metrics` as
+`backtest.measure`, `decision`, `training`, `lists`, `popularity`, `sample`, `stages`, `shards` and `nights`.
 """
 
 import json
@@ -22,13 +22,14 @@ import pyarrow.compute as pc
 from scipy.special import expit
 
 from recsys.config import Settings
-from recsys.data.catalog import Catalog
+from recsys.data.catalog import Catalog, encode
 from recsys.engine.progress import after_commit, log
 from recsys.engine.stage import Receipt, Stage
 from recsys.errors import GateError
 from recsys.evaluation import report
 from recsys.hashing import stable_hash
 from recsys.pipelines.champion import Chosen
+from recsys.pipelines.ingest import supplied_rows
 from recsys.pipelines.score import release_of
 from recsys.pipelines.signals import ShopState, read_signals
 from recsys.publishing import staging
@@ -76,7 +77,7 @@ def _write(state: ShopState, bundle: Bundle, *, as_of: date, chosen: Chosen | No
     night, stage = release_of(state, bundle, as_of=as_of)
     run = json.loads((stage.path / RECORD).read_text(encoding="utf-8"))
     if not place.exists() or kept is None or {**kept, **run} != kept:
-        record = {**run, **_collect(state, night, stage, run, chosen=chosen, stopped=stopped)}
+        record = {**run, **_collect(state, bundle, night, stage, run, chosen=chosen, stopped=stopped)}
         html, text = report.render(record), json.dumps(record, indent=1) + "\n"
         write_atomically(place, lambda file: file.write_text(html, encoding="utf-8"))
         write_atomically(folder / f"{name}.json", lambda file: file.write_text(text, encoding="utf-8"))
@@ -89,7 +90,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def _collect(
-    state: ShopState, night: Release, stage: Stage, run: Mapping[str, Any], *, chosen: Chosen | None, stopped: bool
+    state: ShopState, bundle: Bundle, night: Release, stage: Stage, run: Mapping[str, Any], *, chosen: Chosen | None, stopped: bool
 ) -> dict[str, Any]:
     """The record of a night beside what the stage that scored it keeps."""
     settings, shop, as_of = state.settings, state.dataset, night.as_of
@@ -104,6 +105,8 @@ def _collect(
         "status": "stopped" if stopped else "published",
         "table": settings.table.path,
         "finished_utc": _finished(scored),
+        "given": supplied_rows(state.supplied) if state.supplied is not None else None,
+        "words": _words(state, catalog, bundle),
         "inputs": {name: shop.rows[name] for name in ("events", "items", "users")},
         "rejected": {name: dict(reasons) for name, reasons in shop.rejected.items()},
         "funnel": {
@@ -125,6 +128,23 @@ def _collect(
         "shards": _slowest(scored),
         "nights": _nights(settings, as_of),
     }
+
+
+def _words(state: ShopState, catalog: Catalog, bundle: Bundle) -> dict[str, list[int]]:
+    """Of every categorical column of items and users: how many words it holds, and how many of them the model does not know."""
+    known = bundle.spec.vocabularies
+    found = {}
+    for name in state.settings.features.item_categorical:
+        column = catalog.table.column(name)
+        count = len(column) - column.null_count
+        found[name] = [count, count - int(np.count_nonzero(encode(column, known.get(name, ()))))]
+    for path in sorted((state.dataset.folder / "receipts").glob("histories-*.json")):
+        for name, values in json.loads(path.read_text(encoding="utf-8"))["user_values"].items():
+            words = set(known.get(name, ()))
+            unseen = sum(count for word, count in values if word not in words)
+            count, before = found.get(name, (0, 0))
+            found[name] = [count + sum(count for _, count in values), before + unseen]
+    return found
 
 
 def _finished(receipts: Mapping[str, Receipt]) -> str:

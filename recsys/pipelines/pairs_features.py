@@ -25,8 +25,8 @@ from recsys.storage import digest, write_atomically
 SMALL_TABLE_ROWS = 1_000_000  # of users or items: encoded in less time than an actor starts
 
 
-def write_side_tables(settings: PairsSettings, rows: FeatureTable, spec: FeatureSpec) -> Path:
-    """The folder of the users and items tables as the spec encodes them; a table is a unit."""
+def write_side_tables(settings: PairsSettings, rows: FeatureTable, spec: FeatureSpec) -> Stage:
+    """The users and items tables as the spec encodes them, in the stage's folder; a table is a unit."""
     stage = Stage(
         settings.run.work,
         "side_tables_pairs",
@@ -43,7 +43,7 @@ def write_side_tables(settings: PairsSettings, rows: FeatureTable, spec: Feature
         unit="tables",
         label="side tables",
     )
-    return stage.path
+    return stage
 
 
 def _side_table_task(rows: FeatureTable, spec: FeatureSpec, folder: Path) -> Task:
@@ -74,7 +74,7 @@ def fit_spec(settings: PairsSettings, rows: FeatureTable) -> FeatureSpec:
     moments: dict[str, Moments] = {}
     counts: dict[str, Counter[str]] = {}
     for name, unit in units.items():
-        sums = json.loads((stage.path / f"{name}.json").read_text())
+        sums = json.loads((stage.path / f"{name}.json").read_text(encoding="utf-8"))
         table = unit.get("table", "rows")
         mine = Moments(*(np.array(values, np.float64) for values in sums["moments"]))
         moments[table] = moments[table] + mine if table in moments else mine
@@ -108,7 +108,7 @@ def _sums_task(rows: FeatureTable, folder: Path) -> Task:
         limits = {column: rows.pairs.words_of(column).max_vocabulary * KEPT_WORDS for column in words}
         kept = {column: dict(counts.most_common(limits[column])) for column, counts in words.items()}
         text = json.dumps({"moments": [values.tolist() for values in vars(moments).values()], "words": kept})
-        write_atomically(folder / f"{name}.json", lambda file: file.write_text(text))
+        write_atomically(folder / f"{name}.json", lambda file: file.write_text(text, encoding="utf-8"))
         return {}
 
     return task

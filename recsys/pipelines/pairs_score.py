@@ -23,8 +23,10 @@ from recsys.engine.progress import log
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task
 from recsys.errors import DataError, PublishError
+from recsys.features.encoding import add_words
 from recsys.features.feature_table import FeatureTable
 from recsys.features.reader import Reader, RejectedRows, RowBatch, cut_shards, no_ids
+from recsys.features.spec import ModelInputs
 from recsys.hashing import stable_hash
 from recsys.pipelines.pairs_features import write_side_tables
 from recsys.pipelines.score import device_of, score_units
@@ -52,6 +54,8 @@ class PairsRun:
     rejected: Mapping[str, int]
     repeated: int
     """Rows passed over because their user has the item in another row of the shard, with a higher output."""
+    words: Mapping[str, Sequence[int]]
+    """By column: how many words the rows and joined tables hold, and how many of them the model does not know."""
     clustered: bool
     """The footers proved that users come in order."""
 
@@ -98,7 +102,7 @@ def score(
             _shard_task,
             rows,
             model,
-            tables,
+            tables.path,
             stage.path,
             release,
             buckets,
@@ -118,13 +122,17 @@ def score(
             repeated += sum(receipt["repeated"] for receipt in merged)
             seconds += spent
         rejected: Counter[str] = Counter()
+        words: dict[str, list[int]] = {}
         for receipt in receipts.values():
             rejected.update(receipt["rejected"])
+            add_words(words, receipt["words"])
+        for table in rows.side_tables:
+            add_words(words, (tables.receipt(table) or {})["words"])
         total = sum(receipt["rows"] for receipt in receipts.values())
         if not any(part["rows"] for part in parts):
             raise DataError(f"{rows.source.location}: no row could be scored; rejected: {dict(rejected)}. See {stage.path}.")
-        published = publish_parts(release, stage.path, parts, scored=total - rejected.total(), seconds=seconds)
-    return PairsRun(published, total, dict(rejected), repeated, clustered)
+        published = publish_parts(release, stage.path, parts, scored=total - rejected.total(), seconds=seconds, words=words)
+    return PairsRun(published, total, dict(rejected), repeated, words, clustered)
 
 
 def _release(settings: PairsSettings, rows: FeatureTable, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str]) -> Release:
@@ -159,11 +167,13 @@ def _shard_task(
         read = 0
         kept: list[pa.Table] = []
         scores: list[pa.Table] = []
+        words: dict[str, list[int]] = {}
         first_scored = None
-        for batch, unfit, raw in scored(unit):
+        for batch, own, raw in scored(unit):
             first_scored = first_scored or time.time()
             read += batch.columns.num_rows
-            reasons = {**no_ids(rows, batch), **unfit, "the score is not finite": ~np.isfinite(raw)}
+            add_words(words, own.words)
+            reasons = {**no_ids(rows, batch), **own.unfit, "the score is not finite": ~np.isfinite(raw)}
             fine = rejected.add(batch, reasons)
             ids = [batch.columns.column(column).cast(dtype) for column, dtype in zip(rows.ids, types.types[:2], strict=True)]
             if all_scores is not None:
@@ -185,7 +195,7 @@ def _shard_task(
             write_atomically(folder / f"{name}.arrow", lambda file: write_arrow(bucketed, file))
         if all_scores is not None:
             _write_scores(pa.concat_tables(scores), all_scores, name, release)
-        counts = {"rows": read, "rejected": rejected.write(folder, name), "repeated": repeated}
+        counts = {"rows": read, "rejected": rejected.write(folder, name), "repeated": repeated, "words": words}
         return {**counts, "part": part, "starts": starts, "first_scored": first_scored}
 
     return task
@@ -193,13 +203,13 @@ def _shard_task(
 
 def _scorer(
     reader: Reader, bundle: Bundle, device: Device
-) -> Callable[[Mapping[str, Any]], Iterator[tuple[RowBatch, Mapping[str, np.ndarray], np.ndarray]]]:
-    """What turns a shard into batches, the rows that cannot be used, and raw outputs."""
+) -> Callable[[Mapping[str, Any]], Iterator[tuple[RowBatch, ModelInputs, np.ndarray]]]:
+    """What turns a shard into batches, the inputs that stand in them, and raw outputs."""
     if reader.side_tables and device == "cpu":
         split = SplitScorer(bundle, reader.side_tables)
-        return lambda unit: ((batch, own.unfit, split(own, places)) for batch, own, places in reader.parts(unit))
+        return lambda unit: ((batch, own, split(own, places)) for batch, own, places in reader.parts(unit))
     scorer = Scorer(bundle, device)
-    return lambda unit: ((batch, encoded.unfit, scorer(encoded.dense, encoded.codes)) for batch, encoded in reader(unit))
+    return lambda unit: ((batch, encoded, scorer(encoded.dense, encoded.codes)) for batch, encoded in reader(unit))
 
 
 def _merge(

@@ -61,7 +61,7 @@ def make_examples(settings: PairsSettings, rows: FeatureTable) -> tuple[Labelled
         DataError: a label outside 0..1, no usable row, or none held out for validation.
     """
     spec = fit_spec(settings, rows)
-    tables = write_side_tables(settings, rows, spec)
+    tables = write_side_tables(settings, rows, spec).path
     stage = Stage(
         settings.run.work,
         "examples_pairs",
@@ -119,7 +119,7 @@ def _examples_task(rows: FeatureTable, spec: FeatureSpec, tables: Path, folder: 
 
 def evaluate(settings: PairsSettings, test: FeatureTable, bundle: Bundle) -> dict[str, float]:
     """`metrics.classification` of the bundle on labelled rows, and `rows`, how many could be used."""
-    tables = write_side_tables(settings, test, bundle.spec)
+    tables = write_side_tables(settings, test, bundle.spec).path
     stage = Stage(settings.run.work, "test_pairs", {"rows": test.identity(), "model": bundle.model_version, "pairs": settings.pairs})
     receipts = run_units(
         stage, shard_units(test), _test_task, test, str(bundle.folder), tables, stage.path, unit="shards", label="test"

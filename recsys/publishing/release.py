@@ -109,6 +109,7 @@ def publish_parts(
     short: Mapping[str, int] = {},
     available: pa.Array | None = None,
     ndcg: float | None = None,
+    words: Mapping[str, Sequence[int]] | None = None,
 ) -> Published:
     """The staged parts as the table of the night: audited, held against the gate, then visible by one commit.
 
@@ -116,6 +117,7 @@ def publish_parts(
         folder: of the stage that scored the parts; what was counted and the verdict are kept there before the commit, as RECORD.
         available: ids of the items that may be recommended; None where that is not known.
         ndcg: as `champion.versus`.
+        words: as of `pairs_score.PairsRun`, for the record; None at the shop's door, whose record counts them itself.
         dropped, short: as of `Published`; the door of pairs knows no rules.
 
     Raises:
@@ -132,7 +134,9 @@ def publish_parts(
         audit = staging.audit(where, parts, as_of=release.as_of, k=release.k, storage_options=storage, **types)
     if judged is not None:
         verdict = judged.result()
-        counts = {"rows": audit.rows, "users": audit.users, "short_users": audit.short_users, "scored": scored}
+        counts: dict[str, Any] = {"rows": audit.rows, "users": audit.users, "short_users": audit.short_users, "scored": scored}
+        if words is not None:
+            counts["words"] = words
         _write_record(record, release, {**counts, "dropped": dict(dropped), "short": dict(short)}, verdict)
     if verdict and not stands:
         _refuse(release, verdict)

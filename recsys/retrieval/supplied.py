@@ -17,7 +17,7 @@ from recsys import config
 from recsys.data.catalog import Catalog
 from recsys.data.inputs import Input, read
 from recsys.data.shop import list_name
-from recsys.data.types import clean_ids
+from recsys.data.types import clean_ids, readable
 from recsys.hashing import stable_hash
 from recsys.schema import ITEM_ID, USER_ID
 from recsys.storage import load_arrays, save_array
@@ -93,22 +93,21 @@ def write_list(
     listed = np.zeros(len(catalog), bool)
     found: list[np.ndarray] = [np.empty((2, 0), np.uint64)]
     for file in source.files:
-        raw = read(
-            source,
-            file,
-            None,
-            [column for column, wanted in ((columns.user_id, "items"), (columns.item_id, "users")) if what != wanted],
-        )
+        wanted = [column for column, without in ((columns.user_id, "items"), (columns.item_id, "users")) if what != without]
+        raw = read(source, file, None, wanted)
         rows += raw.num_rows
         hashes = items = np.zeros(raw.num_rows, np.uint64)
         known = np.ones(raw.num_rows, bool)
         if what != "items":
-            user = clean_ids(raw.column(columns.user_id), types[0])
+            with readable(file.path, columns.user_id):
+                user = clean_ids(raw.column(columns.user_id), types[0])
             known &= pc.is_valid(user).to_numpy()
             nothing = "" if types[0] == pa.string() else 0  # numpy makes floats of integers with nulls, and floats hash otherwise
             hashes = stable_hash(pc.fill_null(user, nothing).to_numpy())
         if what != "users":
-            code = pc.index_in(clean_ids(raw.column(columns.item_id), types[1]), value_set=catalog.item_id)
+            with readable(file.path, columns.item_id):
+                item = clean_ids(raw.column(columns.item_id), types[1])
+            code = pc.index_in(item, value_set=catalog.item_id)
             unknown += code.null_count
             known &= pc.is_valid(code).to_numpy()
             items = pc.fill_null(code, 0).to_numpy().astype(np.uint64)

@@ -150,7 +150,7 @@ def _watch(history: Path, on_epoch: Callable[[Epoch], None] | None) -> Iterator[
     over = threading.Event()
 
     def read() -> list[Epoch]:
-        return json.loads(history.read_text()) if history.exists() else []
+        return json.loads(history.read_text(encoding="utf-8")) if history.exists() else []
 
     def follow(seen: int) -> None:
         while True:

@@ -84,6 +84,11 @@ def test_only_events_is_required_and_the_model_s_defaults_are_the_original_s(fil
     assert (settings.train.epochs, settings.train.learning_rate) == (10, 1e-3)
 
 
+def test_a_settings_file_may_begin_with_a_byte_order_mark(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf" + SHOP.encode())
+    assert config.load(file).shop.events == "events"
+
+
 RULE = '[shop]\nevents = "e"\nitems = "i"\nusers = "u"\n[[rules]]\nname = "r"\n'
 COLUMN = RULE + 'kind = "column"\ncolumn = "brand"\n'
 
@@ -326,6 +331,32 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
             id="named twice",
         ),
         pytest.param(
+            SHOP + 'users = "u"\nitems = "i"\n[features]\nitem_categorical = ["brand"]\nuser_categorical = ["brand"]',
+            "features: column 'brand' is one of items and one of users; rename it in one of the tables.",
+            id="named twice, of items and users",
+        ),
+        *(
+            pytest.param(
+                SHOP + f'{table}s = "t"\n[features]\n{table}_numeric = ["{name}"]\n[shop.columns]\n{columns}',
+                f"features: {table} column '{name}' has a name that is ours; rename it in the table of {table}s.",
+                id=f"a feature of {table}s called {name}, {columns or 'names as ours'}",
+            )
+            for table, name, columns in (
+                ("user", "item", ""),
+                ("user", "ts", ""),
+                ("user", "quantity", ""),
+                ("user", "wanted", ""),
+                ("user", "user_id", ""),
+                ("user", "who", 'user_id = "who"'),
+                ("item", "item_id", 'item_id = "sku"'),
+                ("item", "sku", 'item_id = "sku"'),
+                ("item", "available", ""),
+                ("item", "active", 'available = "active"'),
+                ("item", "name", 'name = "title"'),
+                ("item", "name", ""),
+            )
+        ),
+        pytest.param(
             SHOP + '[features]\nuser_numeric = ["income"]',
             "features names user columns but shop.users is absent; set shop.users or remove them.",
             id="user columns without users",
@@ -512,8 +543,8 @@ def test_an_original_csv_may_have_columns_of_any_name(file: Path) -> None:
         ("[pairs]\n", "key 'pairs.path' is missing. Add it."),
         (
             PAIRS + 'nummeric = ["a"]',
-            "unknown key 'pairs.nummeric'. Known here: path, test, score, users, items, format, user_id, item_id, label, weight, "
-            "numeric, categorical, multivalued, ignore, scaling, words, columns, validation, storage_options.",
+            "unknown key 'pairs.nummeric'. Known here: path, test, score, users, items, format, csv_ids, user_id, item_id, label, "
+            "weight, numeric, categorical, multivalued, ignore, scaling, words, columns, validation, storage_options.",
         ),
         (PAIRS + "[pairs.scaling]\nlog = true", "unknown key 'pairs.scaling.log'. Known here: divide, log1p, scale, fill, indicator."),
         (

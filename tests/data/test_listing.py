@@ -14,7 +14,8 @@ import pytest
 from deltalake import DeltaTable, Field, Schema, write_deltalake
 from deltalake.schema import PrimitiveType
 
-from recsys.data.inputs import Input, batches, open_input, read, row_groups
+from recsys.data.inputs import Input, batches, open_input, read
+from recsys.data.row_groups import row_groups
 from recsys.errors import DataError
 
 
@@ -198,7 +199,7 @@ def test_a_delta_table_whose_files_say_too_little_is_refused(tmp_path: Path, lin
         {"name": name, "type": dtype, "nullable": True} for name, dtype in (("user_id", "long"), ("kind", "string"))
     ]
     for number, entry in enumerate(fields):
-        entry |= {"metadata": {"delta.columnMapping.id": number + 1, "delta.columnMapping.physicalName": f"col-{number}"}}
+        entry["metadata"] = {"delta.columnMapping.id": number + 1, "delta.columnMapping.physicalName": f"col-{number}"}
     schema = json.dumps(json.dumps({"type": "struct", "fields": fields}))
     (tmp_path / "_delta_log" / f"{1:020d}.json").write_text(line.replace("SCHEMA", schema) + "\n")
     assert said in refusal(tmp_path)

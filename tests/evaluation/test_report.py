@@ -56,6 +56,8 @@ RECORD: dict[str, Any] = {
     "table": "var/recommendations",
     "finished_utc": "2024-06-01T03:14:15+00:00",
     "inputs": {"events": 9_000, "items": 150, "users": 190},
+    "given": {"rows": 1_000, "rejected": {"unknown_user": 100, "unknown_item": 7}},
+    "words": {"brand": [500, 100], "<age>": [0, 0]},
     "rejected": {"events": {"duplicate": 11, "null_id": 22}},
     "funnel": {"events read": 9_000, "events kept": 8_967, "users": 211, "candidates scored": 12_660, "rows": 1_477},
     "metrics": {

@@ -213,8 +213,10 @@ def test_a_user_without_history_has_features_and_raises_no_warning() -> None:
         assert np.isnan(by_name[name]).all(), name
 
 
-def test_no_users_give_no_batches() -> None:
-    assert list(shops.featurizer()(shops.whole().select(2, 2))) == []
+def test_no_users_give_one_batch_without_rows() -> None:
+    _, found, inputs = run(shops.whole().select(2, 2))
+    assert (len(found), len(inputs.dense)) == (0, 0)
+    assert inputs.dense.shape[1] == len(inputs.names)  # tables and sums keep their columns
 
 
 # ---- nothing from after the cutoff
@@ -304,3 +306,15 @@ def test_a_column_of_numbers_in_chunks_is_read_by_item() -> None:
         [(shops.whole(), np.ones(5, bool))], items=7, start=START, cutoff=CUTOFF, settings=shops.settings().signals, seed=3
     )
     assert equal(run(shops.whole(), Featurizer(shops.settings(), chunked, whole, shops.VOCABULARIES))[2], run(shops.whole())[2])
+
+
+def test_a_feature_with_the_name_of_a_computed_one_stands_beside_it() -> None:
+    plain = run(shops.whole())[2]
+    named = ("own_count", "department_share")
+    items = shops.catalog(**{name: pa.array([float(code) for code in range(7)], pa.float32()) for name in named})
+    changed = shops.settings(features=config.Features(item_categorical=("department",), user_categorical=("age",), item_numeric=named))
+    users, found, inputs = run(shops.whole(), shops.featurizer(changed, items))
+    for name in named:
+        ours, same = (one.dense[:, one.names.index(name)] for one in (inputs, plain))
+        assert ours.tobytes() == same.tobytes()
+        assert inputs.dense[:, inputs.names.index(f"{name} of items")].tolist() == users.signals.items[found.item].tolist()

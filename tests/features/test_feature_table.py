@@ -12,7 +12,7 @@ from recsys.config import PairsSettings
 from recsys.errors import BundleError, DataError
 from recsys.features.encoding import encoder
 from recsys.features.feature_table import FeatureTable, Role, check_alike, open_feature_table
-from recsys.features.reader import cut_shards, read_shard_rows
+from recsys.features.reader import cut_shards, no_ids, read_shard_rows
 from recsys.features.spec import ColumnSpec, FeatureSpec
 
 NAMED: dict[str, Any] = {"numeric": ("price",), "categorical": ("brand",)}
@@ -64,7 +64,7 @@ def test_standard_names_need_no_naming(file: Path) -> None:
     rows = opened(file)
     assert (rows.ids, rows.labels, rows.user_id) == (("user_id", "item_id"), ("label", "weight"), "user_id")
     assert rows.id_types() == {"user_id": pa.int64(), "item_id": pa.string()}
-    assert rows.columns == (ColumnSpec("price", "number"), ColumnSpec("brand", "word"))
+    assert rows.columns == (ColumnSpec("price", "number"), ColumnSpec("brand", "word", words="string"))
     assert rows.columns_read == ["user_id", "item_id", "label", "weight", "price", "brand"]
 
 
@@ -117,7 +117,7 @@ def test_lists_of_numbers_have_the_length_of_their_type_or_of_the_first_that_has
 def test_a_multivalued_column_has_the_width_of_its_rule(file: Path) -> None:
     write(file, table(tags=pa.array([["a"], [], None])))
     rows = opened(file, multivalued=("tags",), columns={"tags": {"max_values": 4}})
-    assert rows.columns[-1] == ColumnSpec("tags", "words", width=4)
+    assert rows.columns[-1] == ColumnSpec("tags", "words", width=4, words="string")
 
 
 def test_whole_numbers_in_one_file_and_fractions_in_the_next_are_one_column(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_columns_of_joined_tables_are_features_too(tmp_path: Path) -> None:
     assert found.columns == (
         ColumnSpec("age", "number", table="users"),
         ColumnSpec("price", "number", table="items"),
-        ColumnSpec("brand", "word", table="items"),
+        ColumnSpec("brand", "word", table="items", words="string"),
     )
     assert found.columns_read == ["user_id", "item_id", "label"]
     assert (found.key_of("users"), found.key_of("items")) == ("user_id", "item_id")
@@ -182,14 +182,91 @@ def csv_file(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]
     return path
 
 
-def test_a_csv_of_named_columns_is_read_as_its_values_say(tmp_path: Path) -> None:
-    path = csv_file(
-        tmp_path / "rows.csv", ["user_id", "item_id", "price", "brand", "label"], [[1, "x", 0.5, "a", 0], [2, "y", "", "", 1]]
+def test_ids_and_words_of_a_csv_are_text_as_it_is_written_and_numbers_are_numbers(tmp_path: Path) -> None:
+    lines = [["007", "x", 0.5, "010", 0], ["7", "y", "", "", 1], ["", "z", "NA", "2024-01-01", 1], [" ", "z", 2, "True", 1]]
+    rows = opened(csv_file(tmp_path / "rows.csv", ["user_id", "item_id", "price", "brand", "label"], lines), format="csv")
+    assert rows.id_types() == {"user_id": pa.string(), "item_id": pa.string()}
+    assert read_column(rows, "price") == [0.5, None, None, 2.0]
+    assert read_column(rows, "user_id") == ["007", "7", None, " "]
+    assert read_column(rows, "brand") == ["010", None, "2024-01-01", "True"]
+    assert rows.columns[1].words == "string"
+
+
+def test_ids_of_a_csv_are_numbers_where_the_settings_say_so(tmp_path: Path) -> None:
+    header = ["user_id", "item_id", "price", "brand", "label"]
+    rows = opened(
+        csv_file(tmp_path / "rows.csv", header, [["007", 1, 0.5, "a", 0], ["", 2, 1, "b", 1]]), format="csv", csv_ids="number"
     )
-    rows = opened(path, format="csv")
-    assert rows.id_types() == {"user_id": pa.int64(), "item_id": pa.string()}
-    assert read_column(rows, "price") == [0.5, None]
-    assert read_column(rows, "user_id") == [1, 2]
+    assert rows.id_types() == {"user_id": pa.int64(), "item_id": pa.int64()}
+    assert read_column(rows, "user_id") == [7, None]
+    csv_file(tmp_path / "rows.csv", header, [["7.0", 1, 0.5, "a", 0]])
+    assert "invalid value '7.0'" in refusal(tmp_path / "rows.csv", format="csv", csv_ids="number")
+
+
+def test_a_joined_table_of_ids_of_another_type_than_a_csvs_is_refused_with_the_setting(tmp_path: Path) -> None:
+    rows = csv_file(tmp_path / "rows.csv", ["user_id", "item_id", "price", "brand", "label"], [[7, 8, 0.5, "a", 0]])
+    users = write(tmp_path / "users.parquet", pa.table({"user_id": [7], "age": [3]}))
+    values = {"format": "csv", "users": str(users), "numeric": ("price", "age")}
+    assert "got int64. Convert one of them, or set pairs.csv_ids." in refusal(rows, **values)
+    assert opened(rows, csv_ids="number", ignore=(), **values).id_types()["user_id"] == pa.int64()
+
+
+def test_words_of_a_csv_are_read_as_the_model_knows_them(tmp_path: Path) -> None:
+    path = csv_file(tmp_path / "rows.csv", ["user_id", "item_id", "price", "brand"], [[1, "x", 0.5, "007"]])
+    for kind, words, seen in (("string", ("007",), "007"), ("integer", ("7",), 7), ("", ("007",), "007")):
+        trained = spec_of(PRICE, ColumnSpec("brand", "word", words=kind), brand=words)
+        assert read_column(opened(path, "score", trained, format="csv"), "brand") == [seen]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "seen"),
+    [("string", pa.array([7]), "int64"), ("integer", pa.array(["7"]), "string"), ("bool", pa.array(["true"]), "string")],
+)
+def test_words_of_another_type_than_the_model_was_trained_on_are_refused(file: Path, kind: str, values: pa.Array, seen: str) -> None:
+    trained = spec_of(PRICE, ColumnSpec("brand", "word", words=kind), brand=("7",))
+    assert refusal(write(file, table(1, brand=values)), "score", trained) == (
+        f"column 'brand' must hold words of type {kind} such as 7, got {seen}. Convert it, or train again."
+    )
+
+
+def test_words_and_ids_that_are_no_utf8_are_one_sentence_with_file_and_column(tmp_path: Path) -> None:
+    raw = pa.array([b"a", b"Caf\xe9", b"b"])
+    latin = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    rows = opened(write(tmp_path / "rows.parquet", table(brand=latin)))
+    with pytest.raises(DataError, match=r"rows\.parquet: column 'brand' cannot be read: Invalid UTF8"):
+        list(read_shard_rows(rows, cut_shards(rows, size=10**9)[0].unit()))
+    rows = opened(write(tmp_path / "rows.parquet", table(item_id=latin)))
+    (batch,) = read_shard_rows(rows, cut_shards(rows, size=10**9)[0].unit())
+    with pytest.raises(DataError, match=r"rows\.parquet: column 'item_id' cannot be read: Invalid UTF8"):
+        no_ids(rows, batch)
+
+
+def test_rows_without_an_id_are_those_where_it_is_null_empty_or_blank(file: Path) -> None:
+    rows = opened(write(file, table(5, item_id=pa.array(["a", None, "", " ", "b"]))))
+    (batch,) = read_shard_rows(rows, cut_shards(rows, size=10**9)[0].unit())
+    assert {reason: mask.tolist() for reason, mask in no_ids(rows, batch).items()} == {"no item_id": [False, True, True, True, False]}
+
+
+@pytest.mark.parametrize("name", ["user_id", "item_id", "weight"])
+def test_an_optional_column_that_the_settings_state_must_be_there(file: Path, name: str) -> None:
+    values: dict[str, Any] = {name: "mine"}
+    assert refusal(write(file, table()), **values).startswith("column 'mine' is missing; seen user_id, item_id, price")
+
+
+@pytest.mark.parametrize(("name", "like"), [("Weight", "weight"), ("wieght", None), ("User_ID", "user_id"), ("itemid", "item_id")])
+def test_an_unnamed_column_that_looks_like_one_of_ours_is_asked_about(file: Path, name: str, like: str | None) -> None:
+    columns: dict[str, Any] = {name: pa.array([1, 2, 3])} | ({like: None} if like else {})
+    write(file, table(**columns))
+    hint = f" It looks like {like}: set pairs.{like}, or rename it. Else add" if like else " Add"
+    assert refusal(file).startswith(f"column '{name}' is not named in [pairs].{hint} it to numeric")
+    opened(file, ignore=(name,))
+
+
+def test_a_column_with_the_name_of_an_input_of_another_is_refused(file: Path) -> None:
+    values = {"numeric": ("price", "price is missing"), "columns": {"price": {"indicator": True}}}
+    assert refusal(write(file, table(**{"price is missing": pa.array([1, 2, 3])})), **values) == (
+        "column 'price is missing' has the name of an input made of another column. Rename it."
+    )
 
 
 def test_a_csv_folder_is_one_table_though_its_files_guess_other_types(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.config import PairsSettings
-from recsys.data.inputs import row_groups
+from recsys.data.row_groups import row_groups
 from recsys.features.feature_table import FeatureTable, open_feature_table
 from recsys.features.reader import Shard, cut_shards, read_shard_rows
 from tests.features.test_feature_table import csv_file, opened, table, write

@@ -14,7 +14,7 @@ from recsys.features.side_tables import SideTable, write_side_table
 from recsys.features.spec import ColumnSpec
 
 AGE, CITY = ColumnSpec("age", "number", table="users"), ColumnSpec("city", "word", table="users")
-STRINGS = ["ann", "bob", "", "ünal"]
+STRINGS = ["ann", "bob", "a b", "ünal"]
 NUMBERS = [7, -3, 2**62, 0]
 
 
@@ -106,7 +106,7 @@ def test_a_table_may_have_no_feature_of_a_kind(tmp_path: Path, columns: tuple[Co
 
 
 def test_the_receipt_says_how_many_rows_there_are(tmp_path: Path) -> None:
-    assert write(tmp_path, users(pa.array([5, 3])), users(pa.array([1]))) == {"rows": 3}
+    assert write(tmp_path, users(pa.array([5, 3])), users(pa.array([1]))) == {"rows": 3, "words": {}}
 
 
 def test_an_empty_table_is_refused_before_it_is_encoded(tmp_path: Path) -> None:
@@ -123,9 +123,11 @@ def test_an_id_that_stands_there_twice_is_refused(tmp_path: Path, ids: pa.Array,
     assert refusal(tmp_path, users(ids.slice(0, 2)), users(ids.slice(2))) == expected
 
 
-@pytest.mark.parametrize("ids", [pa.array([5, None, 9]), pa.array(["a", "b", None])], ids=["int64", "string"])
-def test_a_null_id_is_refused(tmp_path: Path, ids: pa.Array) -> None:
-    assert refusal(tmp_path, users(ids)) == "column 'user_id' must have no nulls, got 1. Drop those rows."
+@pytest.mark.parametrize(
+    "ids", [pa.array([5, None, 9]), pa.array(["a", "b", None]), pa.array(["a", "", "b"]), pa.array([" ", "a", "b"])], ids=str
+)
+def test_a_null_empty_or_blank_id_is_refused(tmp_path: Path, ids: pa.Array) -> None:
+    assert refusal(tmp_path, users(ids)) == "column 'user_id' must have no nulls or empty ids, got 1. Drop those rows."
 
 
 def test_a_row_that_cannot_be_encoded_is_refused_with_its_number(tmp_path: Path) -> None:

@@ -156,6 +156,28 @@ MISTAKES = {
         r"nowhere\.parquet: no such file or folder\. Check the rule 'recalled'",
         toml='[[rules]]\nname = "recalled"\nkind = "items"\nnever = "nowhere.parquet"',
     ),
+    "optional columns that are not there": Mistake(
+        r"events\.parquet: column 'event_typ' of shop\.columns\.kind is missing, did you mean 'event_type'\? .* "
+        r"column 'prise' of shop\.columns\.price is missing, .* remove shop\.columns\.price\. "
+        r".*items\.parquet: column 'activ' of shop\.columns\.available is missing, seen item_id, brand, available\.",
+        events=events(event_type=WORDS),
+        toml='[shop.columns]\nkind = "event_typ"\nprice = "prise"\navailable = "activ"',
+    ),
+    "an optional column in capitals": Mistake(
+        r"column 'Price' looks like price, .* Set shop\.columns\.price = \"Price\", or name it in shop\.ignore",
+        events=events(Price=pa.array([1.0, 2.0, 3.0])),
+    ),
+    "an optional column but for a character": Mistake(
+        r"items\.parquet: column 'availble' looks like available", items=ITEMS.rename_columns([ITEM_ID, "brand", "availble"])
+    ),
+    "a name that is no word": Mistake(
+        r"column 'name' must be a string, integer or bool .* shop\.columns\.name",
+        items=ITEMS.append_column("name", pa.array([{"en": "x"}, {"en": "y"}])),
+    ),
+    "a feature with a name of ours": Mistake(
+        r"features: user column 'price' has a name that is ours; rename it in the table of users",
+        toml='users = "users"\n[features]\nuser_numeric = ["price"]',
+    ),
     "a rule of another kind": Mistake(r"key 'rules\.0\.kind' must be one of", toml='[[rules]]\nname = "recalled"\nkind = "item"'),
     "a day after the data": Mistake(
         r"--as-of 2024-06-29: more than window\.label_days \(28\) after the last event", as_of="2024-06-29"

@@ -129,13 +129,59 @@ def test_label_kinds_say_what_is_wanted_and_drop_nothing(kinds: list[Any] | None
 @pytest.mark.parametrize(
     "dtype", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.large_string())], ids=str
 )
-def test_text_ids_of_any_encoding_become_strings_and_an_empty_one_is_null(dtype: pa.DataType) -> None:
-    plain = pa.array(["b", "", "a", None])
+def test_text_ids_of_any_encoding_become_strings_and_an_empty_or_blank_one_is_null(dtype: pa.DataType) -> None:
+    plain = pa.array(["b", "", "a ", None, " \t"])
     ids = plain.dictionary_encode().cast(dtype) if pa.types.is_dictionary(dtype) else plain.cast(dtype)
-    kept, rejected = cleaned(events(user_id=ids, item_id=pa.array(["x"] * 4).cast(pa.large_string())), pa.string())
-    assert (kept[USER_ID].to_pylist(), rejected) == (["b", "a"], {"null_user_id": 2})
-    kept, rejected = cleaned(events(user_id=pa.array(["x"] * 4), item_id=ids), pa.string())
-    assert (kept[ITEM_ID].to_pylist(), rejected) == (["b", "a"], {"null_item_id": 2})
+    kept, rejected = cleaned(events(user_id=ids, item_id=pa.array(["x"] * 5).cast(pa.large_string())), pa.string())
+    assert (kept[USER_ID].to_pylist(), rejected) == (["b", "a "], {"null_user_id": 3})
+    kept, rejected = cleaned(events(user_id=pa.array(["x"] * 5), item_id=ids), pa.string())
+    assert (kept[ITEM_ID].to_pylist(), rejected) == (["b", "a "], {"null_item_id": 3})
+
+
+def no_utf8(*values: bytes) -> pa.Array:
+    """Strings whose bytes nobody checked, as some writers leave them."""
+    raw = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+
+
+def test_bytes_that_are_no_utf8_are_one_sentence_with_file_and_column(tmp_path: Path) -> None:
+    latin = no_utf8(b"a", b"Caf\xe9")
+    shop = settings(label_kinds=["a"])
+    for column, ids in ((USER_ID, pa.string()), (KIND, pa.int64())):
+        raw = events(**{USER_ID: pa.array([1, 2]), column: latin})
+        for table in (raw, raw.set_column(raw.schema.get_field_index(column), column, latin.dictionary_encode())):
+            with pytest.raises(
+                DataError, match=rf"events/b\.parquet: column '{column}' cannot be read: Invalid UTF8 .* text as UTF-8\."
+            ):
+                clean(table, settings=shop, user_id=ids, item_id=pa.int64(), end=midnight(END), where="events/b.parquet")
+    items = pa.table({ITEM_ID: [3, 7], "name": ["x", "y"], "shelf": ["a", "b"]})
+    for column in ("name", "shelf"):
+        mixed = items.set_column(items.schema.get_field_index(column), column, latin)
+        with pytest.raises(DataError, match=rf"items\.parquet: column '{column}' cannot be read"):
+            catalog(tmp_path, mixed, [3], features={"item_categorical": ["shelf"]})
+
+
+def test_a_damaged_file_of_items_is_one_sentence_that_names_it(tmp_path: Path) -> None:
+    inputs = opened(tmp_path, events=history(), items=pa.table({ITEM_ID: range(1_000)}))
+    whole = (tmp_path / "items.parquet").read_bytes()
+    (tmp_path / "items.parquet").write_bytes(b"PAR1" + bytes(500) + whole[504:])
+    with pytest.raises(DataError, match=r"(?s)items\.parquet: cannot be read: .*Write the file again"):
+        build_catalog(inputs, pa.array([3]))
+
+
+def test_items_may_be_written_as_other_types_in_each_file(tmp_path: Path) -> None:
+    plain = pa.table({ITEM_ID: pa.array([3], pa.int32()), "shelf": ["a"], "available": [False]})
+    other = pa.table({ITEM_ID: [7], "shelf": pa.array(["b"]).dictionary_encode(), "available": pa.nulls(1)})
+    opened(tmp_path, events=history())
+    (tmp_path / "items").mkdir()
+    for name, table in (("a", plain), ("b", other)):
+        pq.write_table(table, tmp_path / "items" / f"{name}.parquet")
+    shop = {"events": str(tmp_path / "events.parquet"), "items": str(tmp_path / "items")}
+    given = {"shop": shop, "features": {"item_categorical": ["shelf"]}, "window": {"label_days": 7}}
+    inputs = open_shop(Settings.model_validate(given), as_of=END)
+    built, _ = build_catalog(inputs, pa.array([3]))
+    assert built.table.column("shelf").to_pylist() == ["a", "b"]
+    assert built.table.column(AVAILABLE).to_pylist() == [False, False]  # null is not available
 
 
 @pytest.mark.parametrize("dtype", [pa.int8(), pa.int32(), pa.uint32(), pa.int64()], ids=str)
@@ -200,6 +246,56 @@ def test_one_event_of_a_far_year_does_not_move_the_span(tmp_path: Path, kind: st
     events = pa.table({USER_ID: pa.array([1, 2, 3]), ITEM_ID: pa.array([3, 7, 7]), TS: ts})
     sources = opened(tmp_path, events=events, timezone="UTC")
     assert (sources.first, sources.last) == (date(2024, 1, 1), date(2024, 2, 29))
+
+
+def of_year(number: int, unit: str) -> int:
+    """The year's first day as a number of units since 1970."""
+    return round((number - 1970) * 365.2425 * 86_400) * {"s": 1, "ms": 10**3, "us": 10**6}[unit]
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "America/New_York"])
+@pytest.mark.parametrize("unit", ["s", "ms", "us"])
+def test_a_time_that_no_date_can_say_is_rejected_and_the_others_stay(unit: str, zone: str | None) -> None:
+    least, most = -(2**63), 2**63 - 1
+    numbers = [of_year(2024, unit), of_year(-40, unit), of_year(55_000, unit), least, most, None, of_year(9000, unit)]
+    ts = pa.array(numbers, pa.int64()).cast(pa.timestamp(unit, tz=zone))
+    kept, rejected = cleaned(events(ts=ts), timezone="Europe/Berlin")
+    assert rejected == {"out_of_range_ts": 4, "null_ts": 1, "future_ts": 1}
+    assert kept[TS].to_pylist()[0].year in (2023, 2024)
+
+
+def test_times_on_the_edge_are_judged_by_their_moment() -> None:
+    first, last = datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999_999)
+    edges = pa.array([first, last], pa.timestamp("us"))
+    assert utc(edges, "UTC").to_pylist() == [first.replace(tzinfo=UTC), last.replace(tzinfo=UTC)]
+    assert [moment is None for moment in utc(edges, "Asia/Tokyo").to_pylist()] == [True, False]  # the day before the first
+    assert [moment is None for moment in utc(edges, "America/New_York").to_pylist()] == [False, True]
+
+
+def test_days_that_no_date_can_say_are_rejected() -> None:
+    days = pa.array([0, 2**31 - 1, -(2**31), None], pa.int32()).cast(pa.date32())
+    assert cleaned(events(ts=days), timezone="UTC")[1] == {"out_of_range_ts": 2, "null_ts": 1}
+
+
+def test_a_file_whose_times_are_all_null_is_rejected_by_reason() -> None:
+    assert cleaned(events(ts=pa.nulls(3)))[1] == {"null_ts": 3}
+
+
+@pytest.mark.parametrize("options", [{}, {"write_statistics": False}, {"use_deprecated_int96_timestamps": True}], ids=str)
+def test_times_that_no_date_can_say_do_not_move_the_span(tmp_path: Path, options: dict[str, Any]) -> None:
+    far = [253_402_300_799_000_000] if "use_deprecated_int96_timestamps" in options else [of_year(55_000, "us"), of_year(-5, "us")]
+    ts = pa.array([of_year(2024, "us"), of_year(2024, "us") + 55 * 86_400 * 10**6, *far]).cast(TIMESTAMP)
+    events = pa.table({USER_ID: range(len(ts)), ITEM_ID: range(len(ts)), TS: ts})
+    opened(tmp_path, events=history())
+    pq.write_table(events, tmp_path / "events.parquet", **options)
+    given = {"shop": {"events": str(tmp_path / "events.parquet"), "timezone": "UTC"}, "window": {"label_days": 7}}
+    sources = open_shop(Settings.model_validate(given), as_of=END)
+    assert (sources.first, sources.last) == (date(2024, 1, 1), date(2024, 2, 25))
+
+
+def test_the_last_day_there_is_is_refused_as_any_other_late_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--as-of 9999-12-31: more than"):
+        open_shop(opened(tmp_path, events=history()).settings, as_of=date(9999, 12, 31))
 
 
 # ---- shards

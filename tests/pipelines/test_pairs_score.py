@@ -139,7 +139,7 @@ def published(told: config.PairsSettings) -> pl.DataFrame:
 def expected(told: config.PairsSettings, made: Bundle) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every row's score by `Keras predict` and our raw output, and by pandas the best k of each user."""
     opened = open_feature_table(told, "score", made.spec)
-    tables = pairs_features.write_side_tables(told, opened, made.spec)
+    tables = pairs_features.write_side_tables(told, opened, made.spec).path
     reader = Reader(opened, made.spec, tables)
     frames: list[pd.DataFrame] = []
     model = made.keras_model()
@@ -214,6 +214,8 @@ def test_rows_that_cannot_be_scored_are_counted_and_stored_and_have_no_score(mad
     frame.loc[3, "user_id"] = pd.NA
     frame.loc[4, "item_id"] = None
     frame.loc[5:7, "user_id"] = 10**6
+    frame.loc[8, "item_id"] = ""
+    frame.loc[9, "item_id"] = " "
     write(frame, tmp_path / "rows", files=1)
     told = settings(data, tmp_path, pairs={"score": str(tmp_path / "rows")})
     night = pairs_score.score(
@@ -223,13 +225,13 @@ def test_rows_that_cannot_be_scored_are_counted_and_stored_and_have_no_score(mad
         as_of=DAY,
         all_scores=str(tmp_path / "all"),
     )
-    reasons = {"no user_id": 1, "no item_id": 1, "user_id is not in pairs.users": 3}
-    assert (night.rows, night.rejected, night.published.scored) == (400, reasons, 395)
+    reasons = {"no user_id": 1, "no item_id": 3, "user_id is not in pairs.users": 3}
+    assert (night.rows, night.rejected, night.published.scored) == (400, reasons, 393)
     stored = pl.concat([pl.read_parquet(path) for path in tmp_path.glob("work/score_pairs-*/rejected-*.parquet")])
-    assert sorted(stored["row"].to_list()) == [3, 4, 5, 6, 7]
+    assert sorted(stored["row"].to_list()) == [3, 4, 5, 6, 7, 8, 9]
     assert set(stored["path"]) == {str(tmp_path / "rows" / "0.parquet")}
     scores = pl.concat([pl.read_parquet(path) for path in sorted((tmp_path / "all").iterdir())])
-    assert scores["score"].is_null().to_list() == [3 <= row <= 7 for row in range(400)]
+    assert scores["score"].is_null().to_list() == [3 <= row <= 9 for row in range(400)]
 
 
 def test_a_second_run_does_nothing_and_a_lost_file_is_made_again(made: Made, data: Path, tmp_path: Path):
