@@ -44,8 +44,8 @@ def score(
         loaded = bundle.load(bundle_path) if bundle_path else None
         if loaded is not None:
             check_bundle(loaded, settings)
-        inputs = open_shop(settings, as_of=as_of.date())
         check_folders(table_path=settings.table.path, report_path=settings.report.path)
+        inputs = open_shop(settings, as_of=as_of.date())
         with connect():
             state = shop_state(inputs, end=as_of.date())
             if loaded is None:

@@ -42,8 +42,8 @@ def score_pairs(
         settings = config.load_pairs(config_path)
         loaded = bundle.load(bundle_path)
         pairs_score.check_bundle(loaded, settings)
-        rows = open_feature_table(settings, "score", loaded.spec)
         check_folders(table_path=settings.table.path)
+        rows = open_feature_table(settings, "score", loaded.spec)
         with connect():
             night = pairs_score.score(settings, rows, loaded, as_of=as_of.date(), all_scores=all_scores, overrides=allowed)
         with after_commit("score_pairs"):

@@ -94,6 +94,14 @@ class Input:
         return self.columns[column]
 
 
+def log_files(*inputs: Input | None) -> None:
+    """A line for each input: how many files and rows are read, and what was left out."""
+    for source in inputs:
+        if source is not None:
+            left_out = ", ".join(f"{reason} {count:,}" for reason, count in sorted(source.left_out.items())) or "nothing"
+            log.info("%s: %s file(s), %s rows; left out: %s", source.setting, f"{len(source.files):,}", f"{source.rows:,}", left_out)
+
+
 def open_input(
     setting: str,
     location: str,
@@ -133,8 +141,6 @@ def open_input(
     if listing.schema is not None:
         columns.update({field.name: field.type for field in listing.schema})
     found = Input(setting, location, tuple(files), columns, dict(storage_options), csv, listing.schema is not None, listing.left_out)
-    left_out = ", ".join(f"{reason} {count:,}" for reason, count in sorted(found.left_out.items())) or "nothing"
-    log.info("%s: %s file(s), %s rows; left out: %s", setting, f"{len(files):,}", f"{found.rows:,}", left_out)
     if found.rows == 0 and not may_be_empty:
         raise DataError(f"{location}: {setting} has no rows in {len(files)} file(s). Nothing can be made of it.")
     return found

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.config import Pairs, PairsSettings
-from recsys.data.inputs import Input, batches, open_input
+from recsys.data.inputs import Input, batches, log_files, open_input
 from recsys.data.names import nearly
 from recsys.data.row_groups import row_groups
 from recsys.data.types import family, id_type, is_list, is_number, is_word, word_kind
@@ -149,6 +149,7 @@ def open_feature_table(settings: PairsSettings, role: Role, spec: FeatureSpec | 
                         "Convert one of them" + (", or set pairs.csv_ids." if csv else ".")
                     )
     _check_named(rows)
+    log_files(source, *side_tables.values())
     return rows
 
 

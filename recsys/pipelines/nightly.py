@@ -23,8 +23,8 @@ def open_night(settings: Settings, *, as_of: date) -> ShopInputs:
         DataError: as `open_shop`; or as_of leaves the challenger, which is tested a label length before it, too little history.
         ConfigError: a folder that the night writes to cannot be written to.
     """
-    inputs = open_shop(settings, as_of=as_of)
     check_folders(table_path=settings.table.path, champion_path=settings.champion.path, report_path=settings.report.path)
+    inputs = open_shop(settings, as_of=as_of)
     check_as_of(inputs, as_of - timedelta(days=settings.window.label_days))
     return inputs
 
