@@ -93,8 +93,6 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     _check_times(events, settings)
     for setting in ("quantity", "price"):
         _number(events, getattr(columns, setting), setting=f"shop.columns.{setting}", required=False)
-    if shop.label_kinds is not None:  # without, no kind is asked for
-        _text(events, columns.kind, setting="shop.columns.kind")
     items = users = None
     if shop.items is not None:
         items = open_input("shop.items", shop.items, shop.storage_options)
@@ -118,6 +116,8 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
         for name in settings.features.user_numeric:
             _number(users, name, setting="features.user_numeric", required=True)
     check_optional(settings, events, items)
+    if shop.label_kinds is not None:  # without, no kind is asked for
+        _text(events, columns.kind, setting="shop.columns.kind")
     supplied = None
     if settings.rank.candidates is not None:
         supplied = open_input("rank.candidates", settings.rank.candidates, shop.storage_options)
