@@ -238,7 +238,7 @@ def test_another_model_or_other_inputs_cannot_explain_a_night(nights: Nights, tm
     with pytest.raises(BundleError, match=rf"must be the model that scored the night of {DAY}, {made.model_version}, got"):
         inspect.attributed(nights.state, other, shown, largest=2)
     elsewhere = {"run": {"work": str(tmp_path)}, "champion": {"path": str(tmp_path / "champions")}}
-    without = config.Settings.model_validate(settings.model_dump() | elsewhere)
+    without = config.Settings.model_validate(settings.model_dump(exclude_unset=True) | elsewhere)
     assert inspect.find_bundle(without, older) is None
     shutil.copytree(other.folder, tmp_path / "champions" / "bundles" / "version" / "published")
     found = inspect.find_bundle(without, older)

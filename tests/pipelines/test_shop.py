@@ -63,7 +63,7 @@ class Night(NamedTuple):
 
     def with_run(self, table: Path, **run: int) -> Settings:
         """The settings with another table and another cut of the work."""
-        settings = self.settings.model_dump()
+        settings = self.settings.model_dump(exclude_unset=True)
         return Settings.model_validate({**settings, "table": {"path": str(table)}, "run": settings["run"] | run})
 
 
@@ -175,7 +175,7 @@ def test_scores_are_the_bundle_s_calibration_of_what_orders_the_lists(night: Nig
 
 
 def test_a_calibration_takes_about_so_many_users_as_the_settings_say(night: Night) -> None:
-    settings = Settings.model_validate(night.settings.model_dump() | {"calibration": {"max_users": 70}})
+    settings = Settings.model_validate(night.settings.model_dump(exclude_unset=True) | {"calibration": {"max_users": 70}})
     state = shop_state(open_shop(settings, as_of=DAY), end=DAY)
     share = share_of(state.dataset, 70)
     arrays = read_signals(state, date(2024, 5, 18)).arrays()
@@ -337,7 +337,7 @@ def ruled(night: Night, tmp_path_factory: pytest.TempPathFactory) -> Ruled:
         {"name": "variety", "kind": "cap", "column": "category", "at_most": 2},
     ]
     settings = Settings.model_validate(
-        night.settings.model_dump()
+        night.settings.model_dump(exclude_unset=True)
         | {"rules": rules, "rank": {"k": K, "diversity": 0.2}, "table": {"path": str(folder / "table")}}
         | {"run": night.settings.run.model_dump() | {"work": str(folder / "work")}}
     )
@@ -415,7 +415,7 @@ def test_other_lists_and_caps_make_another_run_and_no_other_examples(ruled: Rule
     def state(changed: dict[str, dict[str, Any]]) -> ShopState:
         told = [rule.model_dump() | changed.get(rule.name, {}) for rule in ruled.settings.rules]
         rules = [{key: value for key, value in rule.items() if value is not None} for rule in told]
-        settings = Settings.model_validate(ruled.settings.model_dump() | {"rules": rules})
+        settings = Settings.model_validate(ruled.settings.model_dump(exclude_unset=True) | {"rules": rules})
         return shop_state(open_shop(settings, as_of=DAY), end=DAY)
 
     pq.write_table(pa.table({ITEM_ID: [1000]}), tmp_path / "recalled.parquet")
@@ -557,7 +557,7 @@ def test_only_given_items_are_listed_and_users_without_one_get_no_list(
         mine = rows[part::2]
         table = pa.table({USER_ID: pa.array([u for u, _ in mine], pa.int64()), ITEM_ID: pa.array([i for _, i in mine], pa.int64())})
         pq.write_table(table, tmp_path / "given" / f"{part}.parquet", row_group_size=50)
-    settings = night.with_run(tmp_path / "table").model_dump()
+    settings = night.with_run(tmp_path / "table").model_dump(exclude_unset=True)
     settings["rank"]["candidates"] = str(tmp_path / "given")
     caplog.set_level("INFO", "recsys")
     state = shop_state(open_shop(Settings.model_validate(settings), as_of=DAY), end=DAY)
@@ -591,7 +591,7 @@ def test_only_given_items_are_listed_and_users_without_one_get_no_list(
 @pytest.mark.usefixtures("in_process")
 def test_a_challenger_wins_where_it_is_not_worse_and_only_then_is_fitted_on_all_data(night: Night, tmp_path: Path) -> None:
     def state(**train: Any) -> ShopState:
-        settings = night.settings.model_dump()
+        settings = night.settings.model_dump(exclude_unset=True)
         told = Settings.model_validate({**settings, "train": settings["train"] | train})
         return shop_state(open_shop(told, as_of=DAY), end=DAY)
 
@@ -681,7 +681,7 @@ def test_a_popular_only_model_given_by_hand_is_stopped_for_its_lists_before_toni
 def test_a_champion_of_other_features_gives_way(night: Night, tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     champion.choose(night.state, registry, as_of=DAY)
-    settings = night.settings.model_dump()
+    settings = night.settings.model_dump(exclude_unset=True)
     told = Settings.model_validate({**settings, "features": settings["features"] | {"item_numeric": []}})
     chosen = champion.choose(shop_state(open_shop(told, as_of=DAY), end=DAY), registry, as_of=DAY)
     assert chosen.decision is not None
