@@ -138,7 +138,7 @@ def _with_interval(value: float | None, bounds: Sequence[float] | None) -> str:
     if value is None or bounds is None:
         return "-"
     low, high = (f"{bound:.3f}".replace("0.", ".", 1) for bound in bounds)
-    return f"{value:.3f} \\[{low}, {high}]"
+    return f"{value:.3f} [{low}, {high}]"
 
 
 def _reliability(figures: Mapping[str, Any]) -> None:
@@ -205,7 +205,7 @@ def published(night: Published, state: ShopState, *, as_of: date, overrides: Map
 def warnings(said: Sequence[str]) -> None:
     """What is published and may be wrong all the same, a line each."""
     for sentence in said:
-        console.print(f"WARNING: {sentence}", markup=False)
+        console.print(f"WARNING: {sentence}")
 
 
 def _rules(night: Published, *, k: int) -> None:

@@ -60,7 +60,7 @@ def _told(night: pairs_score.PairsRun, settings: PairsSettings, *, as_of: date, 
     )
     unknown = ", ".join(f"{name} {unseen / max(count, 1):.1%}" for name, (count, unseen) in night.words.items())
     if unknown:
-        console.print(f"Words that the model does not know: {unknown}.", markup=False)
+        console.print(f"Words that the model does not know: {unknown}.")
     printing.warnings(warnings_of(words=night.words))
     if table.seconds:
         console.print(f"Scored in {table.seconds:.1f} s with the actors' start: {table.scored / table.seconds:,.0f} rows/s.")

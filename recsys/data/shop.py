@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys.config import Settings
 from recsys.data.bounds import bounds
-from recsys.data.inputs import Input, log_files, open_input
+from recsys.data.inputs import Input, open_input
 from recsys.data.names import check_optional
 from recsys.data.types import arrow_zone, day_of, id_type, is_word, midnight, utc
 from recsys.data.types import is_number as may_be_number
@@ -142,7 +142,6 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     first, last = _span(events, settings, as_of=as_of)
     inputs = ShopInputs(settings, events, items, users, user_id, item_id, first, last, lists, supplied)
     check_as_of(inputs, as_of)
-    log_files(events, items, users, supplied, *lists.values())
     return inputs
 
 

@@ -1,7 +1,6 @@
 """What the stages after ingest share: the shop as read, its own candidates, the signals as of a date, the lists of its rules.
 
-Each function is one stage, as in `pipeline`: its folder is named by the digest of what goes in, and a unit with a receipt is not done
-again.
+Each function is one stage: its folder is named by the digest of what goes in, and a unit with a receipt is not done again.
 """
 
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import numpy as np
 from recsys.config import Settings
 from recsys.data.catalog import item_vocabularies
 from recsys.data.dataset import ShopDataset
+from recsys.data.inputs import log_files
 from recsys.data.shop import ShopInputs
 from recsys.data.types import midnight
 from recsys.engine.stage import Receipt, Stage
@@ -55,6 +55,7 @@ class ShopState:
 def shop_state(inputs: ShopInputs, *, end: date) -> ShopState:
     """The shop's events before `end` as histories, and the stages that start from them."""
     settings = inputs.settings
+    log_files(inputs.events, inputs.items, inputs.users, inputs.supplied, *inputs.lists.values())
     shop = ingest_stage.ingest(inputs, end=end)
     vocabularies = item_vocabularies(shop.catalog(), settings.features) | shop.user_vocabularies
     signals = Stage(
