@@ -58,8 +58,10 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such settings file. Pass --config with the path of a TOML file.")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: must be UTF-8, got other bytes: {error}. Save it as UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}. Mend that place.") from error
 
 
 def _sentence(error: ValidationError, door: type[BaseModel]) -> str:

@@ -84,6 +84,13 @@ def test_only_events_is_required_and_the_model_s_defaults_are_the_original_s(fil
     assert (settings.train.epochs, settings.train.learning_rate) == (10, 1e-3)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_settings_file_in_another_encoding_is_refused(file: Path, encoding: str) -> None:
+    file.write_text("# Käse\n[shop]\nevents = 'x'\n", encoding=encoding)
+    with pytest.raises(ConfigError, match=r"must be UTF-8, got other bytes: .* Save it as UTF-8\.$"):
+        config.load(file)
+
+
 def test_a_settings_file_may_begin_with_a_byte_order_mark(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf" + SHOP.encode())
     assert config.load(file).shop.events == "events"
@@ -224,7 +231,11 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("[shop\n", "not a TOML file: Expected ']' at the end of a table declaration (at line 1, column 6).", id="toml"),
+        pytest.param(
+            "[shop\n",
+            "not a TOML file: Expected ']' at the end of a table declaration (at line 1, column 6). Mend that place.",
+            id="toml",
+        ),
         pytest.param("", "key 'shop' is missing. Add it.", id="no shop"),
         pytest.param('[shop]\nitems = "i"', "key 'shop.events' is missing. Add it.", id="no events"),
         pytest.param(
