@@ -36,6 +36,8 @@ Override = Annotated[
 ]
 Why = Annotated[str | None, typer.Option(help="Why it may; kept with the night.")]
 
+PICTURES = (".png", ".svg")  # endings that say a plot's format
+
 Day = Annotated[datetime, typer.Option("--as-of", formats=["%Y-%m-%d"], help="The day whose table this becomes.")]
 
 
@@ -54,6 +56,16 @@ def day_of(path: Path, settings: "Settings | PairsSettings", as_of: datetime | N
     if as_of is None:
         raise ConfigError(f"{path}: training on a shop needs --as-of, got none. Add the day before which events count.")
     return as_of.date()
+
+
+def check_picture(path: Path | None) -> None:
+    """Refuse a plot of a format that is not drawn.
+
+    Raises:
+        ConfigError: the file's ending is none of PICTURES.
+    """
+    if path is not None and path.suffix not in PICTURES:
+        raise ConfigError(f"--plot {path}: must end in {' or '.join(PICTURES)}, got '{path.suffix}'. Rename it.")
 
 
 @contextmanager

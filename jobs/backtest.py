@@ -7,14 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import Config, job, main, printing
+from jobs import Config, check_picture, job, main, printing
 from recsys import config
 from recsys.config.paths import local_path
 from recsys.data.shop import open_shop
 from recsys.engine.connect import connect
 from recsys.engine.progress import log
-from recsys.errors import ConfigError
-from recsys.evaluation.plots import FORMATS, plot_reliability
+from recsys.evaluation.plots import plot_reliability
 from recsys.pipelines.backtest import horizon_end, measure
 from recsys.pipelines.signals import shop_state
 from recsys.pipelines.train import train_shop
@@ -36,8 +35,7 @@ def backtest(
     """Train as of a day, recommend, and compare with what was bought in the days after it."""
     with job():
         settings = config.load(config_path)
-        if plot is not None and plot.suffix not in FORMATS:
-            raise ConfigError(f"--plot {plot}: must end in {' or '.join(FORMATS)}, got '{plot.suffix}'. Rename it.")
+        check_picture(plot)
         day = as_of.date()
         inputs = open_shop(settings, as_of=day)
         end = horizon_end(inputs, as_of=day, horizon_days=horizon_days or settings.window.label_days)

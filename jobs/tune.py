@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from jobs import Config, ShopAsOf, day_of, job, main
+from jobs import Config, ShopAsOf, check_picture, day_of, job, main
 from recsys import config
 from recsys.config import PairsSettings
 from recsys.config.paths import local_path
 from recsys.data.shop import open_shop
 from recsys.engine.connect import connect
 from recsys.engine.progress import console, log
-from recsys.errors import ConfigError
 from recsys.features.feature_table import open_feature_table
 from recsys.pipelines import examples, pairs_train
 from recsys.pipelines.signals import shop_state
@@ -39,8 +38,7 @@ def tune(
     """Search the settings of [model] and [train] on validation, and write the best as a settings file."""
     with job():
         settings = config.load_either(config_path)
-        if plot is not None and plot.suffix not in search.FORMATS:
-            raise ConfigError(f"--plot {plot}: must end in {' or '.join(search.FORMATS)}, got '{plot.suffix}'. Rename it.")
+        check_picture(plot)
         day = day_of(config_path, settings, as_of)
         if isinstance(settings, PairsSettings):
             rows = open_feature_table(settings, "path")

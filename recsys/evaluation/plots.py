@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = (".png", ".svg")
-
 
 def plot_reliability(figures: Mapping[str, Any], path: Path | BinaryIO, *, kind: str, title: str) -> None:
     """A picture of mean chance against share bought by decile: all rows before and after, and each segment after.
@@ -23,7 +21,7 @@ def plot_reliability(figures: Mapping[str, Any], path: Path | BinaryIO, *, kind:
     axes are logarithmic.
 
     Args:
-        kind: the suffix that says the format, of FORMATS.
+        kind: the suffix that says the format, .png or .svg.
     """
     from matplotlib.figure import Figure
 

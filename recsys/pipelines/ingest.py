@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.config import Features
-from recsys.data import dataset as ingest_stage
 from recsys.data.catalog import most_frequent, value_counts
 from recsys.data.cleaning import Rejected, build_catalog, clean, clean_users
 from recsys.data.dataset import ShopDataset, parts_of, read_catalog, read_shard, write_batches, write_by_shard
@@ -214,7 +213,7 @@ def make_supplied(inputs: ShopInputs, shop: ShopDataset) -> Stage | None:
     if source is None:
         return None
     stage = Stage(inputs.settings.run.work, "supplied", {"supplied": source.identity(), "ingest": shop.digest})
-    parts = {f"part-{number:05d}": unit for number, unit in enumerate(ingest_stage.parts_of(source, "supplied"))}
+    parts = {f"part-{number:05d}": unit for number, unit in enumerate(parts_of(source, "supplied"))}
     run_units(stage, parts, _supplied_part_task, inputs, stage.path, label="supplied: read", unit="parts")
     units = {f"users-{shard}": {"shard": shard, "parts": list(parts)} for shard in shop.shards}
     receipts = run_units(stage, units, _supplied_task, shop, stage.path, label="supplied: group", unit="shards")
@@ -253,7 +252,7 @@ def _supplied_part_task(inputs: ShopInputs, folder: Path) -> Task:
                 ids.append(clean_ids(raw.column(column), dtype))
         rows = pa.table(ids, schema=schema)
         kept = rows.drop_null()
-        ingest_stage.write_by_shard(folder / f"{name}.arrow", kept, shards=inputs.shards)
+        write_by_shard(folder / f"{name}.arrow", kept, shards=inputs.shards)
         nulls = rows.num_rows - kept.num_rows
         return {"rows": rows.num_rows, "rejected": {"null_id": nulls} if nulls else {}}
 
@@ -264,7 +263,7 @@ def _supplied_task(shop: ShopDataset, folder: Path) -> Task:
     catalog = shop.catalog()
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
-        rows = pa.concat_tables(ingest_stage.read_shard(folder / f"{part}.arrow", int(unit["shard"])) for part in unit["parts"])
+        rows = pa.concat_tables(read_shard(folder / f"{part}.arrow", int(unit["shard"])) for part in unit["parts"])
         users = shop.histories(unit["shard"]).users.column(USER_ID).combine_chunks()
         found, rejected = supplied.rows_of(rows, users, catalog)
         save_arrays(folder / f"{name}.npz", user_row=found.user_row, item=found.item)

@@ -20,8 +20,7 @@ from recsys.data.types import midnight
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
 from recsys.hashing import mix, sampled, stable_hash
-from recsys.pipelines import ingest as ingest_stage
-from recsys.pipelines.ingest import make_supplied
+from recsys.pipelines.ingest import ingest, make_supplied
 from recsys.retrieval import rules, supplied
 from recsys.retrieval import signals as signals_module
 from recsys.retrieval.signals import Signals
@@ -56,7 +55,7 @@ def shop_state(inputs: ShopInputs, *, end: date) -> ShopState:
     """The shop's events before `end` as histories, and the stages that start from them."""
     settings = inputs.settings
     log_files(inputs.events, inputs.items, inputs.users, inputs.supplied, *inputs.lists.values())
-    shop = ingest_stage.ingest(inputs, end=end)
+    shop = ingest(inputs, end=end)
     vocabularies = item_vocabularies(shop.catalog(), settings.features) | shop.user_vocabularies
     signals = Stage(
         settings.run.work,

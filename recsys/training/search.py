@@ -31,7 +31,6 @@ from recsys.training.loop import run_epochs
 from recsys.training.plan import VALIDATE, Plan, best_epoch, next_epoch
 from recsys.training.worker import limit_threads
 
-FORMATS = (".png", ".svg")
 DIVERGED = 1e30  # what the scheduler is told in place of a loss that is no number
 
 
@@ -233,7 +232,7 @@ def plot(trials: Sequence[Trial], space: Mapping[str, Any], path: Path, *, kind:
 
     Args:
         space: the settings' [tune].
-        kind: the suffix that says the format, of FORMATS.
+        kind: the suffix that says the format, .png or .svg.
     """
     from matplotlib.figure import Figure
 

@@ -90,5 +90,8 @@ def test_options_are_read_as_settings_are() -> None:
     assert local_path("~/out.json") == Path("/home/me/out.json")
     assert local_path(Path("var/shop")) == Path("var/shop")
     assert location("s3://bucket/scores") == "s3://bucket/scores"
+    assert location("~/scores") == "/home/me/scores"
+    with pytest.raises(ConfigError, match=r"must be a path, or a URI of s3://.* got 'http://host/scores'"):
+        location("http://host/scores")
     with pytest.raises(ConfigError, match=r"must be a path on a disk, .* got 's3://bucket/out'"):
         local_path("s3://bucket/out")

@@ -105,6 +105,13 @@ def test_a_column_in_path_and_file_must_say_the_same(tmp_path: Path) -> None:
         read(found, found.files[1], None, ["kind"])
 
 
+def test_a_column_in_the_path_has_its_part_in_a_row_groups_size(tmp_path: Path) -> None:
+    write(tmp_path / "kind=1" / "a.parquet", [1, 2, 3])
+    (without,) = row_groups(opened(tmp_path), ["user_id"])
+    (with_kind,) = row_groups(opened(tmp_path), ["user_id", "kind"])
+    assert with_kind.size - without.size == 3 * 8  # of int64, as it is read
+
+
 def test_the_bounds_of_a_key_in_the_path_are_its_value(tmp_path: Path) -> None:
     write(tmp_path / "user_id=7" / "a.parquet", [0]).unlink()
     pq.write_table(pa.table({"x": [1.0, 2.0]}), tmp_path / "user_id=7" / "a.parquet")
@@ -333,3 +340,16 @@ def test_a_file_with_damaged_pages_is_one_sentence(tmp_path: Path) -> None:
         read(found, found.files[0], None, ["user_id"])
     with pytest.raises(DataError, match=rf"^{path}: cannot be read: .* Write the file again\.$"):
         list(batches(found, str(path), [0], ["user_id"]))
+
+
+def test_a_value_that_is_not_what_was_written_is_known_by_its_page_s_checksum(tmp_path: Path) -> None:
+    """Bare values decode whatever their bytes are: without the checksum another number would be read."""
+    path = tmp_path / "a.parquet"
+    options: dict[str, Any] = {"write_page_checksum": True, "compression": "none", "use_dictionary": False}
+    pq.write_table(pa.table({"user_id": range(1000)}), path, **options)
+    content = bytearray(path.read_bytes())
+    content[4000] ^= 1
+    path.write_bytes(content)
+    found = opened(path)
+    with pytest.raises(DataError, match=rf"^{path}: cannot be read: .*CRC.* Write the file again\.$"):
+        read(found, found.files[0], None, ["user_id"])

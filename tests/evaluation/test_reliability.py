@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from recsys.evaluation.plots import FORMATS, plot_reliability
+from jobs import PICTURES
+from recsys.evaluation.plots import plot_reliability
 from recsys.evaluation.reliability import count, summary, zero
 from recsys.ranking.recommend import ScoredUsers
 from recsys.retrieval import candidates
@@ -90,7 +91,7 @@ def test_without_users_there_are_no_figures() -> None:
     assert summary(zero()) is None
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", PICTURES)
 def test_the_plot_is_a_picture_of_its_format(tmp_path: Path, kind: str) -> None:
     plot_reliability(figures(), tmp_path / "picture", kind=kind, title="20 candidates")
     start = (tmp_path / "picture").read_bytes()[:6]

@@ -170,6 +170,10 @@ MISTAKES = {
     "an optional column but for a character": Mistake(
         r"items\.parquet: column 'availble' looks like available", items=ITEMS.rename_columns([ITEM_ID, "brand", "availble"])
     ),
+    "an optional column all in capitals": Mistake(
+        r"column 'QUANTITY' looks like quantity, .* Set shop\.columns\.quantity = \"QUANTITY\"",
+        events=events(QUANTITY=pa.array([1, 2, 3])),
+    ),
     "a name that is no word": Mistake(
         r"column 'name' must be a string, integer or bool .* shop\.columns\.name",
         items=ITEMS.append_column("name", pa.array([{"en": "x"}, {"en": "y"}])),

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs import PICTURES
 from jobs.bench.rows import feature_rows
 from recsys import config
 from recsys.config import PairsSettings
@@ -223,7 +224,7 @@ def test_the_plot_shows_every_trial_that_has_a_loss(tmp_path: Path):
         for number in range(1, 7)
     ]
     trials.append(Trial(7, search.draw(settings, 7) | {"hidden": [99]}, [], "the loss is no number", stopped=False))
-    for kind in search.FORMATS:
+    for kind in PICTURES:
         search.plot(trials, settings.tune, tmp_path / "picture", kind=kind)
         start = (tmp_path / "picture").read_bytes()[:6]
         assert start == {".png": b"\x89PNG\r\n", ".svg": b"<?xml "}[kind]
