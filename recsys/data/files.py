@@ -24,6 +24,10 @@ def parquet_footer(store: pafs.FileSystem, path: str) -> tuple[pa.Schema, int, i
         with store.open_input_file(path) as handle:
             parquet = open_parquet(handle)
             return parquet.schema_arrow, parquet.metadata.num_rows, parquet.metadata.num_row_groups
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: is gone, though the listing or the table's log names it. Restore it, or write the table again."
+        ) from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a Parquet file: {error}. Remove it or write it again.") from error
 

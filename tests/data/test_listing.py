@@ -185,6 +185,13 @@ def test_a_part_of_a_delta_table_and_a_folder_of_them_are_refused(tmp_path: Path
     assert "got a Delta table" in refusal(tmp_path / "t", csv=True)
 
 
+def test_a_file_that_the_log_names_and_nobody_has_is_said_to_be_gone(tmp_path: Path) -> None:
+    delta(tmp_path, [1])
+    (lost,) = tmp_path.glob("*.parquet")
+    lost.unlink()
+    assert refusal(tmp_path).startswith(f"{lost}: is gone, though the listing or the table's log names it. ")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
