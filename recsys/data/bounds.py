@@ -1,7 +1,7 @@
 """The least and the greatest value of a column: as footers say, or, where they do not, of the column, in Arrow and in parallel."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,14 +10,26 @@ import pyarrow.compute as pc
 
 from recsys.data.files import open_parquet
 from recsys.data.inputs import FOOTERS, File, Input, read
+from recsys.data.kept import of_row_groups
 from recsys.storage import filesystem
 
 
-def bounds(source: Input, column: str, *, usable: Callable[[Any], Any] = lambda values: values) -> tuple[Any, Any]:
-    """The least and the greatest value of a column.
+def bounds(
+    source: Input,
+    column: str,
+    *,
+    usable: Callable[[Any], Any] = lambda values: values,
+    below: int | None = None,
+    what: str = "",
+    work: str,
+) -> tuple[Any, Any]:
+    """The least and the greatest value of a column. What footers do not say is read, and kept.
 
     Args:
-        usable: Arrow values of the column, of any of its files, as those to compare, in their order; null where a value has no part.
+        usable: Arrow values of the column, of any of its files, as integers to compare, in their order; null where a value has no part.
+        below: values from it on have no part.
+        what: what `usable` depends on beside the column.
+        work: run.work, where what was read is kept.
 
     Returns:
         (None, None) where no value is left.
@@ -26,8 +38,12 @@ def bounds(source: Input, column: str, *, usable: Callable[[Any], Any] = lambda 
         DataError: a file cannot be read.
     """
 
-    def of_group(unsaid: tuple[File, int]) -> tuple[Any, Any]:
-        return _ends(usable(read(source, unsaid[0], [unsaid[1]], [column]).column(0)))
+    def of_group(file: File, number: int) -> tuple[Any, Any]:
+        return _ends(usable(read(source, file, [number], [column]).column(0)))
+
+    def of_group_below(file: File, number: int) -> tuple[Any, Any]:
+        values = usable(read(source, file, [number], [column]).column(0))
+        return _ends(pc.if_else(pc.less(values, below), values, pa.scalar(None, values.type)))
 
     found: list[tuple[Any, Any]] = []
     unsaid: list[tuple[File, int]] = []
@@ -35,13 +51,22 @@ def bounds(source: Input, column: str, *, usable: Callable[[Any], Any] = lambda 
         for file, said in zip(source.files, pool.map(functools.partial(_said, source, column=column), source.files), strict=True):
             for group, ends in enumerate(said):
                 kept = None if ends is None else usable(ends)
-                if kept is None or kept.null_count:  # what has no part may hide what has
+                if kept is None or kept.null_count or _beyond(_ends(kept), below):  # what has no part may hide what has
                     unsaid.append((file, group))
                 else:
                     found.append(_ends(kept))
-        found += pool.map(of_group, unsaid)
+    what = f"{column} {what}".strip()
+    read_ends = of_row_groups(source, what, unsaid, of_group, work=work)
+    late = [group for group, ends in zip(unsaid, read_ends, strict=True) if _beyond(ends, below)]
+    found += [ends for ends in read_ends if not _beyond(ends, below)]
+    found += of_row_groups(source, f"{what} below {below}", late, of_group_below, work=work)
     ends = [end for both in found for end in both if end is not None]
     return (min(ends), max(ends)) if ends else (None, None)
+
+
+def _beyond(ends: Sequence[Any], below: int | None) -> bool:
+    """Whether some value has no part, as it lies beyond."""
+    return below is not None and ends[1] is not None and ends[1] >= below
 
 
 def _ends(values: pa.Array | pa.ChunkedArray) -> tuple[Any, Any]:

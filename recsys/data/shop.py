@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from recsys.config import Settings
 from recsys.data.bounds import bounds
 from recsys.data.inputs import Input, open_input
+from recsys.data.kept import check_utf8
 from recsys.data.names import check_optional
 from recsys.data.types import arrow_zone, day_of, id_type, is_word, midnight, utc
 from recsys.data.types import is_number as may_be_number
@@ -79,10 +80,11 @@ class ShopInputs:
 def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     """The shop's inputs, with every column that the settings name found and of a usable type.
 
-    Only footers are read, and the times where footers lack statistics.
+    Only footers are read, and of files that are new the text, and the times where footers lack statistics.
 
     Raises:
-        DataError: an input is missing, empty or of wrong types; times without a zone and no shop.timezone; as_of outside the data.
+        DataError: an input is missing, empty or of wrong types; text is no UTF-8; times without a zone and no shop.timezone; as_of
+            outside the data.
         ConfigError: run.work cannot be written to.
     """
     check_folders(run_work=settings.run.work)
@@ -142,7 +144,22 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     first, last = _span(events, settings, as_of=as_of)
     inputs = ShopInputs(settings, events, items, users, user_id, item_id, first, last, lists, supplied)
     check_as_of(inputs, as_of)
+    _check_text(inputs)
     return inputs
+
+
+def _check_text(inputs: ShopInputs) -> None:
+    """Refuse ids, words and names that are no UTF-8."""
+    settings, columns = inputs.settings, inputs.settings.shop.columns
+    kinds = [columns.kind] if settings.shop.label_kinds is not None else []
+    check_utf8(inputs.events, [columns.user_id, columns.item_id, *kinds], work=settings.run.work)
+    for source, names in (
+        (inputs.items, [columns.item_id, columns.name, *(field.name for field in inputs.item_fields())]),
+        (inputs.users, [columns.user_id, *(field.name for field in inputs.user_fields())]),
+        *((source, [columns.user_id, columns.item_id]) for source in (inputs.supplied, *inputs.lists.values())),
+    ):
+        if source is not None:
+            check_utf8(source, names, work=settings.run.work)
 
 
 def list_name(number: int, what: str) -> str:
@@ -205,13 +222,15 @@ def _check_times(events: Input, settings: Settings) -> None:
 def _span(events: Input, settings: Settings, *, as_of: date) -> tuple[date, date]:
     """The days, UTC, of the first and the last event; one dated more than a year after as_of is a mistake and says nothing."""
     column = settings.shop.columns.ts
-    limit = midnight(as_of) + 366 * DAY_US
-
-    def usable(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-        times = utc(values, settings.shop.timezone).cast(pa.int64())
-        return pc.if_else(pc.less(times, limit), times, pa.scalar(None, pa.int64()))
-
-    ends = bounds(events, column, usable=usable)
+    zone = settings.shop.timezone
+    ends = bounds(
+        events,
+        column,
+        usable=lambda values: utc(values, zone).cast(pa.int64()),
+        below=midnight(as_of) + 366 * DAY_US,
+        what=f"in {zone}" if zone else "",
+        work=settings.run.work,
+    )
     if ends[0] is None:
         raise DataError(
             f"{events.location}: column '{column}' holds no time before {as_of} or in the year after. Nothing can be learned from it."

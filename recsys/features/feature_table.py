@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from recsys.config import Pairs, PairsSettings
 from recsys.data.inputs import Input, batches, log_files, open_input
+from recsys.data.kept import check_utf8
 from recsys.data.names import nearly
 from recsys.data.row_groups import row_groups
 from recsys.data.types import family, id_type, is_list, is_number, is_word, word_kind
@@ -89,7 +90,8 @@ def open_feature_table(settings: PairsSettings, role: Role, spec: FeatureSpec | 
         spec: of the bundle that they are scored with; absent, a spec is to be fitted to them.
 
     Raises:
-        DataError: an input is missing or empty; a column is missing, not named anywhere, or of a type that has no encoding.
+        DataError: an input is missing or empty; a column is missing, not named anywhere, of a type that has no encoding, or holds
+            text that is no UTF-8.
         BundleError: the bundle was fed other columns than the settings name.
         ConfigError: run.work cannot be written to.
     """
@@ -149,6 +151,9 @@ def open_feature_table(settings: PairsSettings, role: Role, spec: FeatureSpec | 
                         "Convert one of them" + (", or set pairs.csv_ids." if csv else ".")
                     )
     _check_named(rows)
+    for table, place in {"rows": source, **side_tables}.items():
+        mine = [column.name for column in columns if column.table == table]
+        check_utf8(place, [*ids, *mine], work=settings.run.work)
     log_files(source, *side_tables.values())
     return rows
 

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.data.bounds import bounds
+from recsys.data import bounds as column_bounds
 from recsys.data.inputs import Input, open_input, read
 from recsys.data.types import FIRST_US
 from recsys.errors import ConfigError, DataError
@@ -245,6 +246,22 @@ def test_read_takes_the_named_columns_of_the_named_row_groups(tmp_path: Path) ->
 
 
 # ---- bounds
+
+
+def bounds(found: Input, column: str, usable: Callable[[Any], Any] = lambda values: values, **options: Any) -> tuple[Any, Any]:
+    """The bounds as values of the column; found as whole numbers, asked twice, so once of what was kept."""
+    dtype = found.columns[column]
+    width = pa.int32() if pa.types.is_date32(dtype) else pa.int64()
+
+    def whole(values: Any) -> Any:
+        return usable(values).cast(dtype, safe=False).cast(width)
+
+    work = str(Path(found.location).with_name("kept"))
+    ends = column_bounds.bounds(found, column, usable=whole, work=work, **options)
+    assert column_bounds.bounds(found, column, usable=whole, work=work, **options) == ends
+    shutil.rmtree(work, ignore_errors=True)
+    low, high = (None if end is None else pa.scalar(end, width).cast(dtype).as_py() for end in ends)
+    return low, high
 
 
 def later(minutes: int) -> datetime:

@@ -229,13 +229,22 @@ def test_words_of_another_type_than_the_model_was_trained_on_are_refused(file: P
     )
 
 
-def test_words_and_ids_that_are_no_utf8_are_one_sentence_with_file_and_column(tmp_path: Path) -> None:
-    raw = pa.array([b"a", b"Caf\xe9", b"b"])
-    latin = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
-    rows = opened(write(tmp_path / "rows.parquet", table(brand=latin)))
+LATIN = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"Caf\xe9", b"b"]).buffers())
+
+
+@pytest.mark.parametrize("name", ["brand", "item_id"])
+def test_words_and_ids_that_are_no_utf8_are_refused_before_work_starts(file: Path, name: str) -> None:
+    write(file, table(**{name: LATIN}))
+    assert refusal(file).startswith(f"column '{name}' cannot be read: Invalid UTF8")
+
+
+def test_words_and_ids_that_are_no_utf8_any_more_are_one_sentence_with_file_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    rows = opened(write(path, table(item_id=pa.array(["a", "Caf\u00e9", "b"]))))
+    write(path, table(brand=LATIN, item_id=pa.array(["a", "Caf\u00e9", "b"])))
     with pytest.raises(DataError, match=r"rows\.parquet: column 'brand' cannot be read: Invalid UTF8"):
         list(read_shard_rows(rows, cut_shards(rows, size=10**9)[0].unit()))
-    rows = opened(write(tmp_path / "rows.parquet", table(item_id=latin)))
+    write(path, table(item_id=LATIN))
     (batch,) = read_shard_rows(rows, cut_shards(rows, size=10**9)[0].unit())
     with pytest.raises(DataError, match=r"rows\.parquet: column 'item_id' cannot be read: Invalid UTF8"):
         no_ids(rows, batch)

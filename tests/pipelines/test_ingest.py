@@ -338,7 +338,7 @@ def opened(folder: Path, *, events: pa.Table, items: pa.Table | str | None = Non
         elif table is not None:
             pq.write_table(table, folder / f"{name}.parquet")
             shop[name] = str(folder / f"{name}.parquet")
-    given = {"shop": shop, "features": features or {}, "window": {"label_days": 7}}
+    given = {"shop": shop, "features": features or {}, "window": {"label_days": 7}, "run": {"work": str(folder / "work")}}
     return open_shop(Settings.model_validate(given), as_of=END)
 
 

@@ -1,0 +1,148 @@
+"""What was found in row groups is kept with the file's identity: a file is read again when it changed, and only then."""
+
+import os
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.config import Settings
+from recsys.data.inputs import File, Input, open_input
+from recsys.data.kept import of_row_groups
+from recsys.data.shop import ShopInputs, open_shop
+from recsys.errors import DataError
+
+
+def no_utf8(*values: bytes) -> pa.Array:
+    """Strings whose bytes nobody checked, as some writers leave them."""
+    raw = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+
+
+LATIN = no_utf8(b"a", b"Caf\xe9")
+DAYS = pa.array([datetime(2024, 1, 1), datetime(2024, 2, 29)], pa.timestamp("us"))
+
+
+def write(path: Path, **columns: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, use_deprecated_int96_timestamps=True)  # which has no statistics
+    return path
+
+
+def history(folder: Path, name: str = "a", **columns: Any) -> Path:
+    given = {"user_id": ["u", "v"], "item_id": ["a", "b"], "ts": DAYS, "kind": ["buy", "see"]} | columns
+    return write(folder / "events" / f"{name}.parquet", **given)
+
+
+def opened(folder: Path, **values: Any) -> ShopInputs:
+    shop = {"events": str(folder / "events"), "timezone": "UTC", "label_kinds": ["buy"]} | values.pop("shop", {})
+    given = {"shop": shop, "window": {"label_days": 7}, "run": {"work": str(folder / "work")}} | values
+    return open_shop(Settings.model_validate(given), as_of=date(2024, 3, 1))
+
+
+def damage(path: Path) -> None:
+    """Break the values, so that whoever reads them fails; the footer, the size and the time stay."""
+    stat, whole = path.stat(), path.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    path.write_bytes(b"PAR1" + bytes(footer - 4) + whole[footer:])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> tuple[Input, list[str]]:
+    for name in "ab":
+        history(tmp_path, name)
+    return open_input("shop.events", str(tmp_path / "events"), {}), []
+
+
+def ask(source: Input, calls: list[str], work: Path, what: str = "names") -> list[str]:
+    def find(file: File, number: int) -> str:
+        calls.append(f"{Path(file.path).stem}{number}")
+        return calls[-1]
+
+    return of_row_groups(source, what, [(file, 0) for file in source.files], find, work=str(work))
+
+
+def test_what_was_found_is_not_looked_for_again(tmp_path: Path, asked: tuple[Input, list[str]]) -> None:
+    source, calls = asked
+    assert ask(source, calls, tmp_path / "work") == ask(source, calls, tmp_path / "work") == ["a0", "b0"]
+    assert sorted(calls) == ["a0", "b0"]
+    ask(source, calls, tmp_path / "work", what="sizes")
+    assert len(calls) == 4  # another question
+
+
+def test_a_file_that_changed_is_read_again_and_the_others_are_not(tmp_path: Path, asked: tuple[Input, list[str]]) -> None:
+    source, calls = asked
+    ask(source, calls, tmp_path / "work")
+    os.utime(tmp_path / "events/b.parquet", ns=(0, 0))
+    history(tmp_path, "c")
+    again = open_input("shop.events", str(tmp_path / "events"), {})
+    assert ask(again, calls, tmp_path / "work") == ["a0", "b0", "c0"]
+    assert sorted(calls[2:]) == ["b0", "c0"]
+
+
+def test_what_is_kept_and_damaged_is_found_again(tmp_path: Path, asked: tuple[Input, list[str]]) -> None:
+    source, calls = asked
+    ask(source, calls, tmp_path / "work")
+    (kept,) = (tmp_path / "work/inputs").iterdir()
+    kept.write_text('{"a')
+    assert ask(source, calls, tmp_path / "work") == ["a0", "b0"]
+    assert len(calls) == 4
+
+
+def test_a_second_command_reads_neither_times_nor_text_of_the_same_files(tmp_path: Path) -> None:
+    path = history(tmp_path)
+    first = opened(tmp_path)
+    damage(path)
+    second = opened(tmp_path)
+    assert (second.first, second.last) == (first.first, first.last) == (date(2024, 1, 1), date(2024, 2, 29))
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read"):
+        opened(tmp_path)
+
+
+def test_a_far_time_is_left_out_of_what_is_kept_too(tmp_path: Path) -> None:
+    far = pa.array([datetime(2024, 1, 1), datetime(9999, 12, 31)], pa.timestamp("us"))
+    history(tmp_path)
+    path = history(tmp_path, "b", ts=far)
+    opened(tmp_path)
+    damage(path)
+    assert opened(tmp_path).last == date(2024, 2, 29)
+
+
+@pytest.mark.parametrize("column", ["user_id", "item_id", "kind"])
+def test_text_of_events_that_is_no_utf8_is_refused_before_work_starts(tmp_path: Path, column: str) -> None:
+    history(tmp_path)
+    history(tmp_path, "b", **{column: LATIN})
+    with pytest.raises(DataError, match=rf"events/b\.parquet: column '{column}' cannot be read: Invalid UTF8 .* text as UTF-8\."):
+        opened(tmp_path)
+
+
+def test_text_that_nobody_asked_for_may_be_anything(tmp_path: Path) -> None:
+    history(tmp_path, note=LATIN)
+    opened(tmp_path)
+
+
+@pytest.mark.parametrize(("table", "column"), [("users", "user_id"), ("users", "town"), ("items", "item_id"), ("items", "name")])
+def test_text_of_users_and_items_that_is_no_utf8_is_refused_before_work_starts(tmp_path: Path, table: str, column: str) -> None:
+    history(tmp_path)
+    columns = {f"{table[:-1]}_id": ["u", "v"], "town": ["x", "y"], "name": ["x", "y"]}
+    path = write(tmp_path / f"{table}.parquet", **columns)
+    settings: dict[str, Any] = {"shop": {table: str(path)}, "features": {f"{table[:-1]}_categorical": ["town"]}}
+    opened(tmp_path, **settings)
+    write(path, **columns | {column: LATIN})
+    with pytest.raises(DataError, match=rf"{table}\.parquet: column '{column}' cannot be read: Invalid UTF8"):
+        opened(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("column", ["user_id", "item_id"])
+def test_ids_of_lists_and_candidates_that_are_no_utf8_are_refused_before_work_starts(tmp_path: Path, column: str) -> None:
+    history(tmp_path)
+    path = write(tmp_path / "pairs.parquet", **{"user_id": ["u", "v"], "item_id": ["a", "b"]} | {column: LATIN})
+    rule = {"name": "no", "kind": "pairs", "never": str(path)}
+    for given in ({"rank": {"candidates": str(path)}}, {"rules": [rule]}):
+        with pytest.raises(DataError, match=rf"pairs\.parquet: column '{column}' cannot be read: Invalid UTF8"):
+            opened(tmp_path, **given)
