@@ -18,9 +18,9 @@ def bounds(
     source: Input,
     column: str,
     *,
-    usable: Callable[[Any], Any] = lambda values: values,
-    below: int | None = None,
-    what: str = "",
+    usable: Callable[[Any], Any],
+    below: int,
+    what: str,
     work: str,
 ) -> tuple[Any, Any]:
     """The least and the greatest value of a column. What footers do not say is read, and kept.
@@ -28,7 +28,7 @@ def bounds(
     Args:
         usable: Arrow values of the column, of any of its files, as integers to compare, in their order; null where a value has no part.
         below: values from it on have no part.
-        what: what `usable` depends on beside the column.
+        what: the column and what else `usable` depends on; it is what the log says was read.
         work: run.work, where what was read is kept.
 
     Returns:
@@ -55,7 +55,6 @@ def bounds(
                     unsaid.append((file, group))
                 else:
                     found.append(_ends(kept))
-    what = f"{column} {what}".strip()
     read_ends = of_row_groups(source, what, unsaid, of_group, work=work)
     late = [group for group, ends in zip(unsaid, read_ends, strict=True) if _beyond(ends, below)]
     found += [ends for ends in read_ends if not _beyond(ends, below)]
@@ -64,9 +63,9 @@ def bounds(
     return (min(ends), max(ends)) if ends else (None, None)
 
 
-def _beyond(ends: Sequence[Any], below: int | None) -> bool:
-    """Whether some value has no part, as it lies beyond."""
-    return below is not None and ends[1] is not None and ends[1] >= below
+def _beyond(ends: Sequence[Any], below: int) -> bool:
+    """Whether some value lies beyond, and has no part."""
+    return ends[1] is not None and ends[1] >= below
 
 
 def _ends(values: pa.Array | pa.ChunkedArray) -> tuple[Any, Any]:

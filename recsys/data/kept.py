@@ -30,9 +30,8 @@ def of_row_groups(
     Raises:
         As `find`; what was found before it is lost.
     """
-    name = digest([source.location, what, code_digest()])[:16]
-    path = Path(work) / "inputs" / f"{source.setting.replace('.', '-').split()[0]}-{name}.json"
-    known: dict[str, Any] = _load(path)
+    path = Path(work) / "inputs" / f"{digest([source.location, what, code_digest()])}.json"
+    known = _load(path)
     asked = {f"{file.path} {number} of {file.size} bytes, {file.modified_ns}": (file, number) for file, number in groups}
     missing = [key for key in asked if key not in known]
     if missing:
@@ -46,15 +45,17 @@ def of_row_groups(
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        known = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # a damaged one holds nothing that cannot be found again
         return {}
+    return known if isinstance(known, dict) else {}
 
 
 def check_utf8(source: Input, columns: Iterable[str], *, work: str) -> None:
-    """Nothing, where the text in those columns is UTF-8; a CSV was checked when it was opened. Absent columns are passed over.
+    """Nothing, where the text in those columns is UTF-8; a CSV was checked when it was opened.
 
     Args:
+        columns: absent ones are passed over, as are those without text.
         work: run.work, where it is kept which files are right.
 
     Raises:

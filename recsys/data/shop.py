@@ -151,12 +151,15 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
 def _check_text(inputs: ShopInputs) -> None:
     """Refuse ids, words and names that are no UTF-8."""
     settings, columns = inputs.settings, inputs.settings.shop.columns
+    both = [columns.user_id, columns.item_id]
+    ids = {"users": [columns.user_id], "items": [columns.item_id], "pairs": both}
     kinds = [columns.kind] if settings.shop.label_kinds is not None else []
-    check_utf8(inputs.events, [columns.user_id, columns.item_id, *kinds], work=settings.run.work)
     for source, names in (
+        (inputs.events, [*both, *kinds]),
         (inputs.items, [columns.item_id, columns.name, *(field.name for field in inputs.item_fields())]),
         (inputs.users, [columns.user_id, *(field.name for field in inputs.user_fields())]),
-        *((source, [columns.user_id, columns.item_id]) for source in (inputs.supplied, *inputs.lists.values())),
+        (inputs.supplied, both),
+        *((listed, ids[name.partition("-")[2]]) for name, listed in inputs.lists.items()),
     ):
         if source is not None:
             check_utf8(source, names, work=settings.run.work)
@@ -228,7 +231,7 @@ def _span(events: Input, settings: Settings, *, as_of: date) -> tuple[date, date
         column,
         usable=lambda values: utc(values, zone).cast(pa.int64()),
         below=midnight(as_of) + 366 * DAY_US,
-        what=f"in {zone}" if zone else "",
+        what=f"{column} in {zone or 'its own zone'}",
         work=settings.run.work,
     )
     if ends[0] is None:

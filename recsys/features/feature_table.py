@@ -151,9 +151,9 @@ def open_feature_table(settings: PairsSettings, role: Role, spec: FeatureSpec | 
                         "Convert one of them" + (", or set pairs.csv_ids." if csv else ".")
                     )
     _check_named(rows)
-    for table, place in {"rows": source, **side_tables}.items():
-        mine = [column.name for column in columns if column.table == table]
-        check_utf8(place, [*ids, *mine], work=settings.run.work)
+    check_utf8(source, [*ids, *(column.name for column in rows.of("rows"))], work=settings.run.work)
+    for table, place in side_tables.items():
+        check_utf8(place, [rows.key_of(table), *(column.name for column in rows.of(table))], work=settings.run.work)
     log_files(source, *side_tables.values())
     return rows
 

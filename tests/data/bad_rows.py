@@ -1,4 +1,4 @@
-"""Events that a shop should not have written, one kind of fault each."""
+"""Rows that a shop should not have written, one kind of fault each."""
 
 import numpy as np
 import pyarrow as pa
@@ -52,3 +52,9 @@ def bad_rows(
         chosen = chosen.set_column(chosen.schema.get_field_index(field.name), field, values)
     pq.write_table(chosen, planted.events / "bad.parquet")
     return counts
+
+
+def no_utf8(*values: bytes) -> pa.Array:
+    """Strings whose bytes nobody checked, as some writers leave them."""
+    raw = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())

@@ -1,7 +1,7 @@
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -248,17 +248,20 @@ def test_read_takes_the_named_columns_of_the_named_row_groups(tmp_path: Path) ->
 # ---- bounds
 
 
-def bounds(found: Input, column: str, usable: Callable[[Any], Any] = lambda values: values, **options: Any) -> tuple[Any, Any]:
-    """The bounds as values of the column; found as whole numbers, asked twice, so once of what was kept."""
+def bounds(found: Input, column: str, below: Any = None) -> tuple[Any, Any]:
+    """The bounds of what lies below a value and, of times, after the year 1; asked twice, so once of what was kept."""
     dtype = found.columns[column]
     width = pa.int32() if pa.types.is_date32(dtype) else pa.int64()
+    limit = 2**62 if below is None else pa.scalar(below, dtype).cast(width).as_py()
 
-    def whole(values: Any) -> Any:
-        return usable(values).cast(dtype, safe=False).cast(width)
+    def usable(values: Any) -> Any:
+        whole = values.cast(dtype, safe=False).cast(width).cast(pa.int64())
+        good = pc.greater(whole, FIRST_US) if pa.types.is_timestamp(dtype) else pc.is_valid(whole)
+        return pc.if_else(good, whole, pa.scalar(None, pa.int64()))
 
     work = str(Path(found.location).with_name("kept"))
-    ends = column_bounds.bounds(found, column, usable=whole, work=work, **options)
-    assert column_bounds.bounds(found, column, usable=whole, work=work, **options) == ends
+    ends = column_bounds.bounds(found, column, usable=usable, below=limit, what=column, work=work)
+    assert column_bounds.bounds(found, column, usable=usable, below=limit, what=column, work=work) == ends
     shutil.rmtree(work, ignore_errors=True)
     low, high = (None if end is None else pa.scalar(end, width).cast(dtype).as_py() for end in ends)
     return low, high
@@ -278,25 +281,13 @@ def test_bounds_are_the_same_with_and_without_statistics(tmp_path: Path, statist
     assert bounds(found, "user_id") == (2, 11)
 
 
-def below(limit: Any) -> Callable[[Any], Any]:
-    """What `bounds` is told to leave out all values from the limit on, and times before the year 1."""
-
-    def usable(values: Any) -> Any:
-        good = pc.less(values, pa.scalar(limit, values.type))
-        if pa.types.is_timestamp(values.type):
-            good = pc.and_(good, pc.greater(values.cast(pa.int64()), FIRST_US))
-        return pc.if_else(good, values, pa.scalar(None, values.type))
-
-    return usable
-
-
 @pytest.mark.parametrize("statistics", [True, False])
 def test_values_that_are_not_usable_have_no_part_in_bounds(tmp_path: Path, statistics: bool) -> None:
     write(tmp_path / "a.parquet", events([5, 3, 9, 90, 80]), row_group_size=2, write_statistics=statistics)  # 5 3 | 9 90 | 80
     found = opened(tmp_path)
-    assert bounds(found, "ts", usable=below(later(80))) == (later(3), later(9))
-    assert bounds(found, "ts", usable=below(later(9))) == (later(3), later(5))
-    assert bounds(found, "ts", usable=below(later(3))) == (None, None)
+    assert bounds(found, "ts", below=later(80)) == (later(3), later(9))
+    assert bounds(found, "ts", below=later(9)) == (later(3), later(5))
+    assert bounds(found, "ts", below=later(3)) == (None, None)
 
 
 @pytest.mark.parametrize("unit", ["ms", "us"])
@@ -340,13 +331,13 @@ def test_bounds_of_int96_times_reach_beyond_nanoseconds(tmp_path: Path) -> None:
     assert found.columns["ts"] == pa.timestamp("us")
     naive = [time.replace(tzinfo=None) for time in (later(2), later(5), sentinel)]
     assert bounds(found, "ts") == (naive[0], naive[2])
-    assert bounds(found, "ts", usable=below(naive[2])) == (naive[0], naive[1])
+    assert bounds(found, "ts", below=naive[2]) == (naive[0], naive[1])
 
 
 def test_times_beyond_pythons_calendar_are_compared_as_numbers(tmp_path: Path) -> None:
     raw = [-(10**17), int(NOON.timestamp()) * 10**6, 2 * 10**18]  # of the years -1199, 2024 and 65347
     path = write(tmp_path / "a.parquet", events(range(3)).set_column(1, "ts", pa.array(raw, pa.timestamp("us", tz="UTC"))))
-    assert bounds(opened(path), "ts", usable=below(later(60))) == (NOON, NOON)
+    assert bounds(opened(path), "ts", below=later(60)) == (NOON, NOON)
 
 
 def test_bounds_of_a_column_in_the_path_are_its_values(tmp_path: Path) -> None:
@@ -354,7 +345,7 @@ def test_bounds_of_a_column_in_the_path_are_its_values(tmp_path: Path) -> None:
         write(tmp_path / f"day=2024-01-{day:02d}" / "a.parquet", events([day]))
     found = opened(tmp_path)
     assert bounds(found, "day") == (date(2024, 1, 4), date(2024, 1, 30))
-    assert bounds(found, "day", usable=below(date(2024, 1, 30))) == (date(2024, 1, 4), date(2024, 1, 21))
+    assert bounds(found, "day", below=date(2024, 1, 30)) == (date(2024, 1, 4), date(2024, 1, 21))
 
 
 def test_bounds_of_files_of_different_units_are_the_same_instants(tmp_path: Path) -> None:

@@ -14,13 +14,7 @@ from recsys.data.inputs import File, Input, open_input
 from recsys.data.kept import of_row_groups
 from recsys.data.shop import ShopInputs, open_shop
 from recsys.errors import DataError
-
-
-def no_utf8(*values: bytes) -> pa.Array:
-    """Strings whose bytes nobody checked, as some writers leave them."""
-    raw = pa.array(values, pa.binary())
-    return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
-
+from tests.data.bad_rows import no_utf8
 
 LATIN = no_utf8(b"a", b"Caf\xe9")
 DAYS = pa.array([datetime(2024, 1, 1), datetime(2024, 2, 29)], pa.timestamp("us"))
@@ -84,11 +78,12 @@ def test_a_file_that_changed_is_read_again_and_the_others_are_not(tmp_path: Path
     assert sorted(calls[2:]) == ["b0", "c0"]
 
 
-def test_what_is_kept_and_damaged_is_found_again(tmp_path: Path, asked: tuple[Input, list[str]]) -> None:
+@pytest.mark.parametrize("damaged", [b'{"a', b"", b"null", b"[1]", b"\xff\0"])
+def test_what_is_kept_and_damaged_is_found_again(tmp_path: Path, asked: tuple[Input, list[str]], damaged: bytes) -> None:
     source, calls = asked
     ask(source, calls, tmp_path / "work")
     (kept,) = (tmp_path / "work/inputs").iterdir()
-    kept.write_text('{"a')
+    kept.write_bytes(damaged)
     assert ask(source, calls, tmp_path / "work") == ["a0", "b0"]
     assert len(calls) == 4
 
@@ -123,7 +118,8 @@ def test_text_of_events_that_is_no_utf8_is_refused_before_work_starts(tmp_path: 
 
 def test_text_that_nobody_asked_for_may_be_anything(tmp_path: Path) -> None:
     history(tmp_path, note=LATIN)
-    opened(tmp_path)
+    path = write(tmp_path / "list.parquet", item_id=["a", "b"], user_id=LATIN)
+    opened(tmp_path, rules=[{"name": "no", "kind": "items", "never": str(path)}])
 
 
 @pytest.mark.parametrize(("table", "column"), [("users", "user_id"), ("users", "town"), ("items", "item_id"), ("items", "name")])

@@ -14,6 +14,7 @@ from recsys.features.encoding import encoder
 from recsys.features.feature_table import FeatureTable, Role, check_alike, open_feature_table
 from recsys.features.reader import cut_shards, no_ids, read_shard_rows
 from recsys.features.spec import ColumnSpec, FeatureSpec
+from tests.data.bad_rows import no_utf8
 
 NAMED: dict[str, Any] = {"numeric": ("price",), "categorical": ("brand",)}
 
@@ -37,7 +38,7 @@ def write(path: Path, rows: pa.Table, **options: Any) -> Path:
 
 
 def settings(path: Path, **values: Any) -> PairsSettings:
-    return PairsSettings.model_validate({"pairs": {"path": str(path)} | NAMED | values})
+    return PairsSettings.model_validate({"pairs": {"path": str(path)} | NAMED | values, "run": {"work": str(path.parent / "work")}})
 
 
 def opened(path: Path, role: Role = "path", spec: FeatureSpec | None = None, **values: Any) -> FeatureTable:
@@ -229,13 +230,25 @@ def test_words_of_another_type_than_the_model_was_trained_on_are_refused(file: P
     )
 
 
-LATIN = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"Caf\xe9", b"b"]).buffers())
+LATIN = no_utf8(b"a", b"Caf\xe9", b"b")
 
 
 @pytest.mark.parametrize("name", ["brand", "item_id"])
 def test_words_and_ids_that_are_no_utf8_are_refused_before_work_starts(file: Path, name: str) -> None:
     write(file, table(**{name: LATIN}))
     assert refusal(file).startswith(f"column '{name}' cannot be read: Invalid UTF8")
+
+
+@pytest.mark.parametrize("name", ["user_id", "town"])
+def test_words_of_a_side_table_that_are_no_utf8_are_refused_unless_nobody_asked_for_them(tmp_path: Path, name: str) -> None:
+    rows = write(tmp_path / "rows.parquet", table(user_id=pa.array(["a", "b", "c"])))
+    users = {"user_id": pa.array(["a", "b", "c"]), "town": pa.array(["x", "y", "z"]), "item_id": LATIN}
+    asked: dict[str, Any] = {"users": str(tmp_path / "users.parquet"), "categorical": ("brand", "town")}
+    write(tmp_path / "users.parquet", pa.table(users))
+    opened(rows, **asked)
+    write(tmp_path / "users.parquet", pa.table(users | {name: LATIN}))
+    with pytest.raises(DataError, match=rf"users\.parquet: column '{name}' cannot be read: Invalid UTF8"):
+        opened(rows, **asked)
 
 
 def test_words_and_ids_that_are_no_utf8_any_more_are_one_sentence_with_file_and_column(tmp_path: Path) -> None:
@@ -309,7 +322,8 @@ def test_an_original_csv_names_its_columns_itself(tmp_path: Path) -> None:
 
 
 def original(path: Path, role: Role = "path", **values: Any) -> FeatureTable:
-    return open_feature_table(PairsSettings.model_validate({"pairs": {"path": str(path), "format": "original_csv"} | values}), role)
+    given = {"pairs": {"path": str(path), "format": "original_csv"} | values, "run": {"work": str(path.parent / "work")}}
+    return open_feature_table(PairsSettings.model_validate(given), role)
 
 
 def test_what_is_ignored_of_an_original_csv_is_no_feature(tmp_path: Path) -> None:
@@ -678,16 +692,7 @@ def test_test_rows_must_become_the_same_inputs_as_the_training_rows(tmp_path: Pa
     rows = ids | {"brand": pa.array(["a", "b"]), "size": pa.array([0.5, 1.5])}
     pq.write_table(pa.table(rows), tmp_path / "train.parquet")
     pq.write_table(pa.table(rows | {column: there}), tmp_path / "test.parquet")
-    told = PairsSettings.model_validate(
-        {
-            "pairs": {
-                "path": str(tmp_path / "train.parquet"),
-                "test": str(tmp_path / "test.parquet"),
-                "numeric": ["size"],
-                "categorical": ["brand"],
-            }
-        }
-    )
+    told = settings(tmp_path / "train.parquet", test=str(tmp_path / "test.parquet"), numeric=["size"])
     both = open_feature_table(told, "path"), open_feature_table(told, "test")
     if there.type == pa.int8():  # any number will do
         check_alike(*both)

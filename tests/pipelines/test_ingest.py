@@ -23,7 +23,7 @@ from recsys.errors import DataError
 from recsys.hashing import shard_of
 from recsys.pipelines.ingest import ingest
 from recsys.schema import AVAILABLE, ITEM, ITEM_ID, KIND, NAME, PRICE, QUANTITY, TIMESTAMP, TS, USER_ID, WANTED, events_schema
-from tests.data.bad_rows import bad_rows
+from tests.data.bad_rows import bad_rows, no_utf8
 
 # a Ray Data job makes a DataContext, which warns of its own defaults
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
@@ -138,12 +138,6 @@ def test_text_ids_of_any_encoding_become_strings_and_an_empty_or_blank_one_is_nu
     assert (kept[ITEM_ID].to_pylist(), rejected) == (["b", "a "], {"null_item_id": 3})
 
 
-def no_utf8(*values: bytes) -> pa.Array:
-    """Strings whose bytes nobody checked, as some writers leave them."""
-    raw = pa.array(values, pa.binary())
-    return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
-
-
 def test_bytes_that_are_no_utf8_are_one_sentence_with_file_and_column(tmp_path: Path) -> None:
     latin = no_utf8(b"a", b"Caf\xe9")
     shop = settings(label_kinds=["a"])
@@ -177,8 +171,7 @@ def test_items_may_be_written_as_other_types_in_each_file(tmp_path: Path) -> Non
     for name, table in (("a", plain), ("b", other)):
         pq.write_table(table, tmp_path / "items" / f"{name}.parquet")
     shop = {"events": str(tmp_path / "events.parquet"), "items": str(tmp_path / "items")}
-    given = {"shop": shop, "features": {"item_categorical": ["shelf"]}, "window": {"label_days": 7}}
-    inputs = open_shop(Settings.model_validate(given), as_of=END)
+    inputs = reopened(tmp_path, shop, features={"item_categorical": ["shelf"]})
     built, _ = build_catalog(inputs, pa.array([3]))
     assert built.table.column("shelf").to_pylist() == ["a", "b"]
     assert built.table.column(AVAILABLE).to_pylist() == [False, False]  # null is not available
@@ -288,8 +281,7 @@ def test_times_that_no_date_can_say_do_not_move_the_span(tmp_path: Path, options
     events = pa.table({USER_ID: range(len(ts)), ITEM_ID: range(len(ts)), TS: ts})
     opened(tmp_path, events=history())
     pq.write_table(events, tmp_path / "events.parquet", **options)
-    given = {"shop": {"events": str(tmp_path / "events.parquet"), "timezone": "UTC"}, "window": {"label_days": 7}}
-    sources = open_shop(Settings.model_validate(given), as_of=END)
+    sources = reopened(tmp_path, {"events": str(tmp_path / "events.parquet"), "timezone": "UTC"})
     assert (sources.first, sources.last) == (date(2024, 1, 1), date(2024, 2, 25))
 
 
@@ -338,8 +330,12 @@ def opened(folder: Path, *, events: pa.Table, items: pa.Table | str | None = Non
         elif table is not None:
             pq.write_table(table, folder / f"{name}.parquet")
             shop[name] = str(folder / f"{name}.parquet")
-    given = {"shop": shop, "features": features or {}, "window": {"label_days": 7}, "run": {"work": str(folder / "work")}}
-    return open_shop(Settings.model_validate(given), as_of=END)
+    return reopened(folder, shop, features=features or {})
+
+
+def reopened(folder: Path, shop: dict[str, Any], **given: Any) -> ShopInputs:
+    values = {"shop": shop, "window": {"label_days": 7}, "run": {"work": str(folder / "work")}} | given
+    return open_shop(Settings.model_validate(values), as_of=END)
 
 
 def catalog(folder: Path, items: pa.Table | None, seen: list[Any], **given: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -400,11 +396,11 @@ def test_a_column_that_nobody_asks_for_may_be_in_some_files_and_of_any_type(tmp_
         (tmp_path / "events").mkdir(exist_ok=True)
         pq.write_table(table, tmp_path / "events" / f"{name}.parquet")
     shop = {"events": str(tmp_path / "events")}
-    assert open_shop(Settings.model_validate({"shop": shop, "window": {"label_days": 7}}), as_of=END).events.rows == 4
+    assert reopened(tmp_path, shop).events.rows == 4
     for kind, said in (("note", "must be string"), ("coupon", "is not in every file of shop.events"), ("kind", "is not in every file")):
         asked = shop | {"label_kinds": ["purchase"], "columns": {"kind": kind}}
         with pytest.raises(DataError, match=rf"b\.parquet: column '{kind}' {said}"):
-            open_shop(Settings.model_validate({"shop": asked, "window": {"label_days": 7}}), as_of=END)
+            reopened(tmp_path, asked)
 
 
 def test_a_column_of_nulls_is_a_column_without_a_value(tmp_path: Path) -> None:
