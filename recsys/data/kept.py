@@ -9,7 +9,7 @@ from typing import Any
 
 from recsys.data.inputs import FOOTERS, File, Input, batches
 from recsys.data.types import check_text, family, is_list, readable
-from recsys.storage import code_digest, digest, write_atomically, write_json
+from recsys.storage import check_folders, code_digest, digest, write_atomically, write_json
 
 log = logging.getLogger("recsys")
 
@@ -28,13 +28,14 @@ def of_row_groups(
         work: run.work.
 
     Raises:
-        As `find`; what was found before it is lost.
+        ConfigError: what is found cannot be kept there. And as `find`; what was found before it is lost.
     """
     path = Path(work) / "inputs" / f"{digest([source.location, what, code_digest()])}.json"
     known = _load(path)
     asked = {f"{file.path} {number} of {file.size} bytes, {file.modified_ns}": (file, number) for file, number in groups}
     missing = [key for key in asked if key not in known]
     if missing:
+        check_folders(run_work=str(path.parent))
         with ThreadPoolExecutor(FOOTERS) as pool:
             found = dict(zip(missing, pool.map(find, *zip(*(asked[key] for key in missing), strict=True)), strict=True))
         known = {key: known[key] if key in known else found[key] for key in asked}
@@ -46,7 +47,7 @@ def of_row_groups(
 def _load(path: Path) -> dict[str, Any]:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # a damaged one holds nothing that cannot be found again
+    except (OSError, ValueError):  # not there, or damaged; what it held can be found again
         return {}
     return known if isinstance(known, dict) else {}
 

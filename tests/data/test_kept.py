@@ -13,7 +13,7 @@ from recsys.config import Settings
 from recsys.data.inputs import File, Input, open_input
 from recsys.data.kept import of_row_groups
 from recsys.data.shop import ShopInputs, open_shop
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 from tests.data.bad_rows import no_utf8
 
 LATIN = no_utf8(b"a", b"Caf\xe9")
@@ -86,6 +86,17 @@ def test_what_is_kept_and_damaged_is_found_again(tmp_path: Path, asked: tuple[In
     kept.write_bytes(damaged)
     assert ask(source, calls, tmp_path / "work") == ["a0", "b0"]
     assert len(calls) == 4
+
+
+def test_a_file_where_it_is_to_be_kept_is_one_sentence(tmp_path: Path, asked: tuple[Input, list[str]]) -> None:
+    source, calls = asked
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/inputs").write_text("")
+    with pytest.raises(
+        ConfigError, match=r"run\.work = .*/inputs: must be a folder that can be made and written to, got: Not a directory"
+    ):
+        ask(source, calls, tmp_path / "work")
+    assert calls == []
 
 
 def test_a_second_command_reads_neither_times_nor_text_of_the_same_files(tmp_path: Path) -> None:
