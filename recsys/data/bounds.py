@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from recsys.data.files import open_parquet
 from recsys.data.inputs import FOOTERS, File, Input, read
-from recsys.data.kept import of_row_groups
+from recsys.data.kept import Kept
 from recsys.storage import filesystem
 
 
@@ -21,15 +21,15 @@ def bounds(
     usable: Callable[[Any], Any],
     below: int,
     what: str,
-    work: str,
+    kept: Kept,
 ) -> tuple[Any, Any]:
     """The least and the greatest value of a column. What footers do not say is read, and kept.
 
     Args:
         usable: Arrow values of the column, of any of its files, as integers to compare, in their order; null where a value has no part.
         below: values from it on have no part.
-        what: the column and what else `usable` depends on; it is what the log says was read.
-        work: run.work, where what was read is kept.
+        what: the column and what else `usable` depends on.
+        kept: of earlier commands and for later ones, what was read.
 
     Returns:
         (None, None) where no value is left.
@@ -50,15 +50,15 @@ def bounds(
     with ThreadPoolExecutor(FOOTERS) as pool:
         for file, said in zip(source.files, pool.map(functools.partial(_said, source, column=column), source.files), strict=True):
             for group, ends in enumerate(said):
-                kept = None if ends is None else usable(ends)
-                if kept is None or kept.null_count or _beyond(_ends(kept), below):  # what has no part may hide what has
+                told = None if ends is None else usable(ends)
+                if told is None or told.null_count or _beyond(_ends(told), below):  # what has no part may hide what has
                     unsaid.append((file, group))
                 else:
-                    found.append(_ends(kept))
-    read_ends = of_row_groups(source, what, unsaid, of_group, work=work)
+                    found.append(_ends(told))
+    read_ends = kept.of_row_groups(source, what, unsaid, of_group)
     late = [group for group, ends in zip(unsaid, read_ends, strict=True) if _beyond(ends, below)]
     found += [ends for ends in read_ends if not _beyond(ends, below)]
-    found += of_row_groups(source, f"{what} below {below}", late, of_group_below, work=work)
+    found += kept.of_row_groups(source, f"{what} below {below}", late, of_group_below)
     ends = [end for both in found for end in both if end is not None]
     return (min(ends), max(ends)) if ends else (None, None)
 

@@ -1,7 +1,7 @@
 """What was found in each row group of an input, kept in run.work with the file's identity: what did not change is not read again."""
 
+import functools
 import json
-import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,37 +11,77 @@ from recsys.data.inputs import FOOTERS, File, Input, batches
 from recsys.data.types import check_text, family, is_list, readable
 from recsys.storage import check_folders, code_digest, digest, write_atomically, write_json
 
-log = logging.getLogger("recsys")
 
+class Kept:
+    """What was found in the row groups of inputs: one JSON file in run.work/inputs for each input and question.
 
-def of_row_groups(
-    source: Input, what: str, groups: Iterable[tuple[File, int]], find: Callable[[File, int], Any], *, work: str
-) -> list[Any]:
-    """What `find` makes of each row group, in their order; made by some threads at once, where it was not made of the same file before.
-
-    What this version of the code found lies in run.work, one JSON file for each input and question. Entries of files that are gone,
-    or were written again since, go with the next one that is new. Two commands that keep at once make the same entries.
-
-    Args:
-        what: the question, everything that the answer depends on beside the file.
-        find: gives what JSON can hold.
-        work: run.work.
-
-    Raises:
-        ConfigError: what is found cannot be kept there. And as `find`; what was found before it is lost.
+    Nothing is written before `save`, so a command that is refused leaves nothing behind.
     """
-    path = Path(work) / "inputs" / f"{digest([source.location, what, code_digest()])}.json"
-    known = _load(path)
-    asked = {f"{file.path} {number} of {file.size} bytes, {file.modified_ns}": (file, number) for file, number in groups}
-    missing = [key for key in asked if key not in known]
-    if missing:
-        check_folders(run_work=str(path.parent))
-        with ThreadPoolExecutor(FOOTERS) as pool:
-            found = dict(zip(missing, pool.map(find, *zip(*(asked[key] for key in missing), strict=True)), strict=True))
-        known = {key: known[key] if key in known else found[key] for key in asked}
-        write_atomically(path, lambda temporary: write_json(temporary, known))
-        log.info("%s: %s read from %s of %s row groups", source.setting, what, f"{len(missing):,}", f"{len(asked):,}")
-    return [known[key] for key in asked]
+
+    def __init__(self, work: str) -> None:
+        """With run.work."""
+        self.folder = Path(work) / "inputs"
+        self.unsaved: dict[Path, dict[str, Any]] = {}
+        """Files to be written, whole: entries of row groups that are gone, or were written again since, are not among them."""
+
+    def of_row_groups(
+        self, source: Input, what: str, groups: Iterable[tuple[File, int]], find: Callable[[File, int], Any]
+    ) -> list[Any]:
+        """What `find` makes of each row group, in their order; by threads, where this code did not find it in the same file before.
+
+        Args:
+            what: the question, everything that the answer depends on beside the file.
+            find: gives what JSON can hold.
+
+        Raises:
+            As `find`.
+        """
+        path = self.folder / f"{digest([source.location, what, code_digest()])}.json"
+        known = _load(path)
+        asked = {f"{file.path} {number} of {file.size} bytes, {file.modified_ns}": (file, number) for file, number in groups}
+        missing = [key for key in asked if key not in known]
+        if missing:
+            with ThreadPoolExecutor(FOOTERS) as pool:
+                found = dict(zip(missing, pool.map(find, *zip(*(asked[key] for key in missing), strict=True)), strict=True))
+            known = self.unsaved[path] = {key: known[key] if key in known else found[key] for key in asked}
+        return [known[key] for key in asked]
+
+    def check_utf8(self, source: Input, columns: Iterable[str]) -> None:
+        """Nothing, where the text in those columns is UTF-8; a CSV was checked when it was opened.
+
+        Args:
+            columns: absent ones are passed over, as are those without text.
+
+        Raises:
+            DataError: some text is not, or a file cannot be read.
+        """
+        texts = [name for name in dict.fromkeys(columns) if name in source.columns and _is_text(source, name)]
+        if source.csv or not texts:
+            return
+
+        def find(file: File, number: int) -> int:
+            rows = 0
+            for batch in batches(source, file.path, [number], texts):
+                rows += batch.num_rows
+                for name in texts:
+                    with readable(file.path, name):
+                        check_text(batch.column(name))
+            return rows
+
+        groups = [(file, number) for file in source.files for number in range(file.row_groups)]
+        self.of_row_groups(source, f"text of {', '.join(texts)}", groups, find)
+
+    def save(self) -> None:
+        """Keep what is new. Two commands that keep at once write the same.
+
+        Raises:
+            ConfigError: there is no folder to write to.
+        """
+        if self.unsaved:
+            check_folders(run_work=str(self.folder))
+        for path, known in self.unsaved.items():
+            write_atomically(path, functools.partial(write_json, value=known))
+        self.unsaved = {}
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -50,33 +90,6 @@ def _load(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):  # not there, or damaged; what it held can be found again
         return {}
     return known if isinstance(known, dict) else {}
-
-
-def check_utf8(source: Input, columns: Iterable[str], *, work: str) -> None:
-    """Nothing, where the text in those columns is UTF-8; a CSV was checked when it was opened.
-
-    Args:
-        columns: absent ones are passed over, as are those without text.
-        work: run.work, where it is kept which files are right.
-
-    Raises:
-        DataError: some text is not, or a file cannot be read.
-    """
-    texts = [name for name in dict.fromkeys(columns) if name in source.columns and _is_text(source, name)]
-    if source.csv or not texts:
-        return
-
-    def find(file: File, number: int) -> int:
-        rows = 0
-        for batch in batches(source, file.path, [number], texts):
-            rows += batch.num_rows
-            for name in texts:
-                with readable(file.path, name):
-                    check_text(batch.column(name))
-        return rows
-
-    groups = [(file, number) for file in source.files for number in range(file.row_groups)]
-    of_row_groups(source, f"text of {', '.join(texts)}", groups, find, work=work)
 
 
 def _is_text(source: Input, name: str) -> bool:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from recsys.config import Settings
 from recsys.data.bounds import bounds
 from recsys.data.inputs import Input, open_input
-from recsys.data.kept import check_utf8
+from recsys.data.kept import Kept
 from recsys.data.names import check_optional
 from recsys.data.types import arrow_zone, day_of, id_type, is_word, midnight, utc
 from recsys.data.types import is_number as may_be_number
@@ -141,14 +141,16 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
             if what != "items":
                 _same_id(_id(listed, columns.user_id, "user_id"), user_id, listed, columns.user_id, events)
             lists[list_name(number, what)] = listed
-    first, last = _span(events, settings, as_of=as_of)
+    kept = Kept(settings.run.work)
+    first, last = _span(events, settings, kept, as_of=as_of)
     inputs = ShopInputs(settings, events, items, users, user_id, item_id, first, last, lists, supplied)
     check_as_of(inputs, as_of)
-    _check_text(inputs)
+    _check_text(inputs, kept)
+    kept.save()
     return inputs
 
 
-def _check_text(inputs: ShopInputs) -> None:
+def _check_text(inputs: ShopInputs, kept: Kept) -> None:
     """Refuse ids, words and names that are no UTF-8."""
     settings, columns = inputs.settings, inputs.settings.shop.columns
     both = [columns.user_id, columns.item_id]
@@ -162,7 +164,7 @@ def _check_text(inputs: ShopInputs) -> None:
         *((listed, ids[name.partition("-")[2]]) for name, listed in inputs.lists.items()),
     ):
         if source is not None:
-            check_utf8(source, names, work=settings.run.work)
+            kept.check_utf8(source, names)
 
 
 def list_name(number: int, what: str) -> str:
@@ -222,7 +224,7 @@ def _check_times(events: Input, settings: Settings) -> None:
             ) from error
 
 
-def _span(events: Input, settings: Settings, *, as_of: date) -> tuple[date, date]:
+def _span(events: Input, settings: Settings, kept: Kept, *, as_of: date) -> tuple[date, date]:
     """The days, UTC, of the first and the last event; one dated more than a year after as_of is a mistake and says nothing."""
     column = settings.shop.columns.ts
     zone = settings.shop.timezone
@@ -232,7 +234,7 @@ def _span(events: Input, settings: Settings, *, as_of: date) -> tuple[date, date
         usable=lambda values: utc(values, zone).cast(pa.int64()),
         below=midnight(as_of) + 366 * DAY_US,
         what=f"{column} in {zone or 'its own zone'}",
-        work=settings.run.work,
+        kept=kept,
     )
     if ends[0] is None:
         raise DataError(

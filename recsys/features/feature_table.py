@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys.config import Pairs, PairsSettings
 from recsys.data.inputs import Input, batches, log_files, open_input
-from recsys.data.kept import check_utf8
+from recsys.data.kept import Kept
 from recsys.data.names import nearly
 from recsys.data.row_groups import row_groups
 from recsys.data.types import family, id_type, is_list, is_number, is_word, word_kind
@@ -151,9 +151,11 @@ def open_feature_table(settings: PairsSettings, role: Role, spec: FeatureSpec | 
                         "Convert one of them" + (", or set pairs.csv_ids." if csv else ".")
                     )
     _check_named(rows)
-    check_utf8(source, [*ids, *(column.name for column in rows.of("rows"))], work=settings.run.work)
+    kept = Kept(settings.run.work)
+    kept.check_utf8(source, [*ids, *(column.name for column in rows.of("rows"))])
     for table, place in side_tables.items():
-        check_utf8(place, [rows.key_of(table), *(column.name for column in rows.of(table))], work=settings.run.work)
+        kept.check_utf8(place, [rows.key_of(table), *(column.name for column in rows.of(table))])
+    kept.save()
     log_files(source, *side_tables.values())
     return rows
 

