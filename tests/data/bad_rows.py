@@ -1,5 +1,8 @@
 """Rows that a shop should not have written, one kind of fault each."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -58,3 +61,11 @@ def no_utf8(*values: bytes) -> pa.Array:
     """Strings whose bytes nobody checked, as some writers leave them."""
     raw = pa.array(values, pa.binary())
     return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+
+
+def damage(path: Path) -> None:
+    """Break the values, so that whoever reads them fails; the footer, the size and the time stay."""
+    stat, whole = path.stat(), path.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    path.write_bytes(b"PAR1" + bytes(footer - 4) + whole[footer:])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -14,7 +14,7 @@ from recsys.data.inputs import File, Input, open_input
 from recsys.data.kept import Kept
 from recsys.data.shop import ShopInputs, open_shop
 from recsys.errors import ConfigError, DataError
-from tests.data.bad_rows import no_utf8
+from tests.data.bad_rows import damage, no_utf8
 
 LATIN = no_utf8(b"a", b"Caf\xe9")
 DAYS = pa.array([datetime(2024, 1, 1), datetime(2024, 2, 29)], pa.timestamp("us"))
@@ -35,14 +35,6 @@ def opened(folder: Path, **values: Any) -> ShopInputs:
     shop = {"events": str(folder / "events"), "timezone": "UTC", "label_kinds": ["buy"]} | values.pop("shop", {})
     given = {"shop": shop, "window": {"label_days": 7}, "run": {"work": str(folder / "work")}} | values
     return open_shop(Settings.model_validate(given), as_of=date(2024, 3, 1))
-
-
-def damage(path: Path) -> None:
-    """Break the values, so that whoever reads them fails; the footer, the size and the time stay."""
-    stat, whole = path.stat(), path.read_bytes()
-    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
-    path.write_bytes(b"PAR1" + bytes(footer - 4) + whole[footer:])
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 @pytest.fixture

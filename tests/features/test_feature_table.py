@@ -1,4 +1,5 @@
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from recsys.features.encoding import encoder
 from recsys.features.feature_table import FeatureTable, Role, check_alike, open_feature_table
 from recsys.features.reader import cut_shards, no_ids, read_shard_rows
 from recsys.features.spec import ColumnSpec, FeatureSpec
-from tests.data.bad_rows import no_utf8
+from tests.data.bad_rows import damage, no_utf8
 
 NAMED: dict[str, Any] = {"numeric": ("price",), "categorical": ("brand",)}
 
@@ -237,6 +238,14 @@ LATIN = no_utf8(b"a", b"Caf\xe9", b"b")
 def test_words_and_ids_that_are_no_utf8_are_refused_before_work_starts(file: Path, name: str) -> None:
     write(file, table(**{name: LATIN}))
     assert refusal(file).startswith(f"column '{name}' cannot be read: Invalid UTF8")
+
+
+def test_text_of_rows_that_did_not_change_is_not_read_again(file: Path) -> None:
+    opened(write(file, table()))
+    damage(file)
+    opened(file)
+    os.utime(file, ns=(0, 0))
+    assert "cannot be read" in refusal(file)
 
 
 @pytest.mark.parametrize("name", ["user_id", "town"])
