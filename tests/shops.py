@@ -18,14 +18,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from recsys import config
 from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, group_events
 from recsys.features.candidate_features import Featurizer
-from recsys.retrieval import candidates, signals
+from recsys.retrieval import best_kernels, candidates, signals
+from recsys.retrieval.heaps import Barred, Heaps, empty_heaps
 from recsys.retrieval.rules import RuledUsers
 from recsys.retrieval.signals import Signals
+from recsys.retrieval.sources import Source
+from recsys.retrieval.users import UserBatch
 from recsys.schema import DAY_US
 
 START, CUTOFF, END = 0, 100 * DAY_US, 110 * DAY_US
@@ -143,6 +147,41 @@ def featurizer(changed: config.Settings | None = None, items: Catalog | None = N
 def batch(changed: config.Settings | None = None, items: Catalog | None = None) -> RuledUsers:
     """The shop's users as of CUTOFF."""
     return featurizer(changed, items).users(whole())
+
+
+def scores_of(source: Source, users: UserBatch) -> np.ndarray:
+    """float32 (U, J): what the source says of every pair, -inf where it does not propose the item."""
+    row, item = np.divmod(np.arange(len(users) * len(users.signals.items)), len(users.signals.items))
+    score = source.scores(users, row, item).astype(np.float32)
+    return np.where(np.isnan(score), -np.inf, score).reshape(len(users), -1)
+
+
+def barred_of(users: RuledUsers) -> np.ndarray:
+    """uint16 (U, J): 1 + the place of the rule that forbids the pair, else 0."""
+    row, item = np.divmod(np.arange(len(users) * len(users.signals.items)), len(users.signals.items))
+    return users.barred.of(row, item).reshape(len(users), -1)
+
+
+class Scores(Source):
+    """A source whose scores are given, a row a user or one for all; -inf where it does not propose the item."""
+
+    def __init__(self, name: str, *rows: list[float]) -> None:
+        self.name = name
+        self.rows = np.array(rows, np.float32)
+
+    @override
+    def best(self, users: UserBatch, barred: Barred, limit: int) -> Heaps:
+        found = empty_heaps(len(users), limit)
+        table = np.broadcast_to(self.rows[: len(users)], (len(users), self.rows.shape[1]))
+        row, item = np.nonzero(table > -np.inf)
+        offsets = np.searchsorted(row, np.arange(len(users) + 1)).astype(np.int64)
+        best_kernels.of_rows(offsets, item.astype(np.int32), table[row, item], barred, found)
+        return found
+
+    @override
+    def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:
+        score = self.rows[user_row if len(self.rows) > 1 else 0, item]
+        return np.where(score > -np.inf, score, np.nan)
 
 
 def items_of(found: candidates.Candidates, user: int, source: str | None = None) -> list[int]:

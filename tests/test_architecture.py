@@ -1,10 +1,12 @@
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from numba.core.dispatcher import Dispatcher
 
 import recsys
 
@@ -122,6 +124,21 @@ def test_files_are_short_enough_to_be_one_idea():
     for folder in ("recsys", "jobs", "cluster"):
         for path in (ROOT / folder).rglob("*.py"):
             assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
+
+
+def test_a_compiled_loop_calls_those_of_its_own_file_alone():
+    """Numba keeps machine code until the file of the loop changes, and does not see that another file, built into it, has changed."""
+    found = 0
+    for path in FILES:
+        if "numba" not in imports(path):
+            continue
+        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        loops = {name: value for name, value in vars(module).items() if isinstance(value, Dispatcher)}
+        for name, loop in loops.items():
+            for other in set(loop.py_func.__code__.co_names) & loops.keys():
+                assert loops[other].py_func.__module__ == module.__name__, f"{path}: {name} calls {other} of another file"
+                found += 1
+    assert found
 
 
 def test_no_file_reads_the_environment_but_connect():

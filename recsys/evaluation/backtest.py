@@ -1,6 +1,6 @@
 """A time-split backtest: lists as of a date beside simple baselines, compared with what users bought after it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,14 @@ from recsys.evaluation import bootstrap
 from recsys.hashing import stable_hash
 from recsys.ranking.recommend import ScoredUsers, cut_batch
 from recsys.ranking.top_k import cut_lists, item_lists
-from recsys.retrieval.candidates import Candidates, top_scores
+from recsys.retrieval import best_kernels
+from recsys.retrieval.best_kernels import sort
+from recsys.retrieval.candidates import Candidates
+from recsys.retrieval.heaps import Barred, Heaps, empty_heaps
 from recsys.retrieval.rules import RuledUsers
-from recsys.retrieval.signals import POPULARITY_DAYS
+from recsys.retrieval.signals import MONTH, POPULARITY_DAYS
 from recsys.retrieval.sources import Factors, Group, Neighbours
+from recsys.retrieval.users import UserBatch
 from recsys.schema import USER_ID
 
 K = 20  # ranked for evaluation, whatever the published k is
@@ -57,14 +61,13 @@ def _pairs(histories: Histories, start: int, end: int, catalog: int) -> np.ndarr
 Sums = Mapping[str, np.ndarray]  # by name, each (1 + RESAMPLES): over the users as they are, then over those of each resample
 
 
-def evaluate(batch: ScoredUsers, *, start: int, end: int, factors: Factors, seed: int, diversity: float = 0.0) -> dict[str, np.ndarray]:
+def evaluate(batch: ScoredUsers, *, start: int, end: int, seed: int, diversity: float = 0.0) -> dict[str, np.ndarray]:
     """Sums over the batch's users that `summary` turns into means and intervals.
 
     Users count who bought within the history before `start`, have a relevant item in [start, end), and, where candidates are given,
     have one of these; the baselines then rank these alone.
 
     Args:
-        factors: the source whose scores alone are the `factors` baseline.
         seed: of the resamples.
         diversity: of the model's lists, as rank.diversity; the rules hold for all lists, the baselines' too.
 
@@ -75,8 +78,8 @@ def evaluate(batch: ScoredUsers, *, start: int, end: int, factors: Factors, seed
     users, candidates = batch.users, batch.candidates
     sums: dict[str, np.ndarray] = {}
     weights = bootstrap.draws(stable_hash(users.history.users.column(USER_ID).to_numpy()), seed=seed)
-    scores = dict(_scores(users, factors))
     seen = _seen(batch.histories, users, start)
+    unseen = users.barred.also(seen)
     for name in SLICES:
         new = name == "new"
         actual = truth(batch.histories, start=start, end=end, new=new)
@@ -91,7 +94,7 @@ def evaluate(batch: ScoredUsers, *, start: int, end: int, factors: Factors, seed
                 ranked, _ = cut_batch(batch, mine, batch.raw[kept], k=K, diversity=diversity)
                 lists = item_lists(ranked, mine, users.signals.items, users=len(users), k=K)
             else:
-                lists = _lists(scores[model], users, seen if new else None)
+                lists = _lists(model, users, unseen if new else users.barred)
             hits = metrics.hits(lists[counted], *_of(actual, counted))
             for metric, function in metrics.RANKING.items():
                 for k in KS:
@@ -121,45 +124,103 @@ def _keys(candidates: Candidates, users: RuledUsers) -> np.ndarray:
     return candidates.user_row * len(users.signals.items) + candidates.item
 
 
-def _scores(users: RuledUsers, factors: Factors) -> Iterator[tuple[str, np.ndarray]]:
-    """Each baseline's float32 (U, J) or (1, J) scores; -inf where it does not list the item."""
-    buyers = users.signals.buyers  # popular is what many users bought, however often each
-    windows = dict(zip(POPULARITY_DAYS, buyers, strict=False))
-    with np.errstate(divide="ignore"):
-        yield "popular", np.log(buyers[-1])[None, :]
-        yield "popular_28d", np.log(windows[28])[None, :]
-        yield "popular_7d", np.log(windows[7])[None, :]
-    # Days on which the user bought the item; of equals the one bought last.
-    own = np.full((len(users), len(users.signals.items)), -np.inf, np.float32)
-    own.ravel()[users.own_key] = (users.own.count + 1.0 / (2.0 + users.own.last))[:-1]
-    yield "own", own
-    yield "own_then_popular", np.where(np.isfinite(own), own, np.where(buyers[-1] > 0, windows[28] / (buyers.max() + 1) - 1, -np.inf))
-    yield "neighbours", Neighbours().scores(users)
-    yield "factors", factors.scores(users)
+class Window:
+    """Baseline: what most users bought in the last so many days, however often each."""
+
+    def __init__(self, row: int) -> None:
+        self.row = row  # of the signals' buyers
+
+    def best(self, users: UserBatch, barred: Barred, limit: int) -> Heaps:  # noqa: D102
+        found = empty_heaps(len(users), limit)
+        buyers = users.signals.buyers[self.row]
+        order = np.argsort(-buyers, kind="stable")[: np.count_nonzero(buyers)].astype(np.int32)
+        best_kernels.of_order(order, buyers[order], np.arange(len(users)), barred, found)
+        return found
+
+    def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102, ARG002
+        buyers = users.signals.buyers[self.row, item]
+        return np.where(buyers > 0, buyers, np.nan)
 
 
-def _lists(scores: np.ndarray, users: RuledUsers, seen: np.ndarray | None) -> np.ndarray:
-    """int32 (U, K) item codes of the best items that the rules let through, without those seen, -1 beyond a list's end."""
-    items = len(users.signals.items)
-    scores = np.where(users.barred > 0, -np.inf, np.broadcast_to(scores, (len(users), items)))
-    if users.supplied is not None:
-        others = np.ones(scores.shape, bool)
-        others[users.supplied.user_row, users.signals.position[users.supplied.item]] = False
-        scores[others] = -np.inf
-    if seen is not None:
-        scores.ravel()[seen] = -np.inf
+class OwnDays:
+    """Baseline: the items that the user bought on most days, of equals the one bought last."""
+
+    def best(self, users: UserBatch, barred: Barred, limit: int) -> Heaps:  # noqa: D102
+        found = empty_heaps(len(users), limit)
+        best_kernels.of_rows(*users.bought, (users.own.count + 1.0 / (2.0 + users.own.last))[:-1].astype(np.float32), barred, found)
+        return found
+
+    def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102
+        place, known = users.own.find(user_row * len(users.signals.items) + item)
+        days = users.own.count[place] + 1.0 / (2.0 + users.own.last[place])
+        return np.where(known, days, np.nan).astype(np.float32)
+
+
+class OwnThenPopular:
+    """Baseline: after these what most users bought in the last 28 days, then the rest."""
+
+    def best(self, users: UserBatch, barred: Barred, limit: int) -> Heaps:  # noqa: D102
+        found = OwnDays().best(users, barred, limit)
+        score = self._popular(users)
+        order = np.argsort(-score, kind="stable").astype(np.int32)
+        order = order[users.signals.buyers[-1, order] > 0]
+        best_kernels.of_order(order, score[order], np.arange(len(users)), barred.also(users.own_key), found)
+        return found
+
+    def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102
+        own = OwnDays().scores(users, user_row, item)
+        popular = np.where(users.signals.buyers[-1] > 0, self._popular(users), np.nan)[item]
+        return np.where(np.isnan(own), popular, own)
+
+    def _popular(self, users: UserBatch) -> np.ndarray:
+        buyers = users.signals.buyers
+        return (buyers[MONTH] / (buyers.max() + 1) - 1).astype(np.float32)  # below all days
+
+
+BASELINES: Mapping[str, "Window | OwnDays | OwnThenPopular | Neighbours | Factors"] = {
+    "popular": Window(-1),
+    "popular_28d": Window(MONTH),
+    "popular_7d": Window(POPULARITY_DAYS.index(7)),
+    "own": OwnDays(),
+    "own_then_popular": OwnThenPopular(),
+    "neighbours": Neighbours(),
+    "factors": Factors(),
+}
+
+
+def _lists(model: str, users: RuledUsers, barred: Barred) -> np.ndarray:
+    """int32 (U, K) item codes of a baseline's best items that are not barred, -1 beyond a list's end."""
     codes, caps = users.signals.items, users.rules.caps
     limit = K
     while True:  # caps may pass over what a longer list makes up for
-        row, column, rank = top_scores(scores, limit)
-        ranked, _ = cut_lists(row, column, -rank.astype(np.float32), k=K, caps=caps, codes=codes)
+        row, item, rank = _best(model, users, barred, limit)
+        ranked, _ = cut_lists(row, item, -rank.astype(np.float32), k=K, caps=caps, codes=codes)
         full = np.bincount(row[ranked.row], minlength=len(users)) == K
-        if not caps or limit >= items or (full | (np.bincount(row, minlength=len(users)) < limit)).all():
+        if not caps or limit >= len(codes) or (full | (np.bincount(row, minlength=len(users)) < limit)).all():
             break
-        limit *= 4
+        limit = min(4 * limit, len(codes))
     lists = np.full((len(users), K), -1, np.int32)
-    lists[row[ranked.row], ranked.rank - 1] = codes[column[ranked.row]]
+    lists[row[ranked.row], ranked.rank - 1] = codes[item[ranked.row]]
     return lists
+
+
+def _best(model: str, users: RuledUsers, barred: Barred, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User row, active position and rank from 1, each int64 (N), of a baseline's best items, of the supplied where there are."""
+    if users.supplied is None:
+        found = BASELINES[model].best(users, barred, limit)
+        sort(found)
+        row = np.repeat(np.arange(len(users)), found.size[:, 0])
+        rank = np.arange(1, len(row) + 1) - np.searchsorted(row, row)
+        return row, found.item[row, 0, rank - 1].astype(np.int64), rank
+    row, item = users.supplied.user_row, users.signals.position[users.supplied.item].astype(np.int64)
+    row, item = row[item >= 0], item[item >= 0]
+    score = BASELINES[model].scores(users, row, item)
+    kept = (barred.of(row, item) == 0) & ~np.isnan(score)
+    row, item, score = row[kept], item[kept], score[kept]
+    order = np.lexsort((item, -score, row))
+    row, item = row[order], item[order]
+    rank = np.arange(1, len(row) + 1) - np.searchsorted(row, row)
+    return row[rank <= limit], item[rank <= limit], rank[rank <= limit]
 
 
 def _recall(candidates: Candidates, users: RuledUsers, actual: Truth, counted: np.ndarray) -> dict[str, np.ndarray]:

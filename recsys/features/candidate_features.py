@@ -9,6 +9,7 @@ import numpy as np
 from recsys import config
 from recsys.data.catalog import Catalog, encode
 from recsys.data.histories import Histories
+from recsys.features import kernels
 from recsys.features.spec import ModelInputs
 from recsys.retrieval.candidates import NOT_FEATURES, Candidates, propose, user_batches
 from recsys.retrieval.rules import RuledUsers, Rules
@@ -60,7 +61,7 @@ class Featurizer:
         Args:
             supplied: the only candidates of the histories' users; absent, the sources propose them.
         """
-        for start, stop in user_batches(len(histories), len(self.signals.items)):
+        for start, stop in user_batches(len(histories)):
             batch = histories.select(start, stop)
             users = self.users(batch, supplied.select(start, stop) if supplied is not None else None)
             candidates = propose(users, self.sources, per_user=self.settings.candidates.per_user)
@@ -96,7 +97,6 @@ def candidate_features(
     dense = np.empty((len(columns), len(row)), np.float32)
     for place_in_row, values in enumerate(columns.values()):
         dense[place_in_row] = values
-    dense[~np.isfinite(dense)] = np.nan
     codes_of = []
     for name in embedded(features, vocabularies):
         if name in users.categories:
@@ -104,7 +104,7 @@ def candidate_features(
         else:
             codes_of.append(encode(users.history.users.column(name), vocabularies[name])[row])
     codes = np.stack(codes_of, axis=1).astype(np.int32) if codes_of else np.empty((len(row), 0), np.int32)
-    return ModelInputs(np.ascontiguousarray(dense.T), codes, names=tuple(columns))
+    return ModelInputs(kernels.side_by_side(dense), codes, names=tuple(columns))
 
 
 def _add(columns: dict[str, np.ndarray], more: Mapping[str, np.ndarray], *, of: str) -> None:
@@ -159,6 +159,7 @@ def _of_items(candidates: Candidates, users: UserBatch) -> dict[str, np.ndarray]
 def _of_sources(candidates: Candidates, users: UserBatch) -> dict[str, np.ndarray]:
     """The sources: score, its place among the user's candidates, and whether the source proposed the item."""
     row = candidates.user_row
+    starts = np.searchsorted(row, np.arange(len(users) + 1)).astype(np.int64)
     columns: dict[str, np.ndarray] = {}
     described = [number for number, name in enumerate(candidates.names) if name not in NOT_FEATURES]
     for number in described:
@@ -167,7 +168,7 @@ def _of_sources(candidates: Candidates, users: UserBatch) -> dict[str, np.ndarra
         if source != "popular":
             columns[f"{source}_score"] = score
             columns[f"{source}_z"] = _standardised(score, row, len(users))
-        columns[f"{source}_place"] = _log_place(score, row, len(users))
+        columns[f"{source}_place"] = kernels.log_places(score, starts)
         columns[f"{source}_proposed"] = candidates.rank[:, number] > 0
     columns["sources"] = (candidates.rank[:, described] > 0).sum(axis=1)
     return columns
@@ -228,8 +229,8 @@ def _of_categories(candidates: Candidates, users: UserBatch, active: _Activity) 
     for name, codes in users.categories.items():
         size = int(codes.max(initial=0)) + 1
         grouped = group_days(buyer * size + codes[bought], days)
-        place, known = grouped.find(row * size + codes[item])
-        known &= codes[item] > 0
+        place, bought_there = grouped.find(row * size + codes[item])
+        known = bought_there & (codes[item] > 0)
         of_category = np.bincount(codes, weights=window, minlength=size)
         columns[f"{name}_share"] = np.where(known, grouped.count[place] / count[row], 0.0)
         columns[f"{name}_count"] = np.where(known, np.log1p(grouped.count[place]), 0.0)
@@ -237,8 +238,8 @@ def _of_categories(candidates: Candidates, users: UserBatch, active: _Activity) 
         columns[f"{name}_last"] = np.where(known, np.log1p(grouped.last[place]), np.nan)
         columns[f"{name}_popularity"] = np.log(of_category + 1e-7)[codes[item]]
         columns[f"{name}_standing"] = np.log((window + 1e-7) / (of_category[codes] + 1e-7))[item]
-        paid = _mean(log_price[bought], buyer * size + codes[bought], len(users) * size)
-        columns[f"{name}_price"] = log_price[item] - paid[row * size + codes[item]]
+        paid = _mean(log_price[bought], grouped.find(buyer * size + codes[bought])[0], len(grouped.key))
+        columns[f"{name}_price"] = log_price[item] - np.where(bought_there, paid[place], np.nan)
     return columns
 
 
@@ -251,15 +252,6 @@ def _standardised(score: np.ndarray, row: np.ndarray, users: int) -> np.ndarray:
     centred = np.where(present, values - mean[row], 0.0)
     spread = np.sqrt(np.bincount(row, weights=centred**2, minlength=users) / count)
     return np.where(present, centred / np.maximum(spread, 1e-9)[row], np.nan)
-
-
-def _log_place(score: np.ndarray, row: np.ndarray, users: int) -> np.ndarray:
-    """log(1 + place) of each score among its user's, best first from 0, ties in row order; NaN counts as the lowest."""
-    order = np.lexsort((-np.nan_to_num(score, nan=-np.inf), row))
-    starts = np.searchsorted(row, np.arange(users))
-    place = np.empty(len(row))
-    place[order] = np.arange(len(row)) - starts[row[order]]
-    return np.log1p(place)
 
 
 def _mean(values: np.ndarray, key: np.ndarray, size: int) -> np.ndarray:

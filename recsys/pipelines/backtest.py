@@ -22,7 +22,6 @@ from recsys.ranking.bundle import Bundle
 from recsys.ranking.recommend import score_users
 from recsys.ranking.scorer import Device, chances
 from recsys.retrieval.signals import Signals
-from recsys.retrieval.sources import Factors
 from recsys.storage import load_arrays, save_arrays
 
 
@@ -109,7 +108,6 @@ def _measure_task(
 ) -> Task:
     featurizer, scorer = scoring(state, model, Signals(**arrays), lists)
     chance = chances(scorer.bundle)
-    factors = Factors(state.settings.signals)
     told = {"seed": state.settings.run.seed, "diversity": state.settings.rank.diversity}
     label_end = _label_end(state.settings, as_of)
 
@@ -119,7 +117,7 @@ def _measure_task(
         total = zero()
         histories, only = state.dataset.histories(unit["shard"]), supplied_of(state, unit["shard"])
         for batch in score_users(histories, featurizer, scorer, only):
-            found = backtest.evaluate(batch, start=start, end=stop, factors=factors, **told)
+            found = backtest.evaluate(batch, start=start, end=stop, **told)
             sums = backtest.add([sums, found])
             if label_end <= end:
                 total = backtest.add([total, count(batch, chance=chance, end=midnight(label_end))])

@@ -64,7 +64,7 @@ def item_factors(purchases: sp.csr_matrix, settings: config.Signals, *, seed: in
     return np.asarray(model.item_factors, np.float32)
 
 
-def fold_in(purchases: sp.csr_matrix, factors: np.ndarray, settings: config.Signals) -> np.ndarray:
+def fold_in(purchases: sp.csr_matrix, factors: np.ndarray, settings: config.Signals, *, gram: np.ndarray) -> np.ndarray:
     """float32 (U, D) user factors for given item factors: the user's half of an ALS iteration (equation 4 of the same paper).
 
     A user's bits depend on the user's purchases alone, not on who else is in the batch. Ours, as the library's wants writable
@@ -73,20 +73,25 @@ def fold_in(purchases: sp.csr_matrix, factors: np.ndarray, settings: config.Sign
     Args:
         purchases: (U, J) purchase days.
         factors: float32 (J, D) of `item_factors`.
+        gram: float32 (D, D), factors.T @ factors: what all users share of the normal equation.
     """
     weight = confidence(purchases)
-    common = shared_part(factors, settings)
     vectors = np.zeros((purchases.shape[0], factors.shape[1]), np.float32)
     for user, (start, stop) in enumerate(pairwise(weight.indptr.tolist())):
         if start < stop:
-            liked = factors[weight.indices[start:stop]]
-            sure = settings.als_alpha * weight.data[start:stop]
-            vectors[user] = scipy.linalg.solve(common + liked.T @ (liked * (sure - 1)[:, None]), liked.T @ sure, assume_a="pos")
+            liked, sure, left = _normal_equation(weight, slice(start, stop), factors, settings, gram)
+            vectors[user] = _solve(left, liked.T @ sure)
     return vectors
 
 
 def purchase_shares(
-    purchases: sp.csr_matrix, factors: np.ndarray, settings: config.Signals, *, row: np.ndarray, item: np.ndarray
+    purchases: sp.csr_matrix,
+    factors: np.ndarray,
+    settings: config.Signals,
+    *,
+    gram: np.ndarray,
+    row: np.ndarray,
+    item: np.ndarray,
 ) -> sp.csr_matrix:
     """(M, J) what each purchase adds to the ALS score of M pairs of a user and an item; a row's sum is the score.
 
@@ -95,29 +100,43 @@ def purchase_shares(
 
     Args:
         purchases: (U, J) purchase days.
+        gram: as of `fold_in`.
         row, item: int64 (M), user row and active position of each pair; users in any order.
     """
     weight = confidence(purchases)
-    common = shared_part(factors, settings)
     lengths = np.diff(weight.indptr)[row]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     bought = np.empty(offsets[-1], np.int64)
     share = np.empty(offsets[-1], np.float32)
-    for user in np.unique(row):
+    order = np.argsort(row, kind="stable")
+    users, first = np.unique(row[order], return_index=True)
+    for user, mine in zip(users.tolist(), np.split(order, first[1:]), strict=True):
         start, stop = weight.indptr[user : user + 2]
-        liked = factors[weight.indices[start:stop]]
-        sure = settings.als_alpha * weight.data[start:stop]
-        mine = np.flatnonzero(row == user)
-        pulled = scipy.linalg.solve(common + liked.T @ (liked * (sure - 1)[:, None]), factors[item[mine]].T, assume_a="pos")
+        liked, sure, left = _normal_equation(weight, slice(start, stop), factors, settings, gram)
+        pulled = _solve(left, factors[item[mine]].T)
         places = offsets[mine][:, None] + np.arange(stop - start)
         bought[places] = weight.indices[start:stop]
         share[places] = (sure[:, None] * (liked @ pulled)).T
     return sp.csr_matrix((share, bought, offsets), shape=(len(row), purchases.shape[1]))
 
 
-def shared_part(factors: np.ndarray, settings: config.Signals) -> np.ndarray:
-    """float32 (D, D): the part of the normal equation that all users share."""
-    return factors.T @ factors + settings.als_l2 * np.eye(factors.shape[1], dtype=np.float32)
+def _normal_equation(
+    weight: sp.csr_matrix, mine: slice, factors: np.ndarray, settings: config.Signals, gram: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A user's float32 factors of what was bought (N, D), confidences (N), and left side (D, D)."""
+    liked = factors[weight.indices[mine]]
+    sure = settings.als_alpha * weight.data[mine]
+    left = gram + liked.T @ (liked * (sure - 1)[:, None])
+    left[np.diag_indices_from(left)] += np.float32(settings.als_l2)
+    return liked, sure, left
+
+
+def _solve(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The solution of a positive definite system; LAPACK itself, as for a small one the checks of scipy.linalg.solve cost most."""
+    (solve,) = scipy.linalg.get_lapack_funcs(("posv",), (left, right))
+    _, found, failed = solve(left, right)
+    assert not failed, "signals.als_l2 above 0 makes every normal equation positive definite"
+    return found
 
 
 def confidence(purchases: sp.csr_matrix) -> sp.csr_matrix:
@@ -130,16 +149,27 @@ def confidence(purchases: sp.csr_matrix) -> sp.csr_matrix:
 EXACT_BITS = 53  # of a float64: integers below 2^53 and their sums are exact
 
 
-def exact_product(vectors: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """float32 (U, J): vectors @ factors.T, a user's bits the same whoever else is in the batch and on any machine.
+def on_grid(vectors: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """User vectors as whole numbers, whose products with those of items are exact: the same bits whoever else is in the batch.
 
     BLAS sums in an order that depends on a row's place and on the processor. So both sides are rounded to integers so small that no
     sum of their products is ever rounded: at 64 factors of 23 bits, as many as a float32 has but one.
+
+    Args:
+        vectors: float32 (U, D).
+        largest: the largest absolute value of any item's factors.
+
+    Returns:
+        float64 (U, D) whole numbers; float64 (U), powers of two that make scores of the products; and the power of two for
+        `whole_numbers`.
     """
     bits = (EXACT_BITS - vectors.shape[1].bit_length()) // 2
-    whole = []
-    for side, axis in ((vectors, 1), (factors, None)):
-        _, exponent = np.frexp(np.abs(side).max(axis=axis, keepdims=True, initial=0.0))
-        whole.append((np.rint(np.ldexp(side.astype(np.float64), bits - exponent)), exponent - bits))
-    (left, of_left), (right, of_right) = whole
-    return np.ldexp(left @ right.T, of_left + of_right).astype(np.float32)
+    _, exponent = np.frexp(np.abs(vectors).max(axis=1, keepdims=True, initial=0.0))
+    whole = np.rint(np.ldexp(vectors.astype(np.float64), bits - exponent))
+    power = float(np.ldexp(1.0, bits - np.frexp(np.float32(largest))[1]))
+    return whole, np.ldexp(1.0, exponent[:, 0] - bits) / power, power
+
+
+def whole_numbers(factors: np.ndarray, power: float) -> np.ndarray:
+    """float64 (J, D): item factors as the whole numbers of `on_grid`."""
+    return np.rint(factors.astype(np.float64) * power)

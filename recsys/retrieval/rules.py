@@ -1,7 +1,7 @@
 """The shop's rules: what a user may not be shown, and how much of one value a list may hold.
 
-A rule that decides about a user and an item alone becomes a mask over a batch, which is laid over every source's scores before the
-source proposes anything, so each proposes its best allowed items (`candidates.propose`). A cap decides about an item among others
+A rule that decides about a user and an item alone is asked while a source looks for its best items, so each proposes its best allowed
+ones, and what the rule took from them is counted (`candidates.propose`). A cap decides about an item among others
 and acts where lists are cut (`top_k.cut_lists`). Drops are counted under the first rule that asks for them: the built-in ones
 ("available", and "repeats" unless rank.allow_repeats), then [[rules]] in their order.
 
@@ -23,11 +23,12 @@ from recsys import config
 from recsys.config import AVAILABLE, REPEATS
 from recsys.data.catalog import Catalog
 from recsys.hashing import stable_hash
+from recsys.retrieval.heaps import Barred
 from recsys.retrieval.supplied import read_list
 from recsys.retrieval.users import UserBatch
 from recsys.schema import USER_ID
 
-Mask = Callable[[UserBatch], np.ndarray]
+OfUsers = Callable[[UserBatch], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,20 @@ class Cap:
     """int32 (I): which value each item of the catalog has, -1 where it has none."""
 
 
+@dataclass(frozen=True)
+class _Mask:
+    """What one rule forbids, whatever else is on a list."""
+
+    number: int
+    """Place of the rule in `Rules.names`."""
+    items: np.ndarray | None = None
+    """bool (I): forbidden to all in the audience."""
+    pairs: OfUsers | None = None
+    """int64: user row x J + active position of what is forbidden to a user alone; without repeats."""
+    audience: OfUsers | None = None
+    """bool (U): whom the rule is for; None: everybody."""
+
+
 class Rules:
     """The rules, held against a catalog.
 
@@ -51,9 +66,9 @@ class Rules:
     def __init__(self, settings: config.Settings, catalog: Catalog, lists: Path | None) -> None:
         self.names: tuple[str, ...] = names(settings)
         self.caps: list[Cap] = []
-        self._masks: list[tuple[int, Mask]] = [(0, _of_items(~catalog.available))]
+        self._masks: list[_Mask] = [_Mask(0, items=~catalog.available)]
         if REPEATS in self.names:
-            self._masks.append((1, _bought(None)))
+            self._masks.append(_Mask(1, pairs=_bought(None)))
         first = len(self.names) - len(settings.rules)
         for place, rule in enumerate(settings.rules):
             if isinstance(rule, config.CapRule):
@@ -61,21 +76,30 @@ class Rules:
                 value = pc.fill_null(codes.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
                 self.caps.append(Cap(first + place, rule.at_most, value))
             elif lists is not None or not rule.lists():
-                self._masks.append((first + place, _mask(rule, place, catalog, lists)))
+                self._masks.append(_mask(rule, first + place, place, catalog, lists))
 
-    def barred(self, users: UserBatch) -> np.ndarray:
-        """uint16 (U, J), or (1, J) where all users are treated alike: 0 where the user may see the item, else 1 + the place in
-        `names` of the first rule that forbids it.
-        """
-        barred = np.zeros((1, len(users.signals.items)), np.uint16)
-        for number, mask in self._masks:
-            forbids = mask(users)
-            if not forbids.any():
-                continue
-            if len(forbids) > len(barred):
-                barred = np.repeat(barred, len(users), axis=0)
-            np.copyto(barred, np.uint16(number + 1), where=(barred == 0) & forbids)
-        return barred
+    def barred(self, users: UserBatch) -> Barred:
+        """What the rules forbid the users; a pair that several forbid is the first one's."""
+        everybody = np.ones(len(users), bool)
+        heard = [everybody if mask.audience is None else mask.audience(users) for mask in self._masks]
+        audiences, row = np.unique(np.stack(heard, axis=1), axis=0, return_inverse=True)
+        shared = np.zeros((max(len(audiences), 1), len(users.signals.items)), np.uint16)
+        keys, places = [np.empty(0, np.int64)], [np.empty(0, np.uint16)]
+        for at, mask in enumerate(self._masks):
+            place = np.uint16(mask.number + 1)
+            if mask.items is not None:
+                forbidden = mask.items[users.signals.items]
+                for number in np.flatnonzero(audiences[:, at]):
+                    np.copyto(shared[number], place, where=(shared[number] == 0) & forbidden)
+            if mask.pairs is not None:
+                key = mask.pairs(users)
+                key = key[heard[at][key // len(users.signals.items)]]
+                keys.append(key)
+                places.append(np.full(len(key), place))
+        key, first = np.unique(np.concatenate(keys), return_index=True)  # of equals the first: rules stand in their order
+        user_row, item = np.divmod(key, len(users.signals.items))
+        offsets = np.searchsorted(user_row, np.arange(len(users) + 1)).astype(np.int64)
+        return Barred(row.ravel().astype(np.int64), shared, offsets, item.astype(np.int32), np.concatenate(places)[first])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +109,8 @@ class RuledUsers(UserBatch):
     rules: Rules
 
     @cached_property
-    def barred(self) -> np.ndarray:
-        """uint16 (U, J) or (1, J): 0 where the rules let the user see the item, as `Rules.barred` tells."""
+    def barred(self) -> Barred:
+        """What the rules forbid."""
         return self.rules.barred(self)
 
 
@@ -100,67 +124,57 @@ def in_training(settings: config.Settings) -> list[config.AnyRule]:
     return [rule for rule in settings.rules if not isinstance(rule, config.CapRule) and not rule.lists()]
 
 
-def _mask(rule: config.AnyRule, place: int, catalog: Catalog, lists: Path | None) -> Mask:
+def _mask(rule: config.AnyRule, number: int, place: int, catalog: Catalog, lists: Path | None) -> _Mask:
+    items: np.ndarray | None = None
+    pairs: OfUsers | None = None
     match rule:
         case config.BoughtRule():
-            mask = _bought(rule.days)
+            pairs = _bought(rule.days)
         case config.ColumnRule():
             words = pa.array(rule.only or rule.never, pa.string())
             found = pc.is_in(_words(catalog.table.column(rule.column)), value_set=words).to_numpy(zero_copy_only=False)
-            mask = _of_items(~found if rule.only else found)
+            items = ~found if rule.only else found
         case config.RangeRule():
             values = catalog.table.column(rule.column).to_numpy()  # null is NaN, which is within no bounds
             low = np.float32(-np.inf if rule.min is None else rule.min)
             high = np.float32(np.inf if rule.max is None else rule.max)
-            mask = _of_items(~((values >= low) & (values <= high)))
+            items = ~((values >= low) & (values <= high))
         case config.ItemsRule():
             found = read_list(lists, place, "items")
-            mask = _of_items(~found if rule.only else found)
+            items = ~found if rule.only else found
         case config.PairsRule():
-            return _pairs(read_list(lists, place, "pairs"))
+            return _Mask(number, pairs=_pairs(read_list(lists, place, "pairs")))
         case config.CapRule():
             raise AssertionError("a cap is no mask")
     if rule.audience is None:
-        return mask
+        return _Mask(number, items, pairs)
     audience = _audience(rule.audience, None if rule.audience.ids is None else read_list(lists, place, "users"))
-    return lambda users: mask(users) & audience(users)[:, None]
+    return _Mask(number, items, pairs, audience)
 
 
-def _of_items(forbidden: np.ndarray) -> Mask:
-    """The same for all users; bool (I)."""
-    return lambda users: forbidden[users.signals.items][None, :]
-
-
-def _bought(days: int | None) -> Mask:
+def _bought(days: int | None) -> OfUsers:
     """What the user bought in the last `days` of the history, or in all of it."""
-
-    def mask(users: UserBatch) -> np.ndarray:
-        forbidden = np.zeros((len(users), len(users.signals.items)), bool)
-        lately = slice(None) if days is None else users.own.last[:-1] < days  # 0: within the last 24 hours
-        forbidden.ravel()[users.own_key[lately]] = True
-        return forbidden
-
-    return mask
+    if days is None:
+        return lambda users: users.own_key
+    return lambda users: users.own_key[users.own.last[:-1] < days]  # 0: within the last 24 hours
 
 
-def _pairs(pairs: np.ndarray) -> Mask:
+def _pairs(pairs: np.ndarray) -> OfUsers:
     """What a list of pairs holds; uint64 (2, P) of `write_list`."""
 
-    def mask(users: UserBatch) -> np.ndarray:
-        forbidden = np.zeros((len(users), len(users.signals.items)), bool)
+    def forbidden(users: UserBatch) -> np.ndarray:
         hashes = _hashes(users)
         start, stop = (np.searchsorted(pairs[0], hashes, side) for side in ("left", "right"))
         count = stop - start
         row = np.repeat(np.arange(len(users)), count)
         place = np.arange(len(row)) + np.repeat(start - np.cumsum(count) + count, count)
-        item = users.signals.position[pairs[1][place].astype(np.int64)]
-        forbidden[row[item >= 0], item[item >= 0]] = True
-        return forbidden
+        item = users.signals.position[pairs[1][place].astype(np.int64)].astype(np.int64)
+        return np.unique((row * len(users.signals.items) + item)[item >= 0])
 
-    return mask
+    return forbidden
 
 
-def _audience(audience: config.Audience, listed: np.ndarray | None) -> Mask:
+def _audience(audience: config.Audience, listed: np.ndarray | None) -> OfUsers:
     """bool (U): whom a rule is for."""
     if listed is not None:
         return lambda users: np.isin(_hashes(users), listed)

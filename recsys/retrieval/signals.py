@@ -15,7 +15,7 @@ from recsys import config
 from recsys.data.histories import Histories, purchase_days
 from recsys.errors import DataError
 from recsys.hashing import mix, stable_hash
-from recsys.retrieval.collaborative import item_factors, neighbour_weights
+from recsys.retrieval.collaborative import item_factors, neighbour_weights, on_grid, whole_numbers
 from recsys.schema import DAY_US, USER_ID
 from recsys.storage import load_arrays
 
@@ -81,6 +81,43 @@ class Signals:
     def neighbours_by_scored(self) -> sp.csc_matrix:
         """The same weights by column, for asking why an item scored."""
         return self.neighbours.tocsc()
+
+    @cached_property
+    def share_of_buyers(self) -> np.ndarray:
+        """float32 (J): each item's share of all items' buyers in the last 28 days; those without follow in order of the history.
+
+        Buyers, not purchases: what few users buy often is nothing for all.
+        """
+        shares = self.buyers / np.maximum(self.buyers.sum(axis=1, keepdims=True, dtype=np.float64), 1)
+        return np.where(shares[MONTH] > 0, shares[MONTH], shares[-1] * 1e-6).astype(np.float32)
+
+    @cached_property
+    def by_popularity(self) -> np.ndarray:
+        """int32: items that anybody bought, those of the highest `share_of_buyers` first, ties by item."""
+        order = np.argsort(-self.share_of_buyers, kind="stable")
+        return order[: np.count_nonzero(self.share_of_buyers)].astype(np.int32)
+
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """float32 (D, D): the sum over items of the outer products of their factors."""
+        return self.factors.T @ self.factors
+
+    @cached_property
+    def largest_factor(self) -> float:
+        """The largest absolute value among the factors."""
+        return max(float(self.factors.max(initial=0.0)), -float(self.factors.min(initial=0.0)))
+
+    @cached_property
+    def by_length(self) -> tuple[np.ndarray, np.ndarray]:
+        """int32 and float64: items that anybody bought, those of the longest vectors on the grid of products first, and the lengths."""
+        power = on_grid(np.empty((0, self.factors.shape[1]), np.float32), self.largest_factor)[2]
+        length = np.empty(len(self.items))
+        for start in range(0, len(length), 1 << 16):  # whole numbers take twice the memory
+            whole = whole_numbers(self.factors[start : start + (1 << 16)], power)
+            length[start : start + len(whole)] = np.sqrt((whole * whole).sum(axis=1)) / power
+        bought = np.flatnonzero(self.buyers[-1] > 0)
+        order = bought[np.argsort(-length[bought], kind="stable")]
+        return order.astype(np.int32), length[order]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every field by name."""

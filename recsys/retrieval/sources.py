@@ -1,19 +1,27 @@
-"""The candidate sources: a batch of users and the signals -> a score for every item that may be worth recommending.
+"""The candidate sources: a batch of users and the signals -> each user's best items, and a score for any pair.
 
-A source is a small class with one contract: `scores(users)` gives every active item a number for every user. Proposing the best,
-leaving out what the shop's rules forbid, merging and capping are the same for all and done once, in `candidates.propose`.
+A source is a small class with one contract: `best` finds the highest scored items of every user within a limit, those that the shop's
+rules forbid apart, and `scores` tells the score of any pair of a user and an item. Merging, capping and counting what rules took are
+the same for all and done once, in `candidates.propose`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from typing_extensions import override
 
 from recsys import config
-from recsys.retrieval.collaborative import exact_product, fold_in
-from recsys.retrieval.signals import MONTH, POPULARITY_DAYS, group_keys
+from recsys.retrieval import best_kernels, score_kernels
+from recsys.retrieval.collaborative import on_grid, whole_numbers
+from recsys.retrieval.heaps import Barred, Heaps, empty_heaps
+from recsys.retrieval.score_kernels import Lists
+from recsys.retrieval.signals import MONTH, POPULARITY_DAYS, Signals, group_keys
 from recsys.retrieval.users import UserBatch
 from recsys.schema import DAY_US
+
+BLOCK = 1024  # items whose products are made at once
 
 
 class Source(Protocol):
@@ -21,8 +29,12 @@ class Source(Protocol):
 
     name: str
 
-    def scores(self, users: UserBatch) -> np.ndarray:
-        """float32 (U, J), or (1, J) where all users get the same; -inf where the source does not propose the item."""
+    def best(self, users: UserBatch, barred: Barred, limit: int) -> Heaps:
+        """The at most `limit` best items of each user, ties by item: of those that the user may see, and of those that are barred."""
+        ...
+
+    def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """float32 (N): the score of each pair, int64 (N) each, user rows ascending; NaN where the source does not propose the item."""
         ...
 
 
@@ -31,10 +43,15 @@ class Own:
 
     name = "own"
 
-    def scores(self, users: UserBatch) -> np.ndarray:  # noqa: D102
-        scores = np.full((len(users), len(users.signals.items)), -np.inf, np.float32)
-        scores.ravel()[users.own_key] = users.own.decayed[:-1]
-        return scores
+    def best(self, users: UserBatch, barred: Barred, limit: int) -> Heaps:  # noqa: D102
+        found = empty_heaps(len(users), limit)
+        offsets, bought = users.bought
+        best_kernels.of_rows(offsets, bought, users.own.decayed[:-1].astype(np.float32), barred, found)
+        return found
+
+    def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102
+        place, known = users.own.find(user_row * len(users.signals.items) + item)
+        return np.where(known, users.own.decayed[place], np.nan).astype(np.float32)
 
 
 class Popular:
@@ -42,10 +59,15 @@ class Popular:
 
     name = "popular"
 
-    def scores(self, users: UserBatch) -> np.ndarray:  # noqa: D102
-        scores = _all_items(users)[None, :]
-        scores[scores == 0] = -np.inf
-        return scores
+    def best(self, users: UserBatch, barred: Barred, limit: int) -> Heaps:  # noqa: D102
+        found = empty_heaps(len(users), limit)
+        order = users.signals.by_popularity
+        best_kernels.of_order(order, users.signals.share_of_buyers[order], np.arange(len(users)), barred, found)
+        return found
+
+    def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102, ARG002
+        score = users.signals.share_of_buyers[item]
+        return np.where(score > 0, score, np.nan).astype(np.float32)
 
 
 class Group:
@@ -62,37 +84,45 @@ class Group:
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = columns
 
-    def scores(self, users: UserBatch) -> np.ndarray:  # noqa: D102
+    def best(self, users: UserBatch, barred: Barred, limit: int) -> Heaps:  # noqa: D102
+        found = empty_heaps(len(users), limit)
+        for groups, rows in self._alike(users):
+            share = _group_share(users.signals, groups)
+            best_kernels.of_row(share, rows, barred, found)
+        return found
+
+    def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102
+        score = np.full(len(item), np.nan, np.float32)
+        for groups, rows in self._alike(users):
+            share = _group_share(users.signals, groups)
+            for row in rows:
+                mine = slice(*np.searchsorted(user_row, (row, row + 1)))
+                score[mine] = share[item[mine]]
+        score[score == 0] = np.nan
+        return score
+
+    def _alike(self, users: UserBatch) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For users without purchases: the places of the groups they are in, the widest first, and the rows of users in the same."""
         signals = users.signals
         cold = np.flatnonzero(np.diff(users.matrix.indptr) == 0)
-        if not len(cold):
-            return np.full((1, len(signals.items)), -np.inf, np.float32)
-        scores = np.full((len(users), len(signals.items)), -np.inf, np.float32)
+        if not len(cold) or not len(signals.groups):
+            return []
         keys = group_keys(users.history.users.take(cold), self.columns)
-        place = np.minimum(np.searchsorted(signals.groups, keys), max(len(signals.groups) - 1, 0))
-        known = signals.groups[place] == keys if len(signals.groups) else np.zeros(keys.shape, bool)
-        chains, alike = np.unique(np.where(known, place, -1), axis=1, return_inverse=True)
-        of_all = _all_items(users).astype(np.float64)
-        for number, chain in enumerate(chains.T):
-            if (groups := chain[chain >= 0]).size:
-                share = of_all
-                for group in groups:
-                    mine = slice(signals.group_offsets[group], signals.group_offsets[group + 1])
-                    counts = signals.group_counts[mine].astype(np.float64)
-                    counted = np.bincount(signals.group_items[mine], weights=counts, minlength=len(share))
-                    share = (counted + len(counts) * share) / (counts.sum() + len(counts))
-                share[share == 0] = -np.inf
-                scores[cold[alike.ravel() == number]] = share
-        return scores
+        place = np.minimum(np.searchsorted(signals.groups, keys), len(signals.groups) - 1)
+        chains, alike = np.unique(np.where(signals.groups[place] == keys, place, -1), axis=1, return_inverse=True)
+        same = [(chain[chain >= 0], cold[alike.ravel() == number]) for number, chain in enumerate(chains.T)]
+        return [(groups, rows) for groups, rows in same if len(groups)]
 
 
-def _all_items(users: UserBatch) -> np.ndarray:
-    """float32 (J): each item's share of all items' buyers in the last 28 days; those without follow in order of the history.
-
-    Buyers, not purchases: what few users buy often is nothing for all.
-    """
-    shares = users.signals.buyers / np.maximum(users.signals.buyers.sum(axis=1, keepdims=True, dtype=np.float64), 1)
-    return np.where(shares[MONTH] > 0, shares[MONTH], shares[-1] * 1e-6).astype(np.float32)
+def _group_share(signals: Signals, groups: np.ndarray) -> np.ndarray:
+    """float32 (J): P(item) of users in all of the groups, the widest first."""
+    share = signals.share_of_buyers.astype(np.float64)
+    for group in groups:
+        mine = slice(signals.group_offsets[group], signals.group_offsets[group + 1])
+        counts = signals.group_counts[mine].astype(np.float64)
+        counted = np.bincount(signals.group_items[mine], weights=counts, minlength=len(share))
+        share = (counted + len(counts) * share) / (counts.sum() + len(counts))
+    return share.astype(np.float32)
 
 
 class Neighbours:
@@ -100,81 +130,143 @@ class Neighbours:
 
     name = "neighbours"
 
-    def scores(self, users: UserBatch) -> np.ndarray:  # noqa: D102
-        binary = users.matrix.copy()
-        binary.data[:] = 1.0
-        scores = np.asarray((binary @ users.signals.neighbours).todense(), np.float32)
-        scores[scores <= 0] = -np.inf
-        return scores
+    def best(self, users: UserBatch, barred: Barred, limit: int) -> Heaps:  # noqa: D102
+        found = empty_heaps(len(users), limit)
+        signals = users.signals
+        best_kernels.of_sums(
+            *users.bought, signals.neighbour_offsets, signals.neighbour_items, signals.neighbour_weights, barred, found
+        )
+        return found
+
+    def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102
+        weights = users.signals.neighbours_by_scored
+        by_item = weights.indptr.astype(np.int64), weights.indices, weights.data
+        return score_kernels.sums_of_pairs(*users.bought, *by_item, user_row, item)
 
 
 class Factors:
-    """ALS: the user's vector is folded in from the history, so it is as fresh as the purchases."""
+    """ALS: the user's vector is folded in from the history, so it is as fresh as the purchases.
+
+    Products are exact, see `on_grid`. A vector's product with the user's is at most that of their lengths, so items are tried in order
+    of their vectors' length, a block at a time, until no later one can be among the user's best.
+    """
 
     name = "factors"
 
-    def __init__(self, settings: config.Signals) -> None:
-        self.settings = settings
+    def best(self, users: UserBatch, barred: Barred, limit: int) -> Heaps:  # noqa: D102
+        found = empty_heaps(len(users), limit)
+        order, length = users.signals.by_length
+        left, unit, power = on_grid(users.vectors, users.signals.largest_factor)
+        reach = np.sqrt((left * left).sum(axis=1)) * unit * power * 1.000001  # more than rounding can take
+        asking = np.flatnonzero(np.diff(users.matrix.indptr))
+        for start in range(0, len(order), BLOCK):
+            floor = np.where(found.size[asking, 0] == limit, found.score[asking, 0, 0], -np.inf)
+            asking = asking[reach[asking] * length[start] >= floor]
+            if not len(asking):
+                break
+            block = order[start : start + BLOCK]
+            product = left[asking] @ whole_numbers(users.signals.factors[block], power).T
+            best_kernels.of_products(product, unit[asking], asking, block, barred, found)
+        return found
 
-    def scores(self, users: UserBatch) -> np.ndarray:  # noqa: D102
-        factors = users.signals.factors
-        vectors = fold_in(users.matrix, factors, self.settings)
-        scores = exact_product(vectors, factors)
-        scores[np.diff(users.matrix.indptr) == 0] = -np.inf
-        scores[:, users.signals.buyers[-1] == 0] = -np.inf
-        return scores
+    def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102
+        left, unit, power = on_grid(users.vectors, users.signals.largest_factor)
+        score = score_kernels.products_of_pairs(left, unit, users.signals.factors, power, np.stack([user_row, item]))
+        proposed = (np.diff(users.matrix.indptr) > 0)[user_row] & (users.signals.buyers[-1] > 0)[item]
+        return np.where(proposed, score, np.nan).astype(np.float32)
 
 
-class Category:
+class _ByValue(ABC):
+    """The sum over item columns of P(value | user) times the item's weight among the items of the value."""
+
+    name: str
+
+    def __init__(self) -> None:
+        self._lists: tuple[object, Lists] | None = None
+
+    @abstractmethod
+    def weights(self, users: UserBatch, codes: np.ndarray) -> np.ndarray:
+        """float32 (J): the weight of each item in a column whose codes, int32 (J), are given; 0: it is not proposed for it."""
+
+    def without(self, users: UserBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Row pointers int64 (U + 1) and items int32 that are not proposed, whatever they score."""
+        return np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32)
+
+    def best(self, users: UserBatch, barred: Barred, limit: int) -> Heaps:
+        found = empty_heaps(len(users), limit)
+        best_kernels.of_lists(self._made(users), *users.tastes, self.without(users), barred, found)
+        return found
+
+    def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:
+        score = score_kernels.taste_of_pairs(self._made(users), *users.tastes, user_row, item)
+        offsets, passed = self.without(users)
+        key = np.repeat(np.arange(len(users)), np.diff(offsets)) * len(users.signals.items) + passed
+        score[np.isin(user_row * len(users.signals.items) + item, key)] = np.nan
+        return score
+
+    def _made(self, users: UserBatch) -> Lists:
+        """The lists, made once for all batches of a featurizer."""
+        if self._lists is None or self._lists[0] is not users.categories:
+            columns = [(codes, self.weights(users, codes)) for codes in users.categories.values()]
+            self._lists = users.categories, _lists(columns)
+        return self._lists[1]
+
+
+def _lists(columns: Sequence[tuple[np.ndarray, np.ndarray]]) -> Lists:
+    """Of each column's codes, int32 (J), and weights, float32 (J); values are numbered as in `UserBatch.tastes`."""
+    values: list[np.ndarray] = []
+    items: list[np.ndarray] = []
+    sizes: list[np.ndarray] = []
+    first = 0
+    for codes, weight in columns:
+        item = np.flatnonzero((codes > 0) & (weight > 0)).astype(np.int32)
+        item = item[np.lexsort((item, -weight[item], codes[item]))]
+        size = int(codes.max(initial=0)) + 1
+        values.append(codes + np.int32(first))
+        items.append(item)
+        sizes.append(np.bincount(codes[item], minlength=size))
+        first += size
+    return Lists(
+        offsets=np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64),
+        item=np.concatenate(items),
+        weight=np.concatenate([weight[item] for item, (_, weight) in zip(items, columns, strict=True)]),
+        value=np.stack(values),
+        of_item=np.stack([weight for _, weight in columns]),
+    )
+
+
+class Category(_ByValue):
     """What is popular in the user's categories: the mean over columns of P(category | user) P(item | category)."""
 
     name = "category"
 
-    def scores(self, users: UserBatch) -> np.ndarray:  # noqa: D102
-        popularity = users.signals.popularity
-        share = popularity[MONTH].astype(np.float64)
-        scores = np.zeros((len(users), len(share)), np.float32)
-        for codes in users.categories.values():
-            size = int(codes.max(initial=0)) + 1
-            within = share / np.maximum(np.bincount(codes, weights=share, minlength=size), 1e-12)[codes]
-            scores += _taste(users, codes, size)[:, codes] * within.astype(np.float32)
-        scores[scores == 0] = -np.inf
-        return scores
+    @override
+    def weights(self, users: UserBatch, codes: np.ndarray) -> np.ndarray:
+        share = users.signals.popularity[MONTH].astype(np.float64)
+        within = share / np.maximum(np.bincount(codes, weights=share), 1e-12)[codes]
+        return within.astype(np.float32)
 
 
-def _taste(users: UserBatch, codes: np.ndarray, size: int) -> np.ndarray:
-    """float32 (U, size): the share of each of a column's values in the user's purchases; 0 of the unknown one."""
-    user, item, _ = users.purchases
-    bought = np.bincount(user, minlength=len(users)).astype(np.float64)
-    taste = np.bincount(user * size + codes[item], minlength=len(users) * size).reshape(len(users), size)
-    taste = taste / np.maximum(bought, 1)[:, None]
-    taste[:, 0] = 0.0
-    return taste.astype(np.float32)
-
-
-class Content:
+class Content(_ByValue):
     """Cold items, those with few buyers or none: the sum over columns of P(value | user), halved for every 28 days since the first
     purchase by anybody."""
 
     name = "content"
 
     def __init__(self, buyers: int) -> None:
+        super().__init__()
         self.buyers = buyers
 
-    def scores(self, users: UserBatch) -> np.ndarray:  # noqa: D102
+    @override
+    def weights(self, users: UserBatch, codes: np.ndarray) -> np.ndarray:
         signals = users.signals
-        cold = np.flatnonzero(signals.buyers[-1] < self.buyers)
-        age_days = (int(signals.cutoff) - signals.first_ts[cold]) / DAY_US
-        newness = (0.5 ** (age_days / POPULARITY_DAYS[MONTH])).astype(np.float32)
-        found = np.zeros((len(users), len(cold)), np.float32)
-        for codes in users.categories.values():
-            found += _taste(users, codes, int(codes.max(initial=0)) + 1)[:, codes[cold]]
-        found *= newness
-        found[found == 0] = -np.inf
-        scores = np.full((len(users), len(signals.items)), -np.inf, np.float32)
-        scores[:, cold] = found
-        scores.ravel()[users.own_key] = -np.inf  # not new to the user
-        return scores
+        age_days = (int(signals.cutoff) - signals.first_ts) / DAY_US
+        newness = 0.5 ** (age_days / POPULARITY_DAYS[MONTH])
+        return np.where(signals.buyers[-1] < self.buyers, newness, 0).astype(np.float32)
+
+    @override
+    def without(self, users: UserBatch) -> tuple[np.ndarray, np.ndarray]:
+        return users.bought  # not new to the user
 
 
 def sources(settings: config.Settings) -> list[tuple[Source, int]]:
@@ -183,7 +275,7 @@ def sources(settings: config.Settings) -> list[tuple[Source, int]]:
     listed: list[tuple[Source, int]] = [
         (Own(), limits.own if settings.rank.allow_repeats else 0),
         (Neighbours(), limits.neighbours),
-        (Factors(settings.signals), limits.factors),
+        (Factors(), limits.factors),
         (Category(), limits.category if settings.features.item_categorical else 0),
         (Content(limits.cold_buyers), limits.content if settings.features.item_categorical else 0),
         (Group(settings.features.user_categorical), limits.popular if settings.features.user_categorical else 0),

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from recsys import config
 from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, purchase_days
+from recsys.retrieval.collaborative import fold_in
 from recsys.retrieval.signals import Signals
 from recsys.retrieval.supplied import Supplied
 
@@ -56,6 +57,36 @@ class UserBatch:
         """float32 (U, J): on how many days the user bought the item."""
         user, item = np.divmod(self.own_key, len(self.signals.items))
         return sp.csr_matrix((self.own.count[:-1].astype(np.float32), (user, item)), shape=(len(self), len(self.signals.items)))
+
+    @cached_property
+    def bought(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row pointers int64 (U + 1) and the items bought, int32, ascending within a user."""
+        return self.matrix.indptr.astype(np.int64), self.matrix.indices.astype(np.int32)
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """float32 (U, D): the users folded in to the factors of ALS; zeros without purchases."""
+        return fold_in(self.matrix, self.signals.factors, self.fitted, gram=self.signals.gram)
+
+    @cached_property
+    def tastes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row pointers int64 (U + 1), values int32 and shares float32: how much of the user's purchases each value has in its column.
+
+        Values are numbered through all columns of `categories`, each column's codes after those of the one before; the unknown value
+        has no share.
+        """
+        user, item, _ = self.purchases
+        count = np.maximum(np.bincount(user, minlength=len(self)), 1).astype(np.float64)
+        total = sum(int(codes.max(initial=0)) + 1 for codes in self.categories.values())
+        keys, first = [np.empty(0, np.int64)], 0
+        for codes in self.categories.values():
+            known = codes[item] > 0
+            keys.append(user[known] * total + codes[item[known]] + first)
+            first += int(codes.max(initial=0)) + 1
+        key, times = np.unique(np.concatenate(keys), return_counts=True)
+        row, value = np.divmod(key, max(total, 1))
+        share = (times / count[row]).astype(np.float32)
+        return np.searchsorted(row, np.arange(len(self) + 1)).astype(np.int64), value.astype(np.int32), share
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,10 @@ from recsys.evaluation import backtest, bootstrap, reliability
 from recsys.hashing import stable_hash
 from recsys.ranking.recommend import ScoredUsers
 from recsys.retrieval import candidates, sources
-from recsys.retrieval.sources import Factors
 from recsys.schema import DAY_US
 from tests import shops
 from tests.shops import AFTER, ANN, BEFORE, BOB, BREAD, CAKE, CHEESE, CUTOFF, DEE, END, HISTORY, MILK, NOTHING, ROLL, SPADE, Event
 
-FACTORS = Factors(shops.settings().signals)
 SEED = 5
 
 
@@ -32,7 +30,7 @@ def batches(events: Histories) -> Iterator[ScoredUsers]:
 
 
 def sums(events: Histories, *, start: int = CUTOFF, end: int = END) -> dict[str, np.ndarray]:
-    return backtest.add([backtest.evaluate(batch, start=start, end=end, factors=FACTORS, seed=SEED) for batch in batches(events)])
+    return backtest.add([backtest.evaluate(batch, start=start, end=end, seed=SEED) for batch in batches(events)])
 
 
 def summarised(events: Histories, *, start: int = CUTOFF, end: int = END) -> Mapping[str, Any]:
@@ -170,7 +168,7 @@ def test_the_model_lists_its_candidates_by_raw_output(summary: Mapping[str, Any]
 def test_neighbours_and_factors_are_their_sources_alone() -> None:
     (batch,) = batches(shops.whole())
     found = summarised(shops.whole())["models"]
-    for source in (sources.Neighbours(), FACTORS):
+    for source in (sources.Neighbours(), sources.Factors()):
         alone = candidates.propose(batch.users, [(source, 20)], per_user=20)
         expected = 0.0
         for user, wanted in ((ANN, [BREAD, ROLL, NOTHING]), (1, [CHEESE]), (2, [SPADE]), (3, [BREAD])):
@@ -230,7 +228,7 @@ def test_two_models_with_one_list_differ_by_exactly_nothing() -> None:
     total: dict[str, np.ndarray] = {}
     for batch in batches(shops.whole()):
         popular = replace(batch, raw=batch.users.signals.buyers[-1][batch.candidates.item])
-        total = backtest.add([total, backtest.evaluate(popular, start=CUTOFF, end=END, factors=FACTORS, seed=SEED)])
+        total = backtest.add([total, backtest.evaluate(popular, start=CUTOFF, end=END, seed=SEED)])
     found = backtest.summary(total)
     assert found["models"]["mlp"] == found["models"]["popular"]
     for values in found["differences"]["popular"].values():
@@ -255,7 +253,7 @@ def test_recall_of_the_candidates_by_source(summary: Mapping[str, Any]) -> None:
 
 def test_two_batches_add_up_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sums(shops.whole())
-    monkeypatch.setattr(candidates, "MATRIX_CELLS", 3 * 6)
+    monkeypatch.setattr(candidates, "BATCH", 3)
     assert len(list(batches(shops.whole()))) == 2
     parts = sums(shops.whole())
     assert parts.keys() == whole.keys()
@@ -265,8 +263,8 @@ def test_two_batches_add_up_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sums_of_sums_are_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "MATRIX_CELLS", 6)
-    one, *others = [backtest.evaluate(batch, start=CUTOFF, end=END, factors=FACTORS, seed=SEED) for batch in batches(shops.whole())]
+    monkeypatch.setattr(candidates, "BATCH", 1)
+    one, *others = [backtest.evaluate(batch, start=CUTOFF, end=END, seed=SEED) for batch in batches(shops.whole())]
     assert len(others) == 4
     together = backtest.add([one, *others])
     again = backtest.add([one, backtest.add([*others])])
@@ -304,7 +302,7 @@ def under(toml: str, items: Catalog, after: list[Event], *, diversity: float = 0
     for histories, users, proposed, _ in shops.featurizer(config.Settings.model_validate(settings), items, events)(events):
         raw = -proposed.item.astype(np.float32)  # milk, cheese, bread, roll, spade
         batch = ScoredUsers(histories, users, proposed, raw, np.diff(users.matrix.indptr) > 0)
-        found.append(backtest.evaluate(batch, start=CUTOFF, end=END, factors=FACTORS, seed=0, diversity=diversity))
+        found.append(backtest.evaluate(batch, start=CUTOFF, end=END, seed=0, diversity=diversity))
     return backtest.summary(backtest.add(found))
 
 

@@ -82,7 +82,7 @@ def test_only_the_label_window_counts() -> None:
 
 def test_batches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = counted()
-    monkeypatch.setattr(candidates, "MATRIX_CELLS", 6)
+    monkeypatch.setattr(candidates, "BATCH", 1)
     for name, values in counted().items():
         assert values == pytest.approx(whole[name])
 

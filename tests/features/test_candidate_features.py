@@ -265,7 +265,7 @@ def test_features_do_not_depend_on_the_other_users_of_the_batch(described: Descr
 
 
 def test_a_shard_is_described_batch_by_batch(described: Described, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "MATRIX_CELLS", 2 * 6)
+    monkeypatch.setattr(candidates, "BATCH", 2)
     batches = list(shops.featurizer()(shops.whole()))
     assert [len(users) for _, users, _, _ in batches] == [2, 2, 1]
     assert [batch.users.column("user_id").to_pylist() for batch, *_ in batches] == [["ann", "bob"], ["cid", "dee"], ["eve"]]

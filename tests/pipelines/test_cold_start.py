@@ -64,8 +64,7 @@ def shop(table: pa.Table, fewest: int = 1, events: list[Event] | None = None) ->
 def shares(table: pa.Table, fewest: int = 1) -> np.ndarray:
     """Eve's scores by active position: milk, cheese, bread, roll, cake, spade."""
     featurizer, histories = shop(table, fewest)
-    found = Group(AGES).scores(featurizer.users(histories))
-    return found[EVE if len(found) > 1 else 0]
+    return shops.scores_of(Group(AGES), featurizer.users(histories))[EVE]
 
 
 # In the last 28 days milk had 3 buyers (ann, bob, cid), roll 1 (bob, twice), bread 1 (ann), cake 1 (cid); dee bought nothing.
@@ -207,7 +206,7 @@ def proposed(found: candidates.Candidates, users: UserBatch, user: int) -> list[
 def test_cold_items_of_the_user_s_categories_are_proposed_newest_first() -> None:
     featurizer, histories = content()
     ((_, users, found, _),) = featurizer(histories)
-    scores = Content(2).scores(users)
+    scores = shops.scores_of(Content(2), users)
     position = users.signals.position
     # Ann: 4 of 5 purchase days were dairy, 1 bakery. Cake is not available; she bought the cheese.
     assert proposed(found, users, ANN) == [NOTHING, ROLL]

@@ -9,7 +9,7 @@ from recsys.features.candidate_features import Featurizer
 from recsys.ranking.reasons import reasons_of
 from recsys.ranking.recommend import ScoredUsers
 from recsys.ranking.top_k import top_k
-from recsys.retrieval import candidates, sources
+from recsys.retrieval import candidates
 from recsys.retrieval.supplied import Supplied, rows_of
 from recsys.retrieval.users import UserBatch
 from tests import shops
@@ -121,8 +121,7 @@ def test_in_a_backtest_models_and_baselines_rank_the_given_items_alone() -> None
     total: dict[str, np.ndarray] = {}
     for histories, users, found, _ in described:
         batch = ScoredUsers(histories, users, found, found.item.astype(np.float32), np.diff(users.matrix.indptr) > 0)
-        factors = sources.Factors(shops.settings().signals)
-        total = backtest.add([total, backtest.evaluate(batch, start=CUTOFF, end=END, factors=factors, seed=1)])
+        total = backtest.add([total, backtest.evaluate(batch, start=CUTOFF, end=END, seed=1)])
     found = backtest.summary(total)
     # Ann, bob and dee count: cid has no given item, eve no history. Ann gets NOTHING of her three, bob none, dee her bread.
     assert found["users"]["all"] == 3

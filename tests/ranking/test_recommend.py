@@ -145,7 +145,7 @@ def test_only_a_reason_of_a_category_names_one() -> None:
 
 def test_users_batched_otherwise_get_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = table(k=5)
-    monkeypatch.setattr(candidates, "MATRIX_CELLS", 2 * 6)
+    monkeypatch.setattr(candidates, "BATCH", 2)
     assert whole.equals(table(k=5))
 
 

@@ -2,30 +2,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typing_extensions import override
 
 from recsys import config
 from recsys.retrieval import candidates, sources
-from recsys.retrieval.candidates import GROUP, Candidates
+from recsys.retrieval.candidates import Candidates
 from recsys.retrieval.rules import RuledUsers
 from recsys.retrieval.sources import Source
-from recsys.retrieval.users import UserBatch
 from tests import shops
 from tests.shops import ANN, BOB, CID, EVE, P_BREAD, P_CAKE, P_CHEESE, P_MILK, P_ROLL, P_SPADE
 
 INF = float("inf")
-
-
-class Table(Source):
-    """A source whose scores are given."""
-
-    def __init__(self, name: str, *rows: list[float]) -> None:
-        self.name = name
-        self.rows = np.array(rows, np.float32)
-
-    @override
-    def scores(self, users: UserBatch) -> np.ndarray:
-        return self.rows[: len(users)]
 
 
 NO_REPEATS = shops.settings(rank=config.Rank(allow_repeats=False))
@@ -45,56 +31,11 @@ def propose(users: RuledUsers, *chosen: tuple[Source, int], per_user: int = 99) 
     return candidates.propose(users, chosen, per_user=per_user)
 
 
-# ---- best
-
-
-def slow(scores: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
-    """Row, column and rank, by sorting each row."""
-    found: list[tuple[int, int, int]] = []
-    for row, values in enumerate(scores.tolist()):
-        finite = sorted((-value, column) for column, value in enumerate(values) if value > -INF)
-        found += [(row, column, rank) for rank, (_, column) in enumerate(finite[:limit], 1)]
-    return found
-
-
-def fast(scores: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
-    return list(zip(*(part.tolist() for part in candidates.top_scores(scores, limit)), strict=True))
-
-
-@given(st.data())
-def test_best_is_what_sorting_every_row_gives(data: st.DataObject) -> None:
-    rows, columns = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 6))
-    value = st.sampled_from([-INF, -1.5, -0.0, 0.0, 0.5, 2.0])
-    scores = np.array(
-        data.draw(st.lists(st.lists(value, min_size=columns, max_size=columns), min_size=rows, max_size=rows)), np.float32
-    )
-    limit = data.draw(st.integers(1, 7))
-    assert fast(scores, limit) == slow(scores, limit)
-
-
-@given(st.data())
-def test_best_of_wide_rows_is_what_sorting_every_row_gives(data: st.DataObject) -> None:
-    limit = data.draw(st.integers(1, 5))
-    columns = GROUP * (limit + 1) + data.draw(st.integers(0, 3 * GROUP))  # more groups than the limit: the bound is used
-    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    values = data.draw(st.sampled_from([3, 50, 10_000]))  # many ties, some, few
-    scores = random.integers(-values, values, (3, columns)).astype(np.float32) / 7
-    scores[random.random(scores.shape) < data.draw(st.sampled_from([0.0, 0.5, 0.99, 1.0]))] = -INF
-    assert columns // GROUP > limit
-    assert fast(scores, limit) == slow(scores, limit)
-
-
-def test_best_finds_what_lies_beyond_the_last_whole_group() -> None:
-    scores = np.zeros((1, 3 * GROUP + 1), np.float32)
-    scores[0, -1] = 1
-    assert fast(scores, 2) == [(0, 3 * GROUP, 1), (0, 0, 2)]
-
-
 # ---- propose
 
 
-A = Table("a", *[[9.0, 8, 7, 6, 5, 4]] * 5)
-B = Table("b", [0, 1, 2, 3, 9, 5], [3, 3, 3, 3, 9, 3], *[[-INF] * 6] * 3)
+A = shops.Scores("a", *[[9.0, 8, 7, 6, 5, 4]] * 5)
+B = shops.Scores("b", [0, 1, 2, 3, 9, 5], [3, 3, 3, 3, 9, 3], *[[-INF] * 6] * 3)
 
 
 def test_sources_are_merged_with_each_ones_rank_and_score(users: RuledUsers) -> None:
@@ -120,7 +61,7 @@ def test_a_source_without_a_score_for_an_item_has_nan_there(users: RuledUsers) -
 
 
 def test_one_row_of_scores_is_proposed_to_every_user(users: RuledUsers) -> None:
-    one = Table("one", [1, 6, 5, 4, 9, 2])
+    one = shops.Scores("one", [1, 6, 5, 4, 9, 2])
     found = propose(users, (one, 2), (B, 1))
     for user in range(5):
         assert shops.items_of(found, user, "one") == [P_CHEESE, P_BREAD]
@@ -136,7 +77,7 @@ def test_the_cap_keeps_those_ranked_best_by_any_source(users: RuledUsers) -> Non
 
 
 def test_a_source_keeps_its_scores_when_items_are_barred(users: RuledUsers) -> None:
-    table = Table("a", [1, 2, 3, 4, 5, 6])
+    table = shops.Scores("a", [1, 2, 3, 4, 5, 6])
     propose(users, (table, 2))
     assert table.rows.tolist() == [[1, 2, 3, 4, 5, 6]]
 
@@ -184,7 +125,7 @@ def test_ranks_start_at_1_without_gaps_and_none_is_better_left_out(
     per_user: int,
     repeats: bool,
 ) -> None:
-    tables = (Table("one", *one), Table("other", *other))
+    tables = (shops.Scores("one", *one), shops.Scores("other", *other))
     batch = users if repeats else without_repeats
     found = propose(batch, (tables[0], limit), (tables[1], more))
     capped = propose(batch, (tables[0], limit), (tables[1], more), per_user=per_user)
@@ -225,9 +166,9 @@ def test_a_user_without_purchases_gets_what_is_popular_and_nothing_else(users: R
     assert np.isnan(eve.score[:, :4]).all()
 
 
-@given(st.integers(0, 2000), st.integers(0, 10_000_000))
-def test_batches_cover_every_user_once_within_the_bound(users: int, items: int) -> None:
-    ranges = candidates.user_batches(users, items)
+@given(st.integers(0, 2000))
+def test_batches_cover_every_user_once_within_the_bound(users: int) -> None:
+    ranges = candidates.user_batches(users)
     assert [row for start, stop in ranges for row in range(start, stop)] == list(range(users))
-    assert all(stop - start == 1 or (stop - start) * items <= candidates.MATRIX_CELLS for start, stop in ranges)
-    assert all(stop - start <= 256 for start, stop in ranges)
+    assert all(stop - start <= candidates.BATCH for start, stop in ranges)
+    assert ranges

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
-from typing_extensions import override
 
 from recsys import config
 from recsys.data.catalog import Catalog
@@ -29,7 +28,6 @@ from recsys.retrieval import candidates, rules, signals, sources, supplied
 from recsys.retrieval.candidates import Candidates
 from recsys.retrieval.rules import RuledUsers
 from recsys.retrieval.sources import Source
-from recsys.retrieval.users import UserBatch
 from recsys.schema import DAY_US
 from tests import shops
 from tests.shops import ANN, BOB, CID, DEE, EVE, P_BREAD, P_CAKE, P_CHEESE, P_MILK, P_ROLL, P_SPADE, Event
@@ -85,8 +83,7 @@ def batch(settings: config.Settings, lists: Path | None = None) -> RuledUsers:
 
 def forbidden(users: RuledUsers) -> dict[int, set[int]]:
     """Items by user that the rules forbid, apart from cake, which is not available."""
-    barred = np.broadcast_to(users.barred > 0, (len(users), 6))
-    return {user: {int(item) for item in np.flatnonzero(row)} - {P_CAKE} for user, row in enumerate(barred)}
+    return {user: {int(item) for item in np.flatnonzero(row)} - {P_CAKE} for user, row in enumerate(shops.barred_of(users))}
 
 
 ALL = {P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_SPADE}
@@ -98,7 +95,8 @@ NOBODY: dict[int, set[int]] = {user: set() for user in range(5)}
 
 def test_without_rules_only_what_is_not_available_is_forbidden_and_all_users_share_one_row() -> None:
     users = batch(ruled(""))
-    assert users.barred.tolist() == [[0, 0, 0, 0, 1, 0]]
+    assert users.barred.shared.tolist() == [[0, 0, 0, 0, 1, 0]]
+    assert len(users.barred.item) == 0
     assert users.rules.names == ("available",)
 
 
@@ -124,7 +122,7 @@ def test_a_column_lets_only_or_never_through_and_null_is_no_value() -> None:
     never = batch(ruled('[[rules]]\nname = "f"\nkind = "column"\ncolumn = "fresh"\nnever = [true]'))
     assert forbidden(only) == {user: {P_BREAD, P_ROLL, P_SPADE} for user in range(5)}
     assert forbidden(never) == {user: {P_MILK, P_CHEESE} for user in range(5)}
-    assert len(only.barred) == len(never.barred) == 1
+    assert len(only.barred.shared) == len(never.barred.shared) == 1
 
 
 def test_a_range_holds_its_bounds_and_null_lies_in_none() -> None:
@@ -184,7 +182,7 @@ def test_lists_of_users_items_and_pairs(tmp_path: Path) -> None:
         DEE: set(),
         EVE: ALL - {P_MILK},
     }
-    assert [users.barred[EVE, item] for item in (P_CAKE, P_BREAD, P_SPADE)] == [1, 2, 4]  # the first that forbids it
+    assert [shops.barred_of(users)[EVE, item] for item in (P_CAKE, P_BREAD, P_SPADE)] == [1, 2, 4]  # the first that forbids it
     # In training lists do not act, and the rules keep their places.
     training = batch(settings)
     assert forbidden(training) == NOBODY
@@ -315,9 +313,9 @@ def test_every_rule_acts_on_every_source(source: str, kind: str, tmp_path: Path)
     else:
         settings = ruled(against(kind, user, item, tmp_path))
         users = batch(settings, write_lists(settings, tmp_path / "lists", CATALOG))
-    assert users.barred[user if len(users.barred) > 1 else 0, item] == len(users.rules.names)
+    assert shops.barred_of(users)[user, item] == len(users.rules.names)
     after = alone(users, source)
-    forbids = np.broadcast_to(users.barred > 0, (5, 6))
+    forbids = shops.barred_of(users) > 0
     assert pairs_of(after) == {pair for pair in pairs_of(before) if not forbids[pair]}
     assert (user, item) not in pairs_of(after)
     # The source's other proposals move up in its order.
@@ -341,23 +339,14 @@ def test_a_cap_acts_on_what_every_source_proposes(source: str) -> None:
     assert listed.dropped["one seller"] == np.maximum(np.minimum(lengths, 3) - 1, 0).sum()
 
 
-class Best(Source):
-    """A source that likes the items in order, all or but some."""
-
-    name = "best"
-
-    def __init__(self, *items: int) -> None:
-        self.row = np.full((1, 6), -np.inf, np.float32)
-        self.row[0, list(items)] = -np.arange(len(items), dtype=np.float32)
-
-    @override
-    def scores(self, users: UserBatch) -> np.ndarray:
-        return self.row[: len(users)]
+def liking(*items: int) -> Source:
+    """A source that likes these items, in this order."""
+    return shops.Scores("best", [-float(items.index(item)) if item in items else -np.inf for item in range(6)])
 
 
 def test_a_source_proposes_its_best_allowed_items_within_its_limit() -> None:
     users = batch(ruled('[[rules]]\nname = "b"\nkind = "bought"\ndays = 2'))  # ann: milk, bread; cid: milk
-    found = candidates.propose(users, [(Best(P_CAKE, P_MILK, P_BREAD, P_ROLL, P_SPADE), 2)], per_user=99)
+    found = candidates.propose(users, [(liking(P_CAKE, P_MILK, P_BREAD, P_ROLL, P_SPADE), 2)], per_user=99)
     lists = [shops.items_of(found, user, "best") for user in range(5)]
     assert lists == [[P_ROLL, P_SPADE], [P_MILK, P_BREAD], [P_BREAD, P_ROLL], [P_MILK, P_BREAD], [P_MILK, P_BREAD]]
     # Without rules each would have had cake and milk: what lay beyond the limit was not dropped.
@@ -366,7 +355,7 @@ def test_a_source_proposes_its_best_allowed_items_within_its_limit() -> None:
 
 def test_a_pair_that_two_sources_propose_is_dropped_once() -> None:
     users = batch(ruled('[[rules]]\nname = "b"\nkind = "column"\ncolumn = "sku"\nnever = ["roll", "cake"]'))
-    found = candidates.propose(users, [(Best(P_CAKE, P_ROLL, P_MILK), 3), (Best(P_ROLL, P_BREAD), 1)], per_user=99)
+    found = candidates.propose(users, [(liking(P_CAKE, P_ROLL, P_MILK), 3), (liking(P_ROLL, P_BREAD), 1)], per_user=99)
     assert found.dropped.tolist() == [[1, 1]] * 5  # cake is counted under available, which comes first
     assert [shops.items_of(found, user) for user in range(5)] == [[P_MILK, P_BREAD]] * 5
 
@@ -600,9 +589,9 @@ def would_be_proposed(featurizer: Featurizer, events: Histories) -> set[tuple[in
     found: set[tuple[int, int]] = set()
     users = featurizer.users(events)
     for source, limit in featurizer.sources:
-        scores = source.scores(users)
+        scores = shops.scores_of(source, users)
         for user in range(len(users)):
-            row = scores[user if len(scores) > 1 else 0].tolist()
+            row = scores[user].tolist()
             finite = sorted((-score, item) for item, score in enumerate(row) if score > -math.inf)
             found |= {(user, item) for _, item in finite[:limit]}
     return found
@@ -691,7 +680,7 @@ def test_counts_and_lists_do_not_depend_on_the_batches(monkeypatch: pytest.Monke
         settings, catalog, fitted, {"department": ("a", "b"), "age": ("x", "y")}, write_lists(settings, tmp_path, catalog)
     )
     whole, counted = published(featurizer, events, settings.rank, first_column)
-    monkeypatch.setattr(candidates, "MATRIX_CELLS", 3 * len(fitted.items))
+    monkeypatch.setattr(candidates, "BATCH", 3)
     parts, counted_in_parts = published(featurizer, events, settings.rank, first_column)
     assert len(counted_in_parts) > len(counted) == 1
     assert parts.equals(whole)

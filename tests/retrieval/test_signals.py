@@ -311,9 +311,9 @@ def test_the_shares_of_purchases_add_up_to_the_score(data: st.DataObject) -> Non
     factors = rng.normal(size=(items, width)).astype(np.float32)
     days = rng.poisson(1.0, (users, items)).astype(np.float32)
     settings = config.Signals(als_l2=0.5, als_alpha=3.0)
-    scores = collaborative.fold_in(sp.csr_matrix(days), factors, settings) @ factors.T
+    scores = collaborative.fold_in(sp.csr_matrix(days), factors, settings, gram=factors.T @ factors) @ factors.T
     row, item = (rng.integers(0, top, 9) for top in (users, items))
-    shares = collaborative.purchase_shares(sp.csr_matrix(days), factors, settings, row=row, item=item)
+    shares = collaborative.purchase_shares(sp.csr_matrix(days), factors, settings, gram=factors.T @ factors, row=row, item=item)
     assert shares.shape == (9, items)
     np.testing.assert_allclose(np.asarray(shares.sum(axis=1)).ravel(), scores[row, item], atol=1e-4)
     assert np.array_equal(np.diff(shares.indptr), (days > 0).sum(axis=1)[row])

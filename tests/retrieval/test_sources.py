@@ -1,11 +1,21 @@
+from dataclasses import replace
+
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
 
 from recsys import config
-from recsys.retrieval import candidates, collaborative, sources
+from recsys.data.catalog import Catalog
+from recsys.features.candidate_features import Featurizer
+from recsys.retrieval import candidates, collaborative, score_kernels, signals, sources
+from recsys.retrieval.best_kernels import sort
 from recsys.retrieval.candidates import Candidates
 from recsys.retrieval.rules import RuledUsers
 from recsys.retrieval.sources import Category, Factors, Neighbours, Own, Popular, Source
+from recsys.schema import DAY_US
 from tests import shops
 from tests.shops import ANN, BOB, CID, DEE, EVE, P_BREAD, P_CHEESE, P_MILK, P_ROLL, P_SPADE, Event
 
@@ -22,15 +32,15 @@ def propose(users: RuledUsers, *chosen: tuple[Source, int], per_user: int = 99) 
 
 
 def test_own_scores_what_the_user_bought_often_and_lately_first(users: RuledUsers) -> None:
-    scores = Own().scores(users)
+    scores = shops.scores_of(Own(), users)
     assert np.isfinite(scores).tolist() == (users.matrix.toarray() > 0).tolist()
     assert scores[BOB, P_ROLL] == pytest.approx(0.5 ** (2 / 60) + 0.5 ** (4 / 60))
     assert shops.items_of(propose(users, (Own(), 9)), ANN, "own") == [P_MILK, P_BREAD, P_CHEESE]
 
 
 def test_popular_is_one_row_for_all_by_buyers_with_the_last_28_days_first(users: RuledUsers) -> None:
-    scores = Popular().scores(users)
-    assert scores.shape == (1, 6)
+    scores = shops.scores_of(Popular(), users)
+    assert (scores == scores[0]).all()
     found = propose(users, (Popular(), 9))
     # Roll was bought twice, but by one user, as bread was; of equals the lower code goes first, so also of cheese and spade, which
     # nobody bought in 28 days; no cake.
@@ -40,7 +50,7 @@ def test_popular_is_one_row_for_all_by_buyers_with_the_last_28_days_first(users:
 
 def test_neighbours_score_the_sum_of_the_weights_of_what_the_user_bought(users: RuledUsers) -> None:
     weights = users.signals.neighbours.toarray()
-    scores = Neighbours().scores(users)
+    scores = shops.scores_of(Neighbours(), users)
     expected = weights[P_MILK] + weights[P_CHEESE] + weights[P_BREAD]  # rows: bought; milk counts once, not thrice
     assert np.abs(expected - (weights[:, P_MILK] + weights[:, P_CHEESE] + weights[:, P_BREAD])).max() > 0.1
     np.testing.assert_allclose(np.where(np.isfinite(scores[ANN]), scores[ANN], 0), expected, atol=1e-6)
@@ -48,7 +58,7 @@ def test_neighbours_score_the_sum_of_the_weights_of_what_the_user_bought(users: 
 
 
 def test_factors_score_by_a_vector_folded_in_from_the_history(users: RuledUsers) -> None:
-    scores = Factors(shops.settings().signals).scores(users)
+    scores = shops.scores_of(Factors(), users)
     factors = users.signals.factors.astype(float)
     alpha, l2 = 2.0, shops.settings().signals.als_l2
     for user in (ANN, BOB, CID, DEE):
@@ -63,20 +73,29 @@ def test_factors_score_by_a_vector_folded_in_from_the_history(users: RuledUsers)
     assert (scores[EVE] == -INF).all()
 
 
-def test_a_user_s_factor_scores_have_the_same_bits_whoever_else_is_in_the_batch() -> None:
-    rng = np.random.default_rng(3)
-    vectors, factors = (rng.normal(size=(rows, 33)).astype(np.float32) * 10.0 for rows in (70, 401))
+@given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from([1, 2, 33, 64]), scale=st.sampled_from([1e-6, 1.0, 1e6]))
+def test_factor_scores_are_the_same_bits_for_a_pair_and_for_a_block_and_whoever_else_is_there(
+    seed: int, size: int, scale: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    vectors, factors = ((rng.normal(size=(rows, size)) * scale).astype(np.float32) for rows in (40, 70))
     vectors[5] = 0.0  # a user without history
-    whole = collaborative.exact_product(vectors, factors)
-    np.testing.assert_allclose(whole, vectors.astype(float) @ factors.T.astype(float), rtol=1e-5, atol=1e-3)
-    order = rng.permutation(70)
-    np.testing.assert_array_equal(collaborative.exact_product(vectors[order], factors), whole[order])
-    for rows in (1, 2, 7, 16, 17, 64):
-        np.testing.assert_array_equal(collaborative.exact_product(vectors[3 : 3 + rows], factors), whole[3 : 3 + rows])
+    left, unit, power = collaborative.on_grid(vectors, float(np.abs(factors).max()))
+    whole = ((left @ collaborative.whole_numbers(factors, power).T) * unit[:, None]).astype(np.float32)
+    exact = vectors.astype(float) @ factors.T.astype(float)
+    np.testing.assert_allclose(whole, exact, rtol=1e-4, atol=1e-5 * scale**2 * size)
+    row, item = np.divmod(rng.permutation(40 * 70), 70)
+    pairs = score_kernels.products_of_pairs(left, unit, factors, power, np.stack([row, item]))
+    np.testing.assert_array_equal(pairs, whole[row, item])
+    some = rng.permutation(40)[:7]
+    alone, its_unit, same = collaborative.on_grid(vectors[some], float(np.abs(factors).max()))
+    assert same == power
+    again = ((alone @ collaborative.whole_numbers(factors[::-1], power).T) * its_unit[:, None]).astype(np.float32)
+    np.testing.assert_array_equal(again[:, ::-1], whole[some])
 
 
 def test_category_scores_taste_for_the_category_times_the_items_share_of_it(users: RuledUsers) -> None:
-    scores = Category().scores(users)
+    scores = shops.scores_of(Category(), users)
     # Ann: 4 of 5 purchases are dairy, 1 is bakery. Within the last 28 days milk is all of dairy, bakery is bread 1, roll 2, cake 1.
     expected = [4 / 5, -INF, 1 / 5 * 1 / 4, 1 / 5 * 2 / 4, 1 / 5 * 1 / 4, -INF]
     np.testing.assert_allclose(scores[ANN], expected, rtol=1e-6)
@@ -86,7 +105,7 @@ def test_category_scores_taste_for_the_category_times_the_items_share_of_it(user
 
 def test_items_of_no_known_category_are_not_popular_in_one() -> None:
     events = shops.group([*shops.HISTORY, Event(DEE, shops.SPADE, 90.5)])  # garden is bought these days, and not in the vocabulary
-    assert (Category().scores(shops.featurizer(events=events).users(events))[DEE] == -INF).all()
+    assert (shops.scores_of(Category(), shops.featurizer(events=events).users(events))[DEE] == -INF).all()
 
 
 def names(settings: config.Settings) -> list[tuple[str, int]]:
@@ -115,3 +134,64 @@ def test_the_settings_say_which_sources_there_are_and_how_much_they_propose() ->
     assert ("content", 20) in names(shops.settings(candidates=on))
     assert "content" not in dict(names(shops.settings(candidates=on, features=config.Features(user_categorical=("age",)))))
     assert "group" not in dict(names(shops.settings(features=config.Features(item_categorical=("department",)))))
+
+
+# ---- the best without a score for every item
+
+
+class Planted:
+    """A random shop of some hundred items with ties, rules and repeats."""
+
+    def __init__(self, seed: int, items: int) -> None:
+        rng = np.random.default_rng(seed)
+        users = 12
+        names = [f"i{item:04d}" for item in range(items)]
+        kinds = [pa.array([None if value == 0 else f"v{value}" for value in rng.integers(0, 9, items).tolist()]) for _ in range(3)]
+        table = {"item_id": names, "available": rng.random(items) < 0.8} | {f"c{number}": kind for number, kind in enumerate(kinds)}
+        settings = shops.settings(
+            features=config.Features(item_categorical=("c0", "c1", "c2"), user_categorical=("age",)),
+            candidates=config.Candidates(content=20, cold_buyers=3),
+            rank=config.Rank(allow_repeats=bool(rng.integers(2))),
+        )
+        popular = (rng.zipf(1.4, 20_000) - 1).tolist()
+        popular = [item for item in popular if item < items]
+        events = [
+            Event(user, popular.pop(), float(rng.integers(0, 100)) + 0.5)
+            for user in range(users - 1)
+            for _ in range(int(rng.integers(0, 40)))
+        ]
+        people = pa.table({"user_id": [f"u{user:02d}" for user in range(users)], "age": rng.choice(["x", "y"], users).tolist()})
+        histories = shops.group(events, people)
+        catalog = Catalog(pa.table(table))
+        chosen = np.ones(len(histories), bool)
+        fitted = signals.fit(
+            [(histories, chosen)], items=items, start=0, cutoff=100 * DAY_US, settings=settings.signals, seed=0, groups=("age",),
+            extra=np.flatnonzero(rng.random(items) < 0.5),
+        )  # fmt: skip
+        factors = rng.normal(size=(len(fitted.items), 3)) * rng.zipf(1.5, (len(fitted.items), 1)).clip(1, 50)
+        factors = np.where(rng.random((len(factors), 1)) < 0.5, np.round(factors), factors)  # many ties
+        fitted = replace(fitted, factors=factors.astype(np.float32))
+        words = {f"c{number}": tuple(f"v{value}" for value in range(1, 8)) for number in range(3)} | {"age": ("x", "y")}
+        self.featurizer = Featurizer(settings, catalog, fitted, words)
+        self.users = self.featurizer.users(histories)
+
+
+@profile(max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), items=st.sampled_from([7, 60, 700]), limit=st.sampled_from([1, 5, 40, 1000]))
+def test_the_best_of_every_source_are_what_scoring_every_pair_and_sorting_gives(seed: int, items: int, limit: int) -> None:
+    shop = Planted(seed, items)
+    forbidden = shops.barred_of(shop.users) > 0
+    assert len(shop.featurizer.sources) >= 6
+    for source, _ in shop.featurizer.sources:
+        scores = shops.scores_of(source, shop.users)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sources, "BLOCK", 16)  # so that a block of products is not the whole shop
+            found = source.best(shop.users, shop.users.barred, limit)
+        lost = sort(found)
+        for user in range(len(shop.users)):
+            order = [item for item in np.lexsort((np.arange(scores.shape[1]), -scores[user])) if np.isfinite(scores[user, item])]
+            allowed = [item for item in order if not forbidden[user, item]][:limit]
+            assert found.item[user, 0, : found.size[user, 0]].tolist() == allowed, source.name
+            assert found.score[user, 0, : len(allowed)].tolist() == scores[user, allowed].tolist()
+            gone = [item for item in order[:limit] if forbidden[user, item]]
+            assert found.item[user, 1, : lost[user]].tolist() == gone, source.name

@@ -1,0 +1,241 @@
+"""Compiled loops of the sources' `best`: a user's best items, found without a score for every item, kept in heaps.
+
+They take what rules forbid, `Barred`, and where to put what they find, `Heaps`. Numba compiles them at their first call and keeps the
+machine code beside the file until the file changes, so a compiled loop calls those of its own file alone. No fast mathematics: every
+sum has one order, so a user's bits are the user's own, whoever else is in the batch.
+"""
+
+import numba
+import numpy as np
+
+from recsys.retrieval.heaps import Barred, Heaps
+from recsys.retrieval.score_kernels import Lists
+
+SHIFT = 5
+BLOCK = 1 << SHIFT  # scores that one comparison passes over together
+HEAD = 8  # items of each list that are looked at before a bound ends the lists
+
+jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+@jit
+def of_rows(offsets: np.ndarray, item: np.ndarray, score: np.ndarray, barred: Barred, found: Heaps) -> None:
+    """Of sparse rows: int64 (U + 1), int32 (N), float32 (N)."""
+    for user in range(len(offsets) - 1):
+        for place in range(offsets[user], offsets[user + 1]):
+            offer(found, barred, user, item[place], score[place])
+
+
+@jit
+def of_order(order: np.ndarray, score: np.ndarray, users: np.ndarray, barred: Barred, found: Heaps) -> None:
+    """Of one order for the users whose rows, int64, are given: int32 (N) items and their scores, float32 (N), best first."""
+    for user in users:
+        for place in range(len(order)):
+            if found.size[user, 0] == found.score.shape[2]:
+                break
+            offer(found, barred, user, order[place], score[place])
+
+
+@jit
+def of_row(score: np.ndarray, users: np.ndarray, barred: Barred, found: Heaps) -> None:
+    """Of one row of scores above 0, float32 (J), for the users whose rows, int64, are given."""
+    for user in users:
+        for start in range(0, len(score), BLOCK):
+            _offer_block(score[start : start + BLOCK], start, barred, user, found)
+
+
+@jit
+def of_sums(
+    offsets: np.ndarray,
+    bought: np.ndarray,
+    row_offsets: np.ndarray,
+    scored: np.ndarray,
+    weight: np.ndarray,
+    barred: Barred,
+    found: Heaps,
+) -> None:
+    """Of the sums of the rows of weights, int64 (J + 1), int32, float32, of what the users bought, int64 (U + 1) and int32; above 0."""
+    blocks = (len(row_offsets) - 1) // BLOCK + 1
+    total = np.zeros(blocks * BLOCK, np.float32)
+    touched = np.zeros(blocks, np.bool_)
+    for user in range(len(offsets) - 1):
+        for at in range(offsets[user], offsets[user + 1]):
+            for place in range(row_offsets[bought[at]], row_offsets[bought[at] + 1]):
+                item = np.uint32(scored[place])  # of a signed one numba asks at every step whether it counts from the end
+                total[item] += weight[place]
+                touched[item >> SHIFT] = True
+        for block in range(blocks):
+            if touched[block]:
+                touched[block] = False
+                _offer_block(total[block * BLOCK : (block + 1) * BLOCK], block * BLOCK, barred, user, found)
+                total[block * BLOCK : (block + 1) * BLOCK] = 0
+
+
+@jit
+def _offer_block(score: np.ndarray, first: int, barred: Barred, user: int, found: Heaps) -> None:
+    floor = floor_of(found, user)
+    some = False
+    for place in range(len(score)):
+        some |= (score[place] >= floor) & (score[place] > 0)
+    if some:
+        for place in range(len(score)):
+            if score[place] >= floor and score[place] > 0:
+                offer(found, barred, user, first + place, score[place])
+
+
+@jit
+def of_products(product: np.ndarray, unit: np.ndarray, users: np.ndarray, items: np.ndarray, barred: Barred, found: Heaps) -> None:
+    """Of a block of products, float64 (M, N) in each of M users' units, float64 (M), for user rows (M) and items (N)."""
+    for row in range(len(users)):
+        user = users[row]
+        for start in range(0, len(items), BLOCK):
+            floor = floor_of(found, user)
+            least = (floor - abs(floor) * 1e-6) / unit[row] if np.isfinite(floor) else -np.inf  # a float32 may be rounded upwards
+            part = product[row, start : start + BLOCK]
+            some = False
+            for place in range(len(part)):
+                some |= part[place] >= least
+            if some:
+                for place in range(len(part)):
+                    if part[place] >= least:
+                        offer(found, barred, user, items[start + place], np.float32(part[place] * unit[row]))
+
+
+@jit
+def _taste_for(lists: Lists, taste: np.ndarray, item: int) -> np.float32:
+    total = np.float32(0)
+    for column in range(len(lists.value)):
+        total += taste[lists.value[column, item]] * lists.of_item[column, item]
+    return total
+
+
+@jit
+def of_lists(
+    lists: Lists,
+    offsets: np.ndarray,
+    value: np.ndarray,
+    share: np.ndarray,
+    without: tuple[np.ndarray, np.ndarray],
+    barred: Barred,
+    found: Heaps,
+) -> None:
+    """Of the sums over columns of the user's share of the item's value times the item's weight there; above 0.
+
+    An item whose sum is S has a column that gives S / C or more, so each value's list ends where share times weight falls below that
+    for the worst item found. (Fagin, Lotem, Naor 2003, Optimal aggregation algorithms for middleware)
+
+    Args:
+        offsets, value, share: int64 (U + 1), int32, float32: the values of what users bought.
+        without: int64 (U + 1), int32 ascending within a user: items that are not proposed.
+    """
+    taste = np.zeros(len(lists.offsets) - 1, np.float32)
+    seen = np.zeros(lists.value.shape[1], np.int32)
+    columns = len(lists.value)
+    for user in range(len(offsets) - 1):
+        mine = slice(offsets[user], offsets[user + 1])
+        taste[value[mine]] = share[mine]
+        seen[without[1][without[0][user] : without[0][user + 1]]] = user + 1
+        for turn in range(2):
+            for at in range(offsets[user], offsets[user + 1]):
+                first, last = lists.offsets[value[at]], lists.offsets[value[at] + 1]
+                for place in range(first, min(first + HEAD, last)) if turn == 0 else range(first + HEAD, last):
+                    if share[at] * lists.weight[place] * columns * 1.0001 < floor_of(found, user):  # more than rounding can take
+                        break
+                    item = lists.item[place]
+                    if seen[item] != user + 1:
+                        seen[item] = user + 1
+                        offer(found, barred, user, item, _taste_for(lists, taste, item))
+        taste[value[mine]] = 0
+
+
+@jit
+def _better(score: float, item: int, than: float, than_item: int) -> bool:
+    return score > than or (score == than and item < than_item)
+
+
+@jit
+def _sink(score: np.ndarray, item: np.ndarray, size: int, new_score: float, new_item: int) -> None:
+    """Put a pair on top of a heap of `size` and let it sink below all that are worse."""
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and _better(score[child], item[child], score[child + 1], item[child + 1]):
+            child += 1
+        if not _better(new_score, new_item, score[child], item[child]):
+            break
+        score[at], item[at] = score[child], item[child]
+        at = child
+    score[at], item[at] = new_score, new_item
+
+
+@jit
+def _push(score: np.ndarray, item: np.ndarray, size: int, new_score: float, new_item: int) -> int:
+    """The size of the heap once the pair is in it, if it is one of the best."""
+    if size == len(score):
+        if _better(new_score, new_item, score[0], item[0]):
+            _sink(score, item, size, new_score, new_item)
+        return size
+    at = size
+    while at > 0:
+        parent = (at - 1) // 2
+        if not _better(score[parent], item[parent], new_score, new_item):
+            break
+        score[at], item[at] = score[parent], item[parent]
+        at = parent
+    score[at], item[at] = new_score, new_item
+    return size + 1
+
+
+@jit
+def offer(found: Heaps, barred: Barred, user: int, item: int, score: np.float32) -> None:
+    """What is worse than `limit` items that the user may see is neither proposed nor lost by rules."""
+    limit = found.score.shape[2]
+    if found.size[user, 0] == limit and not _better(score, item, found.score[user, 0, 0], found.item[user, 0, 0]):
+        return
+    side = 0
+    if barred.shared[barred.row[user], item] > 0:
+        side = 1
+    else:
+        low, high = barred.offsets[user], barred.offsets[user + 1]
+        while low < high:
+            middle = (low + high) // 2
+            if barred.item[middle] < item:
+                low = middle + 1
+            else:
+                high = middle
+        if low < barred.offsets[user + 1] and barred.item[low] == item:
+            side = 1
+    found.size[user, side] = _push(found.score[user, side], found.item[user, side], found.size[user, side], score, item)
+
+
+@jit
+def floor_of(found: Heaps, user: int) -> float:
+    """The score below which nothing is found any more."""
+    return found.score[user, 0, 0] if found.size[user, 0] == found.score.shape[2] else -np.inf
+
+
+@jit
+def sort(found: Heaps) -> np.ndarray:
+    """int64 (U): how many items rules took from the user, items that would be among the best but for them; the heaps become lists,
+    best first, and the items taken the first of their side.
+    """
+    users, _, limit = found.score.shape
+    lost = np.zeros(users, np.int64)
+    for user in range(users):
+        for side in range(2):
+            score, item = found.score[user, side], found.item[user, side]
+            for last in range(found.size[user, side] - 1, 0, -1):
+                worst, worst_item = score[0], item[0]
+                _sink(score, item, last, score[last], item[last])
+                score[last], item[last] = worst, worst_item
+        above = 0  # items that the user may see, better than this one
+        for place in range(found.size[user, 1]):
+            score, item = found.score[user, 1, place], found.item[user, 1, place]
+            while above < found.size[user, 0] and _better(found.score[user, 0, above], found.item[user, 0, above], score, item):
+                above += 1
+            if above + place >= limit:
+                break
+            lost[user] += 1
+    return lost

@@ -1,0 +1,141 @@
+"""Compiled loops of the sources' `scores`, the scores of pairs of a user and an item, and the union of what sources found.
+
+As in `best_kernels`, every sum has one order, and it is the same there and here: a pair has the same bits in both.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+class Lists(NamedTuple):
+    """For V values of C columns, the items of each value, the highest weight first; and each item's values and weights."""
+
+    offsets: np.ndarray
+    """int64 (V + 1)."""
+    item: np.ndarray
+    """int32 (P)."""
+    weight: np.ndarray
+    """float32 (P), above 0."""
+    value: np.ndarray
+    """int32 (C, J)."""
+    of_item: np.ndarray
+    """float32 (C, J): the item's weight in each column; 0 where it is in no list."""
+
+
+@jit
+def sums_of_pairs(
+    offsets: np.ndarray,
+    bought: np.ndarray,
+    column_offsets: np.ndarray,
+    neighbour: np.ndarray,
+    weight: np.ndarray,
+    user_row: np.ndarray,
+    item: np.ndarray,
+) -> np.ndarray:
+    """float32 (N): for pairs with ascending user rows the same sums, to the bit, from the weights by column; NaN where not above 0."""
+    owns = np.zeros(len(column_offsets) - 1, np.bool_)
+    score = np.empty(len(item), np.float32)
+    user = -1
+    for pair in range(len(item)):
+        if user_row[pair] != user:
+            if user >= 0:
+                owns[bought[offsets[user] : offsets[user + 1]]] = False
+            user = user_row[pair]
+            owns[bought[offsets[user] : offsets[user + 1]]] = True
+        total = np.float32(0)
+        for place in range(column_offsets[item[pair]], column_offsets[item[pair] + 1]):
+            if owns[np.uint32(neighbour[place])]:
+                total += weight[place]
+        score[pair] = total if total > 0 else np.float32(np.nan)
+    return score
+
+
+@jit
+def products_of_pairs(left: np.ndarray, unit: np.ndarray, right: np.ndarray, power: float, pairs: np.ndarray) -> np.ndarray:
+    """float32 (N): exact products of whole numbers, float64 (U, D), with rows of float32 (J, D) rounded to them, in the users' units.
+
+    Args:
+        power: of two, that makes a row of `right` whole numbers when it is multiplied by it and rounded.
+        pairs: int64 (2, N), user row and row of `right`.
+    """
+    score = np.empty(pairs.shape[1], np.float32)
+    for pair in range(len(score)):
+        user, item = pairs[0, pair], pairs[1, pair]
+        total = 0.0
+        for place in range(left.shape[1]):
+            total += left[user, place] * np.rint(np.float64(right[item, place]) * power)
+        score[pair] = np.float32(total * unit[user])
+    return score
+
+
+@jit
+def taste_of_pairs(
+    lists: Lists, offsets: np.ndarray, value: np.ndarray, share: np.ndarray, user_row: np.ndarray, item: np.ndarray
+) -> np.ndarray:
+    """float32 (N): the same sums for pairs with ascending user rows; NaN where not above 0."""
+    taste = np.zeros(len(lists.offsets) - 1, np.float32)
+    score = np.empty(len(item), np.float32)
+    user = -1
+    for pair in range(len(item)):
+        if user_row[pair] != user:
+            if user >= 0:
+                taste[value[offsets[user] : offsets[user + 1]]] = 0
+            user = user_row[pair]
+            taste[value[offsets[user] : offsets[user + 1]]] = share[offsets[user] : offsets[user + 1]]
+        total = np.float32(0)
+        for column in range(len(lists.value)):
+            total += taste[lists.value[column, item[pair]]] * lists.of_item[column, item[pair]]
+        score[pair] = total if total > 0 else np.float32(np.nan)
+    return score
+
+
+@jit
+def union(
+    starts: np.ndarray, counts: np.ndarray, proposed: np.ndarray, items: int, per_user: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User row int64 (N), item int64 (N) and rank int32 (N, S) of what S sources proposed, in (user, item) order; a user's `per_user`
+    items with the best rank anywhere, ties by item.
+
+    Args:
+        starts, counts: int64 (S, U): where in `proposed`, int32, the source's items for the user are, best first.
+    """
+    sources, users = counts.shape
+    most = 0
+    total = 0
+    for user in range(users):
+        whole = counts[:, user].sum()
+        most = max(most, whole)
+        total += min(whole, per_user)
+    user_row, item, rank = np.empty(total, np.int64), np.empty(total, np.int64), np.zeros((total, sources), np.int32)
+    place_of = np.full(items, -1, np.int32)
+    best, found = np.empty(most, np.int64), np.empty(most, np.int64)
+    filled = 0
+    for user in range(users):
+        size = 0
+        for source in range(sources):
+            for place in range(counts[source, user]):
+                code = proposed[starts[source, user] + place]
+                if place_of[code] < 0:
+                    place_of[code] = size
+                    found[size], best[size] = code, place
+                    size += 1
+                elif place < best[place_of[code]]:
+                    best[place_of[code]] = place
+        kept = np.sort(best[:size] * items + found[:size])[:per_user] % items
+        kept.sort()
+        place_of[found[:size]] = -1
+        for place in range(len(kept)):
+            user_row[filled + place], item[filled + place] = user, kept[place]
+            place_of[kept[place]] = filled + place
+        for source in range(sources):
+            for place in range(counts[source, user]):
+                at = place_of[proposed[starts[source, user] + place]]
+                if at >= 0:
+                    rank[at, source] = place + 1
+        place_of[kept] = -1
+        filled += len(kept)
+    return user_row[:filled], item[:filled], rank[:filled]
