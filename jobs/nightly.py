@@ -30,8 +30,10 @@ def nightly(config_path: Config, as_of: AsOf, override: Override = None, why: Wh
 
 
 def _chosen(chosen: Chosen) -> None:
-    printing.training(chosen.tested)
-    printing.metrics(chosen.metrics)
+    if chosen.tested is not None:
+        printing.training(chosen.tested)
+    if chosen.metrics is not None:
+        printing.metrics(chosen.metrics)
     printing.decision(chosen)
 
 

@@ -80,6 +80,9 @@ class Champion(Section):
 
     path: LocalPath = "var/bundles"
     """Folder of the bundles that met the champion, and of every decision. On a cluster a path that every node shares."""
+    every_days: Positive | None = None
+    """A challenger is trained and meets the champion so many nights after the one before it; on the nights between, the champion scores
+    without one. Where the champion cannot score under tonight's settings it is tonight. Absent: a quarter of window.label_days."""
     margin: Annotated[float, Field(ge=0)] = 0.01
     """A challenger wins where the lower 95% bound of its NDCG@10 less the champion's is above minus this."""
 

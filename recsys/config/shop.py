@@ -138,5 +138,8 @@ class Candidates(Section):
 class Examples(Section):
     """How labelled rows for training are sampled."""
 
+    max_users: Positive = 20_000
+    """How many users of each label window the rows are made of: all who wanted something in it, or about so many of them chosen by
+    hash, always the same and among those of any larger number."""
     negatives: Positive = 5
     """How many candidates that were not bought are kept for each one that was, drawn from the same user's candidates."""

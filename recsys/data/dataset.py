@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.data.catalog import Catalog
+from recsys.data.contents import Contents
 from recsys.data.histories import Histories, from_table
 from recsys.data.inputs import Input
 from recsys.hashing import shard_of
@@ -35,6 +36,8 @@ class ShopDataset:
     """Of the first event, UTC."""
     end: int
     """Microseconds; no event from then on is in it."""
+    contents: Contents
+    """What the histories hold day by day."""
     user_vocabularies: dict[str, tuple[str, ...]]
     """Values of each categorical user column, most frequent first."""
     rows: Mapping[str, int]

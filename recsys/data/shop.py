@@ -4,7 +4,7 @@ import math
 import zoneinfo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +13,7 @@ from recsys.config import Settings
 from recsys.data.bounds import bounds
 from recsys.data.inputs import Input, open_input
 from recsys.data.kept import Kept
+from recsys.data.label_windows import FIRST, label_windows, learns_from
 from recsys.data.names import check_optional
 from recsys.data.types import arrow_zone, day_of, id_type, is_word, midnight, utc
 from recsys.data.types import is_number as may_be_number
@@ -243,8 +244,12 @@ def _span(events: Input, settings: Settings, kept: Kept, *, as_of: date) -> tupl
     return day_of(ends[0]), day_of(ends[1])
 
 
-def check_as_of(inputs: ShopInputs, as_of: date) -> None:
-    """Refuse a date without label windows behind it, or so late that the last window would be empty."""
+def check_as_of(inputs: ShopInputs, as_of: date, *, test_days: int = 0) -> None:
+    """Refuse a date without two label windows behind it, or so late that the last window would be empty.
+
+    Args:
+        test_days: so many days before the date are for a test and not learned from.
+    """
     label_days = inputs.settings.window.label_days
     span = f"the events span {inputs.first} to {inputs.last}"
     if (as_of - inputs.last).days > label_days:
@@ -252,8 +257,11 @@ def check_as_of(inputs: ShopInputs, as_of: date) -> None:
             f"--as-of {as_of}: more than window.label_days ({label_days}) after the last event; {span}. "
             "Use an earlier date, or look why newer events are missing."
         )
-    if (as_of - inputs.first).days < 3 * label_days:
+    window, tested = inputs.settings.window, timedelta(days=test_days)
+    if len(label_windows(window, as_of=as_of - tested, first=inputs.first)) < 2:
+        also = f", and {test_days} days for the test of what was learned" if test_days else ""
         raise DataError(
-            f"--as-of {as_of}: needs three label windows of {label_days} days before it (history, training, validation); {span}. "
-            "Use a later date, or a smaller window.label_days."
+            f"--as-of {as_of}: needs two label windows of {label_days} days before it, which begin every {label_days} days from "
+            f"{FIRST} on, as much history before them{also}; {span}. Use {learns_from(window, first=inputs.first) + tested} or a later "
+            "date, or a smaller window.label_days."
         )

@@ -7,10 +7,17 @@ import pyarrow as pa
 
 from recsys.data.histories import Histories
 from recsys.features.spec import ModelInputs
-from recsys.hashing import mix
+from recsys.hashing import mix, sampled, stable_hash
 from recsys.retrieval.candidates import Candidates
 from recsys.retrieval.users import UserBatch
 from recsys.schema import CODES, DENSE, ITEM_ID, LABEL, USER_ID, WEIGHT, examples_schema
+
+
+def learned_from(histories: Histories, *, start: int, end: int, share: float) -> Histories:
+    """The users who wanted something from start to end, microseconds, as others give no row; about a share of them, chosen by hash."""
+    wanted = histories.wanted & (histories.ts >= start) & (histories.ts < end)
+    wanting = np.bincount(histories.user_row[wanted], minlength=len(histories)) > 0
+    return histories.take(np.flatnonzero(wanting & sampled(stable_hash(histories.users.column(USER_ID).to_numpy()), share)))
 
 
 def bought(candidates: Candidates, users: UserBatch, *, window: Histories) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Which bundle scores the night: a newly trained challenger only where it is not worse than the champion on days neither knows.
 
-The challenger is trained as of a label length ago, and both rank that day's lists: what was bought since decides. So did the champion
-in its turn, and its tested twin, not its refit, meets the challenger. Only who wins is fitted again on all data, and that refit
-publishes.
+Every few nights a challenger is trained as of a label length ago, and both rank that day's lists: what was bought since decides. So did
+the champion in its turn, and its tested twin, not its refit, meets the challenger. Only who wins is fitted again on all data, and that
+refit publishes.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
+from recsys.config import Settings
 from recsys.engine.owner import owned
 from recsys.engine.progress import log
 from recsys.errors import BundleError
@@ -27,13 +28,16 @@ class Chosen:
     """The bundle of a night, and how it came to be."""
 
     bundle: Bundle
-    decision: Decision | None
-    """None where a night before the champion's own day is made up for: it is scored by a model of its day, and nothing is decided."""
-    tested: Trained
-    refit: Trained | None
-    """Of the challenger where it won tonight, or of the night that is made up for."""
-    metrics: dict[str, Any]
-    """Of the challenger, as `backtest.measure`."""
+    decision: Decision | None = None
+    """Of tonight, or the one that was made when this very challenger met the champion; None where there was no challenger."""
+    tested: Trained | None = None
+    """The challenger; None where there was none."""
+    refit: Trained | None = None
+    """Of the challenger where it won tonight, or the model of a night that is made up for."""
+    metrics: dict[str, Any] | None = None
+    """Of the challenger, as `backtest.measure`; None where none met the champion tonight."""
+    due: date | None = None
+    """Where there was no challenger: the night of the next one."""
 
     @property
     def ndcg(self) -> float | None:
@@ -44,25 +48,32 @@ class Chosen:
 def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> Chosen:
     """The bundle that scores the night of as_of; what is decided is kept, and not decided again by a second run.
 
+    A challenger is trained where none was for champion.every_days, or the champion cannot score. A night before the champion's own
+    day, that is made up for, is scored by a model of its day.
+
     Raises:
         DataError: as `train.train_shop`.
     """
     settings = state.settings
+    champion = registry.champion()
+    if champion is not None:
+        if _publishing(champion).about["window"]["as_of"] > as_of.isoformat():
+            refit = train_shop(state, as_of=as_of, on_epoch=on_epoch)
+            return Chosen(refit.bundle, refit=refit)
+        due = next_challenger(settings, registry)
+        if as_of < due and as_of.isoformat() != registry.decisions()[-1].as_of and _can_score(champion, settings):
+            return Chosen(_publishing(champion), due=due)
     before = as_of - timedelta(days=settings.window.label_days)
     tested = train_shop(state, as_of=before, on_epoch=on_epoch)
-    metrics = measure(state, tested.bundle, as_of=before, end=as_of)
     with owned(registry.lock, what=str(registry.path)):  # another run must not decide between this one's look and its word
         challenger = tested.bundle.model_version
         champion = registry.champion()
         made = next((one for one in reversed(registry.decisions()) if one.challenger == challenger), None)
-        if champion is not None and champion.tested.about["window"]["as_of"] > before.isoformat():
-            refit = train_shop(state, as_of=as_of, on_epoch=on_epoch)
-            return Chosen(refit.bundle, None, tested, refit, metrics)
-        if champion is not None and made is not None:
-            won = (
-                champion.version == challenger and made.as_of == as_of.isoformat()
-            )  # tonight, before this run was ended and begun again
-            refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if won else None
+        if champion is not None and made is not None and made.as_of != as_of.isoformat():
+            return Chosen(_publishing(champion), made, tested)
+        metrics = measure(state, tested.bundle, as_of=before, end=as_of)
+        if champion is not None and made is not None:  # tonight, before this run was ended and begun again
+            refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if champion.version == challenger else None
             return Chosen(_publishing(champion), made, tested, refit, metrics)
         decision = _decide(state, champion, tested.bundle, as_of=as_of, before=before)
         refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if decision.promoted else None
@@ -71,6 +82,20 @@ def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Calla
         standing = registry.champion()
         assert standing is not None, "a decision names a champion"
         return Chosen(_publishing(standing), decision, tested, refit, metrics)
+
+
+def next_challenger(settings: Settings, registry: Registry) -> date:
+    """The night from which on a challenger is due: champion.every_days after the newest decision, which there must be."""
+    days = settings.champion.every_days or max(1, settings.window.label_days // 4)
+    return date.fromisoformat(registry.decisions()[-1].as_of) + timedelta(days=days)
+
+
+def _can_score(champion: Entry, settings: Settings) -> bool:
+    try:
+        check_bundle(_publishing(champion), settings)
+    except BundleError:
+        return False
+    return True
 
 
 def versus(state: ShopState, registry: Registry, bundle: Bundle, *, as_of: date) -> float | None:

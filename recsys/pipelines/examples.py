@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from recsys.config import Settings
+from recsys.data.label_windows import label_windows, learns_from
 from recsys.data.types import midnight
 from recsys.engine.stage import Receipt
 from recsys.engine.units import Task, run_units
@@ -27,16 +27,6 @@ from recsys.retrieval import signals as signals_module
 from recsys.schema import DAY_US, USER_ID
 from recsys.storage import write_arrow, write_atomically
 from recsys.training.fit import Labelled
-
-
-def cutoffs(settings: Settings, *, as_of: date, first: date) -> list[date]:
-    """The dates that examples are made as of, oldest first, a label length apart; the last one's window ends at as_of.
-
-    Those with less than a label length of history before them are left out.
-    """
-    step = timedelta(days=settings.window.label_days)
-    dates = [as_of - step * number for number in range(settings.window.cutoffs, 0, -1)]
-    return [day for day in dates if day - step >= first]
 
 
 def make_examples(state: ShopState, days: Sequence[date]) -> dict[date, list[Receipt]]:
@@ -53,19 +43,22 @@ def _examples_task(state: ShopState) -> Task:
     settings = state.settings
     catalog = state.dataset.catalog()
     featurizer: dict[str, Featurizer] = {}
+    contents = state.dataset.contents
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
-        cutoff = unit["cutoff"]
+        cutoff, day = unit["cutoff"], date.fromisoformat(unit["cutoff"])
         if cutoff not in featurizer:  # units come in order of cutoff: one set of signals at a time
             featurizer.clear()
             signals = signals_module.load(state.signals.path / f"{cutoff}.npz")
             featurizer[cutoff] = Featurizer(settings, catalog, signals, state.vocabularies)
-        start = midnight(date.fromisoformat(cutoff))
+        start = midnight(day)
         end = start + settings.window.label_days * DAY_US
         tables: list[pa.Table] = []
         counts: Counter[str] = Counter()
         names: tuple[str, ...] = ()
-        for batch, users, candidates, inputs in featurizer[cutoff](state.dataset.histories(unit["shard"])):
+        share = settings.examples.max_users / max(contents.users_wanting(day), 1)
+        histories = state.dataset.histories(unit["shard"])
+        for batch, users, candidates, inputs in featurizer[cutoff](examples.learned_from(histories, start=start, end=end, share=share)):
             label = examples.bought(candidates, users, window=batch.between(start, end))
             hashes = stable_hash(batch.users.column(USER_ID).to_numpy())
             chosen = examples.sample(candidates, label, negatives=settings.examples.negatives, user_hash=hashes, seed=settings.run.seed)
@@ -134,27 +127,28 @@ def labelled(state: ShopState, *, as_of: date) -> Labelled:
     files = {day: [state.examples.path / f"{day.isoformat()}-{shard}.arrow" for shard in state.dataset.shards] for day in days}
     fitting = [file for day in days[:-1] for file in files[day]]
     dates = [day.isoformat() for day in days]
+    known = days[-1] + timedelta(days=settings.window.label_days)  # what is bought from then on is not
     return Labelled(
         fitting,
         files[days[-1]],
         identity={"examples": state.examples.digest, "cutoffs": dates},
         spec=lambda: fit_examples(fitting, parts[0]["features"], embedded(settings.features, state.vocabularies), state.vocabularies),
-        window={"as_of": as_of.isoformat(), "cutoffs": dates, "label_days": settings.window.label_days},
+        window={"as_of": known.isoformat(), "cutoffs": dates, "label_days": settings.window.label_days},
         counts=counts,
     )
 
 
 def training_cutoffs(state: ShopState, as_of: date) -> list[date]:
-    """`cutoffs` of the shop; the last one's examples validate.
+    """`label_windows` of the shop; the last one's examples validate.
 
     Raises:
         DataError: fewer than two.
     """
-    settings = state.settings
-    days = cutoffs(settings, as_of=as_of, first=state.dataset.first)
-    if len(days) < 2:
+    window, first = state.settings.window, state.dataset.first
+    days = label_windows(window, as_of=as_of, first=first)
+    if len(days) < 2:  # rows of the first days, which `check_as_of` saw, may have been rejected
         raise DataError(
-            f"--as-of {as_of}: training needs two label windows of {settings.window.label_days} days with as much history before "
-            f"them; the first event is of {state.dataset.first}. Use a later date or a smaller window.label_days."
+            f"--as-of {as_of}: training needs two label windows of {window.label_days} days with as much history before them; the "
+            f"first usable event is of {first}. Use {learns_from(window, first=first)} or a later date, or a smaller window.label_days."
         )
     return days

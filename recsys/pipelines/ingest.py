@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.config import Features
+from recsys.data import contents
 from recsys.data.catalog import most_frequent, value_counts
 from recsys.data.cleaning import Rejected, build_catalog, clean, clean_users
 from recsys.data.dataset import ShopDataset, parts_of, read_catalog, read_shard, write_batches, write_by_shard
@@ -28,6 +29,7 @@ from recsys.engine.progress import log
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
 from recsys.errors import DataError
+from recsys.hashing import stable_hash
 from recsys.retrieval import supplied
 from recsys.schema import ITEM_ID, PRICE, QUANTITY, TS, USER_ID, WANTED
 from recsys.storage import save_arrays, write_atomically
@@ -49,6 +51,7 @@ def ingest(inputs: ShopInputs, *, end: date) -> ShopDataset:
             "features": settings.features,
             "rules": sorted({(of_items, name, number) for _, of_items, name, number in settings.rule_columns()}),
             "end": end.isoformat(),
+            "label_days": settings.window.label_days,
             "shards": inputs.shards,
         },
     )
@@ -94,6 +97,7 @@ def ingest(inputs: ShopInputs, *, end: date) -> ShopDataset:
         item_id=inputs.item_id,
         first=day_of(min(r["first_us"] for r in grouped.values() if r["events"])),
         end=midnight(end),
+        contents=contents.total((r["contents"] for r in grouped.values()), label_days=settings.window.label_days),
         user_vocabularies=_user_vocabularies(grouped.values(), settings.features),
         rows={
             "events": inputs.events.rows,
@@ -150,6 +154,8 @@ def _group_task(inputs: ShopInputs, folder: Path) -> Task:
     catalog = read_catalog(folder)
     schema = inputs.schema()
     features = inputs.settings.features
+    item_hashes = stable_hash(catalog.item_id.to_numpy(zero_copy_only=False))
+    label_days = inputs.settings.window.label_days
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         shard = int(unit["shard"])
@@ -174,6 +180,7 @@ def _group_task(inputs: ShopInputs, folder: Path) -> Task:
             "users": len(distinct),
             "events": len(distinct.item),
             "wanted": int(distinct.wanted.sum()),
+            "contents": contents.count(distinct, item_hashes, label_days=label_days),
             "first_us": int(distinct.ts.min(initial=np.iinfo(np.int64).max)),
             "user_values": {
                 name: [[word, count] for word, count in value_counts(distinct.users.column(name))[: features.max_vocabulary]]

@@ -1,7 +1,7 @@
 """The shop door's night on one page: shop read, challenger trained and tested, champion chosen, users scored, the table published."""
 
 from collections.abc import Callable, Mapping
-from datetime import date, timedelta
+from datetime import date
 from typing import Any
 
 from recsys.config import Settings
@@ -25,7 +25,7 @@ def open_night(settings: Settings, *, as_of: date) -> ShopInputs:
     """
     check_folders(table_path=settings.table.path, champion_path=settings.champion.path, report_path=settings.report.path)
     inputs = open_shop(settings, as_of=as_of)
-    check_as_of(inputs, as_of - timedelta(days=settings.window.label_days))
+    check_as_of(inputs, as_of, test_days=settings.window.label_days)
     return inputs
 
 

@@ -142,8 +142,8 @@ MISTAKES = {
     "a wrong type of feature": Mistake(r"column 'brand' must be a number, got string", toml='[features]\nitem_numeric = ["brand"]'),
     "an empty table": Mistake(r"events\.parquet: shop\.events has no rows", events=events().slice(0, 0)),
     "only nulls": Mistake(r"column 'ts' holds no time before", events=events(ts=pa.nulls(3, TIMESTAMP))),
-    "a day before the data": Mistake(r"--as-of 2023-06-01: needs three label windows .* 2024-01-01 to 2024-05-31", as_of="2023-06-01"),
-    "a day too early": Mistake(r"--as-of 2024-03-24: needs three label windows of 28 days", as_of="2024-03-24"),
+    "a day before the data": Mistake(r"--as-of 2023-06-01: needs two label windows .* 2024-01-01 to 2024-05-31", as_of="2023-06-01"),
+    "a day too early": Mistake(r"--as-of 2024-04-10: needs two label windows of 28 days .* Use 2024-04-11 or a", as_of="2024-04-10"),
     "a rule without its column": Mistake(
         r"items\.parquet: column 'seller' is missing; .* set the rule 'one each'",
         toml='[[rules]]\nname = "one each"\nkind = "cap"\ncolumn = "seller"\nat_most = 1',
@@ -260,7 +260,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_work(setting: str, p
 
 @pytest.mark.usefixtures("no_ray")
 def test_without_a_mistake_work_starts(run: Callable[..., Ended], tmp_path: Path):
-    for as_of in (DAY, "2024-06-28", "2024-03-25"):  # the last and the first day that could be meant
+    for as_of in (DAY, "2024-06-28", "2024-04-11"):  # the last and the first day that could be meant
         with pytest.raises(AssertionError, match="work starts"):
             run("ingest", *write(tmp_path, Mistake("", as_of=as_of)))
 
@@ -279,8 +279,10 @@ def test_a_horizon_without_events_is_refused_before_any_work(run: Callable[..., 
 
 @pytest.mark.usefixtures("no_ray")
 def test_a_night_whose_backtest_has_too_few_windows_is_refused_before_any_work(run: Callable[..., Ended], tmp_path: Path):
-    arguments = write(tmp_path, Mistake("", as_of="2024-04-21"))  # three windows and 27 days; the backtest is as of a window before
-    assert "2024-03-24" in refused(run("nightly", *arguments), tmp_path)
+    arguments = write(tmp_path, Mistake("", as_of="2024-05-08"))  # two windows, and a day less than the test takes
+    assert "28 days for the test of what was learned; the events span 2024-01-01 to 2024-05-31. Use 2024-05-09 or" in refused(
+        run("nightly", *arguments), tmp_path
+    )
 
 
 @pytest.mark.usefixtures("no_ray")

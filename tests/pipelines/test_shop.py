@@ -6,6 +6,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,15 +21,16 @@ import pytest
 import ray.cloudpickle
 from deltalake import DeltaTable
 
+from jobs import printing
 from recsys.config import Columns, Gate, Report, Settings
 from recsys.data import synthetic
 from recsys.data.shop import open_shop
 from recsys.data.types import midnight
-from recsys.engine.stage import Receipt
+from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task
 from recsys.errors import GateError
 from recsys.pipelines import champion
-from recsys.pipelines.examples import cutoffs
+from recsys.pipelines.examples import _examples_task
 from recsys.pipelines.night_record import recorded
 from recsys.pipelines.score import score_shop
 from recsys.pipelines.signals import ShopState, read_signals, share_of, shop_state
@@ -46,7 +48,7 @@ from tests.pages import cells
 # Ray Data and Ray Train make a DataContext, which warns of its own defaults
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
 
-DAY = date(2024, 6, 1)
+DAY = date(2024, 6, 6)  # a label window ends on it
 K = 7
 NEWCOMER = 5  # a user without an event; no planted id
 
@@ -166,12 +168,12 @@ def test_scores_are_the_bundle_s_calibration_of_what_orders_the_lists(night: Nig
     assert validated.calibration is None
     (stage,) = Path(night.settings.run.work).glob("calibrate-*")
     about = json.loads((stage / "stage.json").read_text())
-    assert (about["model"], about["cutoff"]) == (validated.model_version, "2024-05-18")
+    assert (about["model"], about["cutoff"]) == (validated.model_version, "2024-05-23")
     counts = [json.loads(path.read_text()) for path in stage.glob("receipts/*.json")]
     (examples,) = Path(night.settings.run.work).glob("examples-*/receipts")
-    newest = [json.loads(path.read_text()) for path in examples.glob("2024-05-18-*.json")]
-    assert 0 < sum(one["rows"] for one in counts) <= sum(one["candidates"] for one in newest)
-    assert sum(one["rows"] for one in counts) > sum(one["rows"] for one in newest)
+    newest = [json.loads(path.read_text()) for path in examples.glob("2024-05-23-*.json")]
+    assert sum(one["rows"] for one in counts) == 210 * 60  # of all but the newcomer
+    assert sum(one["rows"] for one in counts) > sum(one["candidates"] for one in newest) > sum(one["rows"] for one in newest)
 
 
 def test_a_calibration_takes_about_so_many_users_as_the_settings_say(night: Night) -> None:
@@ -604,6 +606,8 @@ def test_a_challenger_wins_where_it_is_not_worse_and_only_then_is_fitted_on_all_
     assert first.decision is not None
     assert (first.decision.why, first.decision.promoted) == ("the first", True)
     assert first.bundle.model_version == night.trained.bundle.model_version  # the refit as of the night
+    assert first.tested is not None
+    assert first.metrics is not None
     assert first.tested.bundle.about["window"]["as_of"] == (DAY - timedelta(days=14)).isoformat()
     again = champion.choose(good, registry, as_of=DAY)
     assert (again.bundle, again.decision) == (first.bundle, first.decision)  # as when the night was killed after it had decided
@@ -620,6 +624,7 @@ def test_a_challenger_wins_where_it_is_not_worse_and_only_then_is_fitted_on_all_
     assert not made.promoted
     assert made.difference < 0
     assert made.low <= -0.01
+    assert refused.metrics is not None
     assert made.users == refused.metrics["users"]["all"] > 100
     ours, theirs = refused.metrics, first.metrics
     assert made.difference == pytest.approx(ours["models"]["mlp"]["all"]["ndcg@10"] - theirs["models"]["mlp"]["all"]["ndcg@10"])
@@ -637,8 +642,52 @@ def test_a_challenger_wins_where_it_is_not_worse_and_only_then_is_fitted_on_all_
 
     earlier = champion.choose(good, other, as_of=DAY - timedelta(days=1))
     assert earlier.decision is None
-    assert earlier.bundle.about["window"]["as_of"] == (DAY - timedelta(days=1)).isoformat()
+    assert earlier.bundle.about["window"]["as_of"] == (DAY - timedelta(days=14)).isoformat()
     assert len(other.decisions()) == 2
+
+
+@pytest.mark.usefixtures("in_process")
+def test_between_two_challengers_the_champion_scores_without_one(
+    night: Night, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry(tmp_path)
+    first = champion.choose(night.state, registry, as_of=DAY)
+    made = modified(night.settings.run.work)
+    chosen = champion.choose(night.state, registry, as_of=DAY + timedelta(days=2))
+    assert modified(night.settings.run.work) == made
+    assert chosen == champion.Chosen(first.bundle, due=DAY + timedelta(days=3))  # a quarter of 14 days
+    assert chosen.ndcg is None
+    printing.decision(chosen)
+    assert "the champion's; a challenger is due on 2024-06-09" in " ".join(capsys.readouterr().out.split())
+    told = night.settings.model_dump(exclude_unset=True) | {"champion": {"every_days": 9}}
+    assert champion.next_challenger(Settings.model_validate(told), registry) == DAY + timedelta(days=9)
+    assert len(registry.decisions()) == 1
+
+
+@pytest.mark.usefixtures("in_process")
+def test_fewer_users_give_some_of_the_rows_that_all_give(night: Night, tmp_path: Path) -> None:
+    def rows(users: int, folder: str) -> tuple[pa.Table, set[int]]:
+        told = night.settings.model_dump(exclude_unset=True) | {"examples": {"max_users": users}}
+        state = replace(night.state, inputs=replace(night.state.inputs, settings=Settings.model_validate(told)))
+        state = replace(state, examples=Stage(tmp_path / folder, "examples", {"users": users}))
+        task = _examples_task(state)
+        for shard in state.dataset.shards:
+            task(f"of-{shard}", {"cutoff": "2024-05-09", "shard": shard})
+        table = pa.concat_tables(pa.ipc.open_file(path).read_all() for path in sorted(state.examples.path.glob("of-*.arrow")))
+        return table, set(table[USER_ID].to_pylist())
+
+    wanting = night.state.dataset.contents.users_wanting(date(2024, 5, 9))
+    every, everybody = rows(wanting, "all")
+    assert wanting / 2 < len(everybody) <= wanting
+    half, some = rows(wanting // 2, "half")
+    few, fewer = rows(wanting // 4, "few")
+    assert fewer < some < everybody
+    assert wanting / 3 < len(some) < wanting / 1.5
+    for table, users in ((half, some), (few, fewer)):
+        expected = every.filter(pc.is_in(every[USER_ID], pa.array(sorted(users))))
+        for column in expected.column_names:
+            found, wanted = (np.array(one[column].combine_chunks().to_pylist()) for one in (table, expected))
+            np.testing.assert_array_equal(found, wanted)
 
 
 def popular_only(trained: Trained, folder: Path) -> Bundle:
@@ -667,6 +716,7 @@ def test_a_popular_only_model_given_by_hand_is_stopped_for_its_lists_before_toni
     first = champion.choose(night.state, registry, as_of=DAY)
     assert champion.versus(night.state, registry, first.bundle, as_of=DAY) is None  # the champion itself
     assert champion.versus(night.state, Registry(tmp_path / "none"), first.bundle, as_of=DAY) is None
+    assert first.tested is not None
     poor = popular_only(first.tested, tmp_path / "poor")
     ndcg = champion.versus(night.state, registry, poor, as_of=DAY)
     assert ndcg is not None
@@ -688,13 +738,3 @@ def test_a_champion_of_other_features_gives_way(night: Night, tmp_path: Path) ->
     assert chosen.decision.promoted
     assert chosen.decision.why.startswith("the champion cannot score under tonight's settings: ")
     assert "features.item_numeric" in chosen.decision.why
-
-
-# ---- dates
-
-
-def test_cutoffs_are_a_label_length_apart_and_have_as_much_history_before_them(night: Night) -> None:
-    dates = cutoffs(night.settings, as_of=DAY, first=date(2024, 2, 24))
-    assert dates == [date(2024, 4, 20), date(2024, 5, 4), date(2024, 5, 18)]
-    assert cutoffs(night.settings, as_of=DAY, first=date(2024, 4, 6)) == dates
-    assert cutoffs(night.settings, as_of=DAY, first=date(2024, 4, 7)) == dates[1:]

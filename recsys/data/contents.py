@@ -1,0 +1,92 @@
+"""What all histories hold day by day: so much that a stage knows whether what it made from some days serves another night."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+
+from recsys.data.histories import Histories
+from recsys.data.label_windows import FIRST
+from recsys.hashing import mix, stable_hash
+from recsys.schema import DAY_US, USER_ID
+
+NO_PRICE = np.uint32(0x7FC00000)  # the bits of one NaN for all of them
+_MODULUS = 2**64
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Days and label windows count from FIRST, 1970-01-01; those without events are absent."""
+
+    label_days: int
+    hashes: Mapping[int, int]
+    """Day -> the sum of its events' hashes, modulo 2^64: the same events give the same, in any order, however users are cut up."""
+    new_users: Mapping[int, int]
+    """Day -> users whose first event is of it."""
+    wanting: Mapping[int, int]
+    """Label window -> users who wanted something in it."""
+
+    def of_days(self, start: date, end: date) -> int:
+        """The sum of the hashes of all events of [start, end)."""
+        first, last = (start - FIRST).days, (end - FIRST).days
+        return sum(value for day, value in self.hashes.items() if first <= day < last) % _MODULUS
+
+    def users_before(self, day: date) -> int:
+        """Users with an event before the day."""
+        return sum(users for first, users in self.new_users.items() if first < (day - FIRST).days)
+
+    def users_wanting(self, start: date) -> int:
+        """Users who wanted something in the label window that begins on the day."""
+        window, rest = divmod(start - FIRST, timedelta(days=self.label_days))
+        assert not rest, f"no label window begins on {start}"
+        return self.wanting.get(window, 0)
+
+
+def count(histories: Histories, item_hashes: np.ndarray, *, label_days: int) -> dict[str, dict[str, int]]:
+    """What a shard adds to `Contents`, as JSON holds it.
+
+    Args:
+        item_hashes: uint64 (I), by item code.
+    """
+    users = stable_hash(histories.users.column(USER_ID).to_numpy())
+    days = histories.ts // DAY_US
+    row = histories.user_row
+    price = np.where(np.isnan(histories.price), NO_PRICE, histories.price.view(np.uint32)).astype(np.uint64)
+    hashes = mix(mix(users[row]) ^ item_hashes[histories.item])
+    hashes = mix(hashes ^ histories.ts.view(np.uint64))
+    hashes = mix(hashes ^ (price << np.uint64(32)) ^ histories.quantity.view(np.uint32).astype(np.uint64))
+    hashes = mix(hashes ^ histories.wanted.astype(np.uint64))
+    has = np.diff(histories.offsets) > 0
+    windows = days[histories.wanted] // label_days
+    wanting = row[histories.wanted]  # a user's events are in order of time, so each window of a user begins once
+    begins = np.ones(len(windows), bool)
+    begins[1:] = (windows[1:] != windows[:-1]) | (wanting[1:] != wanting[:-1])
+    return {
+        "hashes": _sums(days, hashes),
+        "new_users": _counts(days[histories.offsets[:-1][has]]),
+        "wanting": _counts(windows[begins]),
+    }
+
+
+def total(counted: Iterable[Mapping[str, Mapping[str, int]]], *, label_days: int) -> Contents:
+    """The contents of all shards, of what `count` gave for each."""
+    sums: dict[str, Counter[int]] = {name: Counter() for name in ("hashes", "new_users", "wanting")}
+    for part in counted:
+        for name, values in part.items():
+            sums[name].update({int(key): value for key, value in values.items()})
+    hashes = {day: value % _MODULUS for day, value in sums["hashes"].items()}
+    return Contents(label_days, hashes, sums["new_users"], sums["wanting"])
+
+
+def _sums(keys: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    order = np.argsort(keys, kind="stable")
+    found, starts = np.unique(keys[order], return_index=True)
+    sums = np.add.reduceat(values[order], starts) if len(starts) else values[:0]  # of uint64: modulo 2^64
+    return {str(key): int(value) for key, value in zip(found.tolist(), sums.tolist(), strict=True)}
+
+
+def _counts(keys: np.ndarray) -> dict[str, int]:
+    return {str(key): count for key, count in zip(*(part.tolist() for part in np.unique(keys, return_counts=True)), strict=True)}
