@@ -8,7 +8,7 @@ from recsys.engine.connect import connect
 from recsys.engine.progress import after_commit
 from recsys.engine.stage import prune
 from recsys.pipelines import nightly as pipeline
-from recsys.pipelines.champion import Chosen
+from recsys.pipelines.champion import Chosen, challenger_days
 from recsys.publishing import gate
 
 
@@ -26,7 +26,8 @@ def nightly(config_path: Config, as_of: AsOf, override: Override = None, why: Wh
             with after_commit("nightly"):
                 printing.published(published, state, as_of=day, overrides=overrides)
         with after_commit("run.work"):
-            prune(settings.run.work, before=time.time() - settings.run.keep_work_days * 86_400)
+            days = max(settings.run.keep_work_days, challenger_days(settings) + 1)  # what the next challenger learns from stays
+            prune(settings.run.work, before=time.time() - days * 86_400)
 
 
 def _chosen(chosen: Chosen) -> None:

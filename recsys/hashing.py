@@ -1,7 +1,10 @@
 """Hashes that are the same on every machine and in every run: shards and samples of users go by them."""
 
+import math
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def shard_of(user_id: pa.Array | pa.ChunkedArray, shards: int) -> np.ndarray:
@@ -17,6 +20,21 @@ def stable_hash(ids: np.ndarray) -> np.ndarray:
     if ids.dtype.kind in "iu":
         return hash_array(ids.astype(np.int64))
     return hash_array(ids.astype(object), categorize=True)
+
+
+def row_hashes(table: pa.Table) -> np.ndarray:
+    """uint64 (N): a hash of each row's words and numbers, by column name, the columns in any order; null is a value too."""
+    hashes = np.zeros(table.num_rows, np.uint64)
+    for name in sorted(table.column_names):
+        column = table.column(name)
+        if pa.types.is_floating(column.type):
+            numbers = pc.fill_null(column, math.nan).to_numpy().astype(np.float64)
+            values = np.where(np.isnan(numbers), math.nan, numbers + 0.0).view(np.uint64)  # one NaN, one zero
+        else:
+            words = column.cast(pa.string())
+            values = stable_hash(pc.fill_null(words, "").to_numpy()) + pc.is_null(words).to_numpy().astype(np.uint64)
+        hashes = mix(mix(hashes) ^ values)
+    return hashes
 
 
 def mix(values: np.ndarray) -> np.ndarray:

@@ -101,11 +101,11 @@ class Run(Section):
     work: LocalPath = "var/work"
     """Folder for what stages hand each other. On a cluster a path that every node shares."""
     keep_work_days: Positive = 7
-    """After a night, folders of stages that no run used for so many days are removed, with the bundles in them. To keep a bundle, copy
-    it out: jobs.train --out."""
+    """After a night, what stages made and no run used for so many days is removed, bundles too; what the next challenger learns from is
+    kept till then. To keep a bundle, copy it out: jobs.train --out."""
     shards: Positive | None = None
-    """How many parts the users are cut into by hash; one part is a unit of work and of resuming. Absent: one for 200,000 events, at
-    least 16."""
+    """How many parts the users are cut into by hash; one part is a unit of work and of resuming. Absent: one for 200,000 events,
+    rounded up to a power of two, at least 16."""
     shard_bytes: Positive = 128 * 2**20
     """How many bytes of feature rows, decoded, are one unit of work: a second or two of scoring. Only with feature rows."""
     actors: Positive | None = None

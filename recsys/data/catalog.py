@@ -70,8 +70,8 @@ def value_counts(column: pa.Array | pa.ChunkedArray) -> list[tuple[str, int]]:
 
 
 def most_frequent(counts: Mapping[str, int], *, limit: int) -> tuple[str, ...]:
-    """The values with the highest counts, ties in order of the value; at most `limit`."""
-    return tuple(word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:limit])
+    """The values with the highest counts, at most `limit`, in order of the value: the same as long as the same words are frequent."""
+    return tuple(sorted(word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:limit]))
 
 
 def item_vocabularies(catalog: Catalog, features: "Features") -> dict[str, tuple[str, ...]]:

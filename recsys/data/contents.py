@@ -10,11 +10,11 @@ import numpy as np
 
 from recsys.data.histories import Histories
 from recsys.data.label_windows import FIRST
-from recsys.hashing import mix, stable_hash
+from recsys.hashing import mix, row_hashes, stable_hash
 from recsys.schema import DAY_US, USER_ID
 
 NO_PRICE = np.uint32(0x7FC00000)  # the bits of one NaN for all of them
-_MODULUS = 2**64
+MODULUS = 2**64
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,19 @@ class Contents:
     """Day -> the sum of its events' hashes, modulo 2^64: the same events give the same, in any order, however users are cut up."""
     new_users: Mapping[int, int]
     """Day -> users whose first event is of it."""
+    known: Mapping[int, int]
+    """Day -> the sum of the hashes of what is known of these users beside their events."""
     wanting: Mapping[int, int]
     """Label window -> users who wanted something in it."""
 
     def of_days(self, start: date, end: date) -> int:
         """The sum of the hashes of all events of [start, end)."""
         first, last = (start - FIRST).days, (end - FIRST).days
-        return sum(value for day, value in self.hashes.items() if first <= day < last) % _MODULUS
+        return sum(value for day, value in self.hashes.items() if first <= day < last) % MODULUS
+
+    def known_before(self, day: date) -> int:
+        """The sum of the hashes of what is known of users with an event before the day."""
+        return sum(value for first, value in self.known.items() if first < (day - FIRST).days) % MODULUS
 
     def users_before(self, day: date) -> int:
         """Users with an event before the day."""
@@ -60,25 +66,28 @@ def count(histories: Histories, item_hashes: np.ndarray, *, label_days: int) -> 
     hashes = mix(hashes ^ (price << np.uint64(32)) ^ histories.quantity.view(np.uint32).astype(np.uint64))
     hashes = mix(hashes ^ histories.wanted.astype(np.uint64))
     has = np.diff(histories.offsets) > 0
+    first = days[histories.offsets[:-1][has]]
     windows = days[histories.wanted] // label_days
     wanting = row[histories.wanted]  # a user's events are in order of time, so each window of a user begins once
     begins = np.ones(len(windows), bool)
     begins[1:] = (windows[1:] != windows[:-1]) | (wanting[1:] != wanting[:-1])
     return {
         "hashes": _sums(days, hashes),
-        "new_users": _counts(days[histories.offsets[:-1][has]]),
+        "new_users": _counts(first),
+        "known": _sums(first, row_hashes(histories.users)[has]),
         "wanting": _counts(windows[begins]),
     }
 
 
 def total(counted: Iterable[Mapping[str, Mapping[str, int]]], *, label_days: int) -> Contents:
     """The contents of all shards, of what `count` gave for each."""
-    sums: dict[str, Counter[int]] = {name: Counter() for name in ("hashes", "new_users", "wanting")}
+    sums: dict[str, Counter[int]] = {name: Counter() for name in ("hashes", "new_users", "known", "wanting")}
     for part in counted:
         for name, values in part.items():
             sums[name].update({int(key): value for key, value in values.items()})
-    hashes = {day: value % _MODULUS for day, value in sums["hashes"].items()}
-    return Contents(label_days, hashes, sums["new_users"], sums["wanting"])
+    for name in ("hashes", "known"):
+        sums[name] = Counter({day: value % MODULUS for day, value in sums[name].items()})
+    return Contents(label_days, **sums)
 
 
 def _sums(keys: np.ndarray, values: np.ndarray) -> dict[str, Any]:

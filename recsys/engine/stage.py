@@ -6,10 +6,11 @@ is written after the unit's outputs, by a rename, so a process killed at any mom
 Two runs with the same inputs have the same folders. Whoever works in one owns it meanwhile; the other waits, and finds the receipts.
 """
 
+import glob
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from recsys.storage import code_digest, digest, write_atomically, write_json
 Receipt = dict[str, Any]
 
 ABOUT = "stage.json"  # in a stage's folder: what its name is the digest of
+LASTING = "lasting"  # in a stage's folder: units are removed one by one
 LOCKS = "locks"  # beside the stages' folders, as a lock must outlive what it guards
 
 
@@ -30,10 +32,13 @@ class Stage:
         root: folder of all stages, shared by every node.
         name: the stage's name, the first part of the folder's.
         inputs: everything the outputs depend on: digests of earlier stages, settings, dates.
+        lasting: units are named by what else they depend on, and serve many runs. Of such a stage `prune` removes single units, whose
+            outputs must be files UNIT.* in the folder.
     """
 
-    def __init__(self, root: str | Path, name: str, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, root: str | Path, name: str, inputs: Mapping[str, Any], *, lasting: bool = False) -> None:
         self.name = name
+        self.lasting = lasting
         self.digest = digest({"stage": name, "code": code_digest(), **inputs})
         self.path = Path(root).absolute() / f"{name}-{self.digest}"
         self.path.mkdir(parents=True, exist_ok=True)
@@ -42,6 +47,8 @@ class Stage:
             about.touch()  # used now: `prune` goes by it
         else:
             write_atomically(about, lambda file: write_json(file, {"stage": name, **inputs}))
+        if lasting:
+            (self.path / LASTING).touch()
 
     def owned(self) -> AbstractContextManager[None]:
         """A block that works in the folder, while no other process does; within it, blocks of the same stage are entered at once."""
@@ -67,6 +74,11 @@ class Stage:
         write_atomically(self.path / "receipts" / f"{unit}.json", lambda file: write_json(file, receipt))
         return receipt
 
+    def use(self, units: Iterable[str]) -> None:
+        """These finished units serve the run that says so; of a lasting stage, `prune` goes by it."""
+        for unit in units if self.lasting else ():
+            (self.path / "receipts" / f"{unit}.json").touch()
+
     def forget(self, unit: str) -> None:
         """The unit is neither finished nor begun any more, as when its outputs were removed."""
         (self.path / "receipts" / f"{unit}.json").unlink(missing_ok=True)
@@ -82,8 +94,15 @@ class Stage:
 
 
 def prune(root: str | Path, *, before: float) -> list[str]:
-    """The names of the stage folders that no run used since `before`, seconds since 1970, nor owns now; they are removed."""
+    """The names of the stage folders that no run used since `before`, seconds since 1970, nor owns now; they are removed.
+
+    Of lasting stages that were used, the units that no run used are.
+    """
     removed: list[str] = []
+    for mark in sorted(Path(root).glob(f"*/{LASTING}")):
+        if _used(mark.parent) >= before and not is_owned(_lock(mark.parent)):
+            with owned(_lock(mark.parent), what=mark.parent.name):
+                _prune_units(mark.parent, before)
     for folder in sorted(about.parent for about in Path(root).glob(f"*/{ABOUT}") if _used(about.parent) < before):
         if is_owned(_lock(folder)):
             continue
@@ -92,6 +111,15 @@ def prune(root: str | Path, *, before: float) -> list[str]:
                 shutil.rmtree(folder)
                 removed.append(folder.name)
     return removed
+
+
+def _prune_units(folder: Path, before: float) -> None:
+    for receipt in (folder / "receipts").glob("*.json"):
+        if receipt.stat().st_mtime < before:
+            receipt.unlink()  # first: what has no receipt is made again
+            for output in folder.glob(f"{glob.escape(receipt.stem)}.*"):
+                output.unlink()
+            (folder / "attempts" / receipt.stem).unlink(missing_ok=True)
 
 
 def _used(folder: Path) -> float:

@@ -151,6 +151,7 @@ def run_units(
                         if mistake is not None:
                             raise mistake
                         advance(1)
+    stage.use(name for name in units if stage.receipt(name) is not None)
     receipts: dict[str, Receipt] = {}
     for name in units:
         receipt = stage.receipt(name)

@@ -81,8 +81,11 @@ def _measured(state: ShopState, bundle: Bundle, *, as_of: date, end: date) -> tu
     stage = Stage(
         state.settings.run.work,
         "backtest",
-        {"signals": state.signals.digest, "examples": state.examples.digest, "model": bundle.model_version}
-        | {
+        {
+            "ingest": state.dataset.digest,
+            "signals": state.signals.digest,
+            "examples": state.examples.digest,
+            "model": bundle.model_version,
             "as_of": as_of.isoformat(),
             "end": end.isoformat(),
             "device": device,

@@ -86,8 +86,12 @@ def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Calla
 
 def next_challenger(settings: Settings, registry: Registry) -> date:
     """The night from which on a challenger is due: champion.every_days after the newest decision, which there must be."""
-    days = settings.champion.every_days or max(1, settings.window.label_days // 4)
-    return date.fromisoformat(registry.decisions()[-1].as_of) + timedelta(days=days)
+    return date.fromisoformat(registry.decisions()[-1].as_of) + timedelta(days=challenger_days(settings))
+
+
+def challenger_days(settings: Settings) -> int:
+    """Nights from one challenger to the next."""
+    return settings.champion.every_days or max(1, settings.window.label_days // 4)
 
 
 def _can_score(champion: Entry, settings: Settings) -> bool:

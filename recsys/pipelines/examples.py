@@ -6,7 +6,7 @@ units to the engine. A stage whose receipts are all there does nothing. The pure
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,25 @@ from recsys.features import examples
 from recsys.features.candidate_features import Featurizer, embedded
 from recsys.features.fitting import fit_examples
 from recsys.hashing import stable_hash
-from recsys.pipelines.signals import ShopState, fit_signals
+from recsys.pipelines.signals import ShopState, examples_of, fit_signals
 from recsys.retrieval import signals as signals_module
 from recsys.schema import DAY_US, USER_ID
 from recsys.storage import write_arrow, write_atomically
 from recsys.training.fit import Labelled
 
 
-def make_examples(state: ShopState, days: Sequence[date]) -> dict[date, list[Receipt]]:
-    """The labelled rows as of each cutoff; a unit is a cutoff and a shard of users."""
-    fit_signals(state, {day.isoformat(): {"cutoff": day.isoformat(), "supplied": False} for day in days})
+def make_examples(state: ShopState, days: Sequence[date]) -> tuple[dict[date, str], dict[date, list[Receipt]]]:
+    """The names, as `examples_of`, and receipts of the labelled rows as of each cutoff; a unit is a cutoff and a shard of users."""
+    names = examples_of(state, days)
     units = {
-        f"{day.isoformat()}-{shard}": {"cutoff": day.isoformat(), "shard": shard} for day in days for shard in state.dataset.shards
+        f"{name}-{shard}": {"cutoff": day.isoformat(), "shard": shard} for day, name in names.items() for shard in state.dataset.shards
     }
-    receipts = run_units(state.examples, units, _examples_task, state, unit="parts")
-    return {day: [receipts[f"{day.isoformat()}-{shard}"] for shard in state.dataset.shards] for day in days}
+    paths = {day.isoformat(): path for day, path in zip(days, fit_signals(state, days), strict=True)}
+    receipts = run_units(state.examples, units, _examples_task, state, paths, unit="parts")
+    return names, {day: [receipts[f"{name}-{shard}"] for shard in state.dataset.shards] for day, name in names.items()}
 
 
-def _examples_task(state: ShopState) -> Task:
+def _examples_task(state: ShopState, paths: Mapping[str, Path]) -> Task:
     settings = state.settings
     catalog = state.dataset.catalog()
     featurizer: dict[str, Featurizer] = {}
@@ -49,7 +50,7 @@ def _examples_task(state: ShopState) -> Task:
         cutoff, day = unit["cutoff"], date.fromisoformat(unit["cutoff"])
         if cutoff not in featurizer:  # units come in order of cutoff: one set of signals at a time
             featurizer.clear()
-            signals = signals_module.load(state.signals.path / f"{cutoff}.npz")
+            signals = signals_module.load(paths[cutoff], catalog)
             featurizer[cutoff] = Featurizer(settings, catalog, signals, state.vocabularies)
         start = midnight(day)
         end = start + settings.window.label_days * DAY_US
@@ -87,12 +88,13 @@ def export_examples(state: ShopState, *, as_of: date, out: Path) -> dict[str, in
     words = {name: state.vocabularies[name] for name in embedded(state.settings.features, state.vocabularies)}
     counts: Counter[str] = Counter()
     names: tuple[str, ...] = ()
-    for day, receipts in make_examples(state, days).items():
+    made, parts = make_examples(state, days)
+    for day, receipts in parts.items():
         part = "test" if day == days[-1] else "train"
         (out / part).mkdir(parents=True, exist_ok=True)
         for shard, receipt in zip(state.dataset.shards, receipts, strict=True):
             names = tuple(receipt["features"])
-            with pa.memory_map(str(state.examples.path / f"{day.isoformat()}-{shard}.arrow")) as source:
+            with pa.memory_map(str(state.examples.path / f"{made[day]}-{shard}.arrow")) as source:
                 table = examples.named(pa.ipc.open_file(source).read_all(), names, words)
             write_atomically(
                 out / part / f"{day.isoformat()}-{shard}.parquet",
@@ -119,19 +121,19 @@ def labelled(state: ShopState, *, as_of: date) -> Labelled:
     """
     settings = state.settings
     days = training_cutoffs(state, as_of)
-    made = make_examples(state, days)
-    parts = [receipt for receipts in made.values() for receipt in receipts]
+    made, receipts = make_examples(state, days)
+    parts = [receipt for day in days for receipt in receipts[day]]
     counts = {key: sum(part[key] for part in parts) for key in ("rows", "positives", "candidates")}
     if counts["positives"] == 0:
         raise DataError(f"--as-of {as_of}: no candidate was bought in any label window. Check shop.label_kinds and window.label_days.")
-    files = {day: [state.examples.path / f"{day.isoformat()}-{shard}.arrow" for shard in state.dataset.shards] for day in days}
+    files = {day: [state.examples.path / f"{made[day]}-{shard}.arrow" for shard in state.dataset.shards] for day in days}
     fitting = [file for day in days[:-1] for file in files[day]]
     dates = [day.isoformat() for day in days]
     known = days[-1] + timedelta(days=settings.window.label_days)  # what is bought from then on is not
     return Labelled(
         fitting,
         files[days[-1]],
-        identity={"examples": state.examples.digest, "cutoffs": dates},
+        identity={"examples": state.examples.digest, "cutoffs": list(made.values())},
         spec=lambda: fit_examples(fitting, parts[0]["features"], embedded(settings.features, state.vocabularies), state.vocabularies),
         window={"as_of": known.isoformat(), "cutoffs": dates, "label_days": settings.window.label_days},
         counts=counts,

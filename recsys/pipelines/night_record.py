@@ -222,15 +222,20 @@ def _sample(night: Release, parts: list[Part], catalog: Catalog) -> list[dict[st
 
 
 def _stages(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Units of each stage, the seconds that workers spent on them, and the slowest; without stages that had nothing to do."""
-    found = []
+    """Units of each stage, the seconds that workers spent on them, and the slowest; without stages that had nothing to do.
+
+    What was begun before the first stage was is of an earlier night, which tonight's stages serve as well.
+    """
+    found: list[dict[str, Any]] = []
+    since = 0.0
     for name, folder in folders.items():
-        receipts = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "receipts").glob("*.json"))}
-        seconds = {unit: receipt["seconds"] for unit, receipt in receipts.items() if "seconds" in receipt}
+        every = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "receipts").glob("*.json"))}
+        seconds = {unit: receipt["seconds"] for unit, receipt in every.items() if receipt.get("begun", -1.0) >= since}
+        since = since or min((receipt["begun"] for receipt in every.values() if "begun" in receipt), default=0.0)
         if seconds:
             slowest = max(seconds, key=lambda unit: seconds[unit])
             total, longest = sum(seconds.values()), seconds[slowest]
-            found.append({"stage": name, "units": len(receipts), "seconds": total, "slowest": slowest, "longest": longest})
+            found.append({"stage": name, "units": len(seconds), "seconds": total, "slowest": slowest, "longest": longest})
     return found
 
 

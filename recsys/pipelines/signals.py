@@ -3,13 +3,14 @@
 Each function is one stage: its folder is named by the digest of what goes in, and a unit with a receipt is not done again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from recsys.config import Settings
 from recsys.data.catalog import item_vocabularies
@@ -19,14 +20,14 @@ from recsys.data.shop import ShopInputs
 from recsys.data.types import midnight
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
-from recsys.hashing import mix, sampled, stable_hash
+from recsys.hashing import mix, row_hashes, sampled, stable_hash
 from recsys.pipelines.ingest import ingest, make_supplied
 from recsys.retrieval import rules, supplied
 from recsys.retrieval import signals as signals_module
 from recsys.retrieval.signals import Signals
 from recsys.retrieval.supplied import Supplied
-from recsys.schema import DAY_US, USER_ID
-from recsys.storage import digest, write_atomically
+from recsys.schema import AVAILABLE, DAY_US, ITEM_ID, USER_ID
+from recsys.storage import digest
 
 SMALL_LISTS_ROWS = 1_000_000  # of ids that rules list: read in less time than an actor starts
 
@@ -61,26 +62,31 @@ def shop_state(inputs: ShopInputs, *, end: date) -> ShopState:
         settings.run.work,
         "signals",
         {
-            "ingest": shop.digest,
+            "ids": [str(inputs.user_id), str(inputs.item_id)],
             "signals": settings.signals,
             "history_days": settings.window.history_days,
             "unseen": _most_unseen(settings),
+            "groups": settings.features.user_categorical,
             "seed": settings.run.seed,
         },
+        lasting=True,
     )
     labelled = Stage(
         settings.run.work,
         "examples",
         {
             "signals": signals.digest,
+            "features": settings.features,
             "vocabularies": digest(vocabularies),
             "candidates": settings.candidates,
             "examples": settings.examples,
             "label_days": settings.window.label_days,
             "allow_repeats": settings.rank.allow_repeats,
             "rules": rules.in_training(settings),
+            "shards": len(shop.shards),
             "seed": settings.run.seed,
         },
+        lasting=True,
     )
     lists = Stage(settings.run.work, "rules", {"ingest": shop.digest, "rules": settings.rules, "lists": inputs.list_identity()})
     return ShopState(inputs, shop, signals, lists, labelled, make_supplied(inputs, shop), vocabularies)
@@ -94,18 +100,46 @@ def supplied_of(state: ShopState, shard: str) -> Supplied | None:
 # Signals ------------------------------------------------------------------------------------------------------------------------
 
 
-def fit_signals(state: ShopState, units: Mapping[str, Mapping[str, Any]]) -> None:
-    """The signals as of each unit's cutoff."""
+def fit_signals(state: ShopState, days: Sequence[date], *, lists: bool = False) -> list[Path]:
+    """The files of the signals as of each day, made where they are not there; `signals.load` takes them.
+
+    A unit is named by all that its signals are made of: those of a night that knew more, later, serve as well.
+
+    Args:
+        lists: they are for lists, so given candidates must be among the active items.
+    """
+    supplied = lists and state.supplied is not None
+    units: dict[str, dict[str, Any]] = {}
+    for day in days:
+        made_of = {**_history(state, day, end=day), "supplied": state.supplied.digest if supplied and state.supplied else None}
+        made_of["users"] = state.dataset.contents.known_before(day) if state.settings.features.user_categorical else None
+        made_of["available"] = _content(state.dataset.catalog().table, [AVAILABLE]) if _most_unseen(state.settings) else None
+        units[f"{day}-{digest(made_of)}"] = {"cutoff": day.isoformat(), "supplied": supplied}
     run_units(state.signals, units, _signals_task, state, state.signals.path, unit="cut-offs")
+    return [state.signals.path / name for name in units]
+
+
+def _history(state: ShopState, day: date, *, end: date) -> dict[str, Any]:
+    """What the events of a day's history are, and those from then to the end; and the share of users that signals are fitted on."""
+    contents, settings = state.dataset.contents, state.settings
+    start = day - timedelta(days=settings.window.history_days)
+    share = share_of(contents.users_before(day), settings.signals.max_users)
+    return {"events": contents.of_days(start, day), "after": contents.of_days(day, end), "share": share}
+
+
+def _content(items: pa.Table, columns: Sequence[str]) -> int:
+    """The sum of the hashes of these columns of items of a catalog."""
+    return int(row_hashes(items.select([ITEM_ID, *columns])).sum())
 
 
 def _signals_task(state: ShopState, folder: Path) -> Task:
     settings, shop = state.settings, state.dataset
     catalog = shop.catalog()
-    share = share_of(shop, settings.signals.max_users)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
-        cutoff = midnight(date.fromisoformat(unit["cutoff"]))
+        day = date.fromisoformat(unit["cutoff"])
+        cutoff = midnight(day)
+        share = share_of(shop.contents.users_before(day), settings.signals.max_users)
 
         unseen = np.flatnonzero(catalog.available)
         hashes = stable_hash(catalog.item_id.to_numpy(zero_copy_only=False))[unseen]
@@ -127,15 +161,15 @@ def _signals_task(state: ShopState, folder: Path) -> Task:
             unseen=unseen[np.argsort(mix(hashes ^ np.int64(cutoff).astype(np.uint64)), kind="stable")],
             most_unseen=_most_unseen(settings),
         )
-        write_atomically(folder / f"{name}.npz", fitted.save)
+        fitted.save(folder / name, catalog)
         return {"items": len(fitted.items), "neighbours": len(fitted.neighbour_items)}
 
     return task
 
 
-def share_of(shop: ShopDataset, users: int) -> float:
-    """The share of the shop's users that about so many are; 1 where there are no more."""
-    return min(1.0, users / max(shop.rows["users kept"], 1))
+def share_of(users: int, at_most: int) -> float:
+    """The share of so many users that about `at_most` are; 1 where there are no more."""
+    return min(1.0, at_most / max(users, 1))
 
 
 def _most_unseen(settings: Settings) -> int:
@@ -151,16 +185,26 @@ def _supplied_items(state: ShopState) -> np.ndarray:
 
 
 def read_signals(state: ShopState, cutoff: date, *, lists: bool = False) -> Signals:
-    """The signals as of the cutoff, made if they are not there.
+    """The signals as of the cutoff, made if they are not there; `lists` as in `fit_signals`."""
+    (path,) = fit_signals(state, [cutoff], lists=lists)
+    return signals_module.load(path, state.dataset.catalog())
 
-    Args:
-        lists: they are for lists, so given candidates must be among the active items.
-    """
-    name, unit = cutoff.isoformat(), {"cutoff": cutoff.isoformat(), "supplied": False}
-    if lists and state.supplied is not None:
-        name, unit = f"{name}-{state.supplied.digest}", unit | {"supplied": True}
-    fit_signals(state, {name: unit})
-    return signals_module.load(state.signals.path / f"{name}.npz")
+
+def examples_of(state: ShopState, days: Sequence[date]) -> dict[date, str]:
+    """The names of the examples as of each day: everything that is in them, so that examples of an earlier night serve as well."""
+    settings, contents, catalog = state.settings, state.dataset.contents, state.dataset.catalog()
+    columns = [AVAILABLE, *(field.name for field in state.inputs.item_fields())]
+    names: dict[date, str] = {}
+    for day, path in zip(days, fit_signals(state, days), strict=True):
+        end = day + timedelta(days=settings.window.label_days)
+        made_of = {
+            "signals": path.name,
+            **_history(state, day, end=end),
+            "users": contents.known_before(end),
+            "items": _content(catalog.table.take(signals_module.active_items(path, catalog)), columns),
+        }
+        names[day] = f"{day}-{digest(made_of)}"
+    return names
 
 
 # Rules --------------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys.data.types import day_of
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units, share
 from recsys.errors import DataError
@@ -14,7 +15,7 @@ from recsys.features import examples
 from recsys.hashing import sampled, stable_hash
 from recsys.pipelines.examples import labelled, training_cutoffs
 from recsys.pipelines.score import scoring
-from recsys.pipelines.signals import ShopState, read_signals, share_of
+from recsys.pipelines.signals import ShopState, examples_of, read_signals, share_of
 from recsys.ranking.bundle import Bundle
 from recsys.ranking.calibration import Calibrated, fit_calibration
 from recsys.ranking.recommend import score_users
@@ -60,8 +61,7 @@ def calibrate(state: ShopState, bundle: Bundle, *, cutoff: date) -> Calibrated:
         settings.run.work,
         "calibrate",
         {
-            "signals": state.signals.digest,
-            "examples": state.examples.digest,
+            "examples": [state.examples.digest, *examples_of(state, [cutoff]).values()],
             "model": bundle.model_version,
             "cutoff": cutoff.isoformat(),
             "calibration": settings.calibration,
@@ -94,8 +94,8 @@ def _calibrate_task(state: ShopState, model: tuple[str, Device], arrays: dict[st
     settings = state.settings
     signals = Signals(**arrays)
     featurizer, scorer = scoring(state, model, signals, None)
-    share = share_of(state.dataset, settings.calibration.max_users)
     start = int(signals.cutoff)
+    share = share_of(state.dataset.contents.users_before(day_of(start)), settings.calibration.max_users)
     end = start + settings.window.label_days * DAY_US
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:

@@ -12,12 +12,13 @@ import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
 from recsys import config
+from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, purchase_days
 from recsys.errors import DataError
 from recsys.hashing import mix, stable_hash
 from recsys.retrieval.collaborative import item_factors, neighbour_weights, on_grid, whole_numbers
-from recsys.schema import DAY_US, USER_ID
-from recsys.storage import load_arrays
+from recsys.schema import DAY_US, ITEM_ID, USER_ID
+from recsys.storage import load_arrays, save_arrays, write_arrow, write_atomically
 
 POPULARITY_DAYS = (7, 28, 91)  # windows beside the whole history
 PRICE_UNIT = 2.0**-20  # what prices are rounded to before they are summed: such sums are exact, whatever their order
@@ -123,15 +124,35 @@ class Signals:
         """Every field by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def save(self, path: Path) -> None:
-        """One uncompressed .npz without pickle."""
-        with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **self.arrays())
+    def save(self, path: Path, catalog: Catalog) -> None:
+        """Two files, PATH.arrow with the ids of the active items and PATH.npz, uncompressed and without pickle, with all else."""
+        ids = pa.table({ITEM_ID: catalog.item_id.take(pa.array(self.items))})
+        write_atomically(path.with_suffix(".arrow"), lambda file: write_arrow(ids, file))
+        save_arrays(
+            path.with_suffix(".npz"), **{name: array for name, array in self.arrays().items() if name not in ("items", "position")}
+        )
 
 
-def load(path: Path) -> Signals:
-    """The signals that `Signals.save` wrote."""
-    return Signals(**load_arrays(path))
+def active_items(path: Path, catalog: Catalog) -> np.ndarray:
+    """int32 (J): the codes of the active items of signals that `Signals.save` wrote, under any catalog that holds them.
+
+    Raises:
+        KeyError: it does not hold one.
+    """
+    with pa.memory_map(str(path.with_suffix(".arrow"))) as source:
+        return catalog.codes_of(pa.ipc.open_file(source).read_all().column(ITEM_ID))
+
+
+def load(path: Path, catalog: Catalog) -> Signals:
+    """The signals that `Signals.save` wrote, under any catalog that holds their items: codes are by id, so both ascend alike.
+
+    Raises:
+        KeyError: as `active_items`.
+    """
+    items = active_items(path, catalog)
+    position = np.full(len(catalog), -1, np.int32)
+    position[items] = np.arange(len(items))
+    return Signals(items=items, position=position, **load_arrays(path.with_suffix(".npz")))
 
 
 class _ItemSums:

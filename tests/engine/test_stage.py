@@ -175,3 +175,24 @@ def test_a_folder_that_no_run_used_lately_is_pruned_and_a_used_one_stays(tmp_pat
     (tmp_path / "mine").mkdir()  # no stage: not ours to remove
     assert [name.split("-")[0] for name in prune(tmp_path, before=2000)] == ["old"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["locks", "mine", used.path.name]
+
+
+def test_of_a_lasting_stage_the_units_that_no_run_used_lately_are_pruned(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "signals", {}, lasting=True)
+    for unit in ("old", "older", "used", "mine"):
+        for ending in ("npz", "arrow"):
+            (stage.path / f"{unit}.{ending}").touch()
+        stage.attempt(unit)
+        stage.finish(unit, {})
+        os.utime(stage.path / "receipts" / f"{unit}.json", (1000, 1000))
+    stage.use(["used"])
+    with stage.owned():
+        assert prune(tmp_path, before=2000) == []
+    assert stage.receipt("old") is not None  # a run worked there
+    os.utime(stage.path / "receipts" / "mine.json", (3000, 3000))
+    assert prune(tmp_path, before=2000) == []
+    assert sorted(path.name for path in stage.path.rglob("*.json")) == ["mine.json", "stage.json", "used.json"]
+    assert {path.stem for path in stage.path.glob("*.*")} == {"stage", "mine", "used"}
+    assert sorted(path.name for path in (stage.path / "attempts").iterdir()) == ["mine", "used"]
+    os.utime(stage.path / "stage.json", (1000, 1000))
+    assert prune(tmp_path, before=2000) == [stage.path.name]

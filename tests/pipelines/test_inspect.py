@@ -29,7 +29,7 @@ from tests.jobs.test_jobs import ROOT, Ended
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
 
-BEFORE, DAY = date(2024, 5, 30), date(2024, 6, 1)  # the nights that are published; none of the day between
+BEFORE, DAY = date(2024, 6, 5), date(2024, 6, 7)  # the nights that are published; none of the day between
 NEWCOMER = 5  # a user without an event; no planted id
 SETTINGS = """
 [shop]
@@ -162,7 +162,7 @@ def test_the_history_beside_the_list_is_that_of_the_events(nights: Nights) -> No
         days: dict[int, set[date]] = defaultdict(set)
         for event in events:
             when = event["ts"].astimezone(UTC)
-            if event[USER_ID] == user and datetime(2024, 4, 2, tzinfo=UTC) <= when < datetime(2024, 6, 1, tzinfo=UTC):
+            if event[USER_ID] == user and datetime(2024, 4, 8, tzinfo=UTC) <= when < datetime(2024, 6, 7, tzinfo=UTC):
                 days[event[ITEM_ID]].add(when.date())  # 60 days
         shown = nights.shown(user)
         latest = sorted(days, key=lambda item: (-max(days[item]).toordinal(), -len(days[item]), item))[:10]
@@ -262,11 +262,11 @@ def test_another_model_or_other_inputs_cannot_explain_a_night(nights: Nights, tm
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--user", "6"], "--user 6: no such user in the shop before 2024-06-01. Check the id."),
+        (["--user", "6"], "--user 6: no such user in the shop before 2024-06-07. Check the id."),
         (["--user", "ann"], "--user ann: user ids of this shop are integers (int64). Pass one."),
         (
-            ["--user", "6", "--as-of", "2024-05-31"],
-            "night 2024-05-31 must be published to be shown; the newest are 2024-06-01, ",
+            ["--user", "6", "--as-of", "2024-06-06"],
+            "night 2024-06-06 must be published to be shown; the newest are 2024-06-07, ",
         ),
         (["--user", "6", "--bundle", "nowhere"], "nowhere: no model bundle"),
     ],

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from recsys.pipelines import champion
 from recsys.pipelines.examples import _examples_task
 from recsys.pipelines.night_record import recorded
 from recsys.pipelines.score import score_shop
-from recsys.pipelines.signals import ShopState, read_signals, share_of, shop_state
+from recsys.pipelines.signals import ShopState, fit_signals, read_signals, share_of, shop_state
 from recsys.pipelines.train import _calibrate_task, train_shop
 from recsys.publishing.gate import NAMES
 from recsys.publishing.release import Published
@@ -105,8 +105,13 @@ def night(two_actors: None, tmp_path_factory: pytest.TempPathFactory) -> Night:
 
 
 def modified(folder: str | Path) -> dict[Path, int]:
-    """When each file below a folder was written; `stage.json` is touched by every use."""
-    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.is_file() and path.name != "stage.json"}
+    """When each file below a folder was written; of those that every use touches 0."""
+
+    def written(path: Path) -> int:
+        touched = path.name in ("stage.json", "lasting") or (path.parent.name == "receipts" and (path.parents[1] / "lasting").exists())
+        return 0 if touched else path.stat().st_mtime_ns
+
+    return {path: written(path) for path in Path(folder).rglob("*") if path.is_file()}
 
 
 def lists(table: pa.Table) -> dict[int, list[int]]:
@@ -179,7 +184,7 @@ def test_scores_are_the_bundle_s_calibration_of_what_orders_the_lists(night: Nig
 def test_a_calibration_takes_about_so_many_users_as_the_settings_say(night: Night) -> None:
     settings = Settings.model_validate(night.settings.model_dump(exclude_unset=True) | {"calibration": {"max_users": 70}})
     state = shop_state(open_shop(settings, as_of=DAY), end=DAY)
-    share = share_of(state.dataset, 70)
+    share = share_of(state.dataset.contents.users_before(date(2024, 5, 23)), 70)
     arrays = read_signals(state, date(2024, 5, 18)).arrays()
     work = Path(night.settings.run.work) / "few"
     task = _calibrate_task(state, (str(night.trained.bundle.folder), "cpu"), arrays, work)
@@ -665,12 +670,49 @@ def test_between_two_challengers_the_champion_scores_without_one(
 
 
 @pytest.mark.usefixtures("in_process")
+def test_the_next_night_learns_from_what_the_night_before_made(night: Night, tmp_path: Path) -> None:
+    """Its events are no part of any label window yet; a late one is part of some, and these alone are made again."""
+    shutil.copytree(night.planted.events, tmp_path / "events")
+
+    def add(name: str, user: int, item: int, day: datetime) -> ShopState:
+        rows = pa.table(
+            {USER_ID: [user], ITEM_ID: [item], TS: pa.array([day], pa.timestamp("us", "UTC")), "quantity": [1], "price": [2.5]}
+        )
+        pq.write_table(rows, tmp_path / "events" / f"{name}.parquet")
+        told = night.settings.model_dump(exclude_unset=True)
+        settings = Settings.model_validate({**told, "shop": told["shop"] | {"events": str(tmp_path / "events")}})
+        tomorrow = DAY + timedelta(days=1)
+        return shop_state(open_shop(settings, as_of=tomorrow), end=tomorrow)
+
+    def made(stage: Stage) -> dict[str, int]:
+        return Counter(path.name[:10] for path in (stage.path / "receipts").glob("*.json"))
+
+    user = night.planted.user_ids[0].as_py()
+    state = add("new", user, 1, datetime(2024, 6, 6, 12, tzinfo=UTC))  # and an item before all others, so that every code is another
+    assert len(state.dataset.catalog()) == len(night.state.dataset.catalog()) + 1
+    before = modified(night.settings.run.work)
+    again = train_shop(state, as_of=DAY + timedelta(days=1))
+    assert modified(night.settings.run.work) == before
+    assert again.bundle.model_version == night.trained.bundle.model_version
+    signals, examples = made(state.signals), made(state.examples)
+
+    state = add("late", user, 1, datetime(2024, 5, 10, 12, tzinfo=UTC))  # in the second of three windows
+    late = train_shop(state, as_of=DAY + timedelta(days=1))
+    assert late.bundle.model_version != again.bundle.model_version
+    more = {day: made(state.signals)[day] - signals[day] for day in ("2024-04-25", "2024-05-09", "2024-05-23")}
+    assert more == {"2024-04-25": 0, "2024-05-09": 0, "2024-05-23": 1}
+    more = {day: made(state.examples)[day] - examples[day] for day in more}
+    assert more == {"2024-04-25": 0, "2024-05-09": 7, "2024-05-23": 7}
+
+
+@pytest.mark.usefixtures("in_process")
 def test_fewer_users_give_some_of_the_rows_that_all_give(night: Night, tmp_path: Path) -> None:
     def rows(users: int, folder: str) -> tuple[pa.Table, set[int]]:
         told = night.settings.model_dump(exclude_unset=True) | {"examples": {"max_users": users}}
         state = replace(night.state, inputs=replace(night.state.inputs, settings=Settings.model_validate(told)))
         state = replace(state, examples=Stage(tmp_path / folder, "examples", {"users": users}))
-        task = _examples_task(state)
+        (path,) = fit_signals(state, [date(2024, 5, 9)])
+        task = _examples_task(state, {"2024-05-09": path})
         for shard in state.dataset.shards:
             task(f"of-{shard}", {"cutoff": "2024-05-09", "shard": shard})
         table = pa.concat_tables(pa.ipc.open_file(path).read_all() for path in sorted(state.examples.path.glob("of-*.arrow")))

@@ -3,12 +3,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys import config
+from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, purchase_days
 from recsys.retrieval import collaborative, signals
 from recsys.retrieval.signals import MONTH, Signals
@@ -293,28 +295,26 @@ def test_purchases_are_damped_to_one_plus_their_logarithm() -> None:
 # ---- files
 
 
-def test_signals_come_back_from_their_file_without_pickle(fitted: Signals, tmp_path: Path) -> None:
-    fitted.save(tmp_path / "signals.npz")
-    assert same(signals.load(tmp_path / "signals.npz"), fitted)
+def test_signals_come_back_from_their_files_without_pickle(fitted: Signals, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "signals", shops.catalog())
+    assert same(signals.load(tmp_path / "signals", shops.catalog()), fitted)
     with np.load(tmp_path / "signals.npz", allow_pickle=False) as arrays:
-        assert sorted(arrays.files) == sorted(fitted.arrays())
-        assert all(arrays[name].dtype != object for name in arrays.files)
+        assert sorted(arrays.files) == sorted(fitted.arrays().keys() - {"items", "position"})
 
 
-# ---- what a purchase adds to a score
-
-
-@given(data=st.data())
-def test_the_shares_of_purchases_add_up_to_the_score(data: st.DataObject) -> None:
-    users, items, width = (data.draw(st.integers(1, top)) for top in (4, 7, 3))
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    factors = rng.normal(size=(items, width)).astype(np.float32)
-    days = rng.poisson(1.0, (users, items)).astype(np.float32)
-    settings = config.Signals(als_l2=0.5, als_alpha=3.0)
-    scores = collaborative.fold_in(sp.csr_matrix(days), factors, settings, gram=factors.T @ factors) @ factors.T
-    row, item = (rng.integers(0, top, 9) for top in (users, items))
-    shares = collaborative.purchase_shares(sp.csr_matrix(days), factors, settings, gram=factors.T @ factors, row=row, item=item)
-    assert shares.shape == (9, items)
-    np.testing.assert_allclose(np.asarray(shares.sum(axis=1)).ravel(), scores[row, item], atol=1e-4)
-    assert np.array_equal(np.diff(shares.indptr), (days > 0).sum(axis=1)[row])
-    assert (days[row][shares.nonzero()] > 0).all()
+def test_signals_serve_under_a_catalog_that_has_grown(fitted: Signals, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "signals", shops.catalog())
+    table = shops.catalog().table
+    known = table.column("item_id").to_pylist()
+    new = pa.table({"item_id": pa.array([known[0] - 1, known[-1] - 1, known[-1] + 1]), "available": [True] * 3})
+    grown = Catalog(pa.concat_tables([table, new], promote_options="default").sort_by("item_id").combine_chunks())
+    found = signals.load(tmp_path / "signals", grown)
+    assert grown.item_id.take(pa.array(found.items)).to_pylist() == [known[item] for item in fitted.items]
+    assert found.position.tolist() == [
+        {item: place for place, item in enumerate(found.items)}.get(code, -1) for code in range(len(grown))
+    ]
+    others = {name: array for name, array in fitted.arrays().items() if name not in ("items", "position")}
+    for name, array in others.items():
+        np.testing.assert_array_equal(getattr(found, name), array)
+    with pytest.raises(KeyError, match="item ids are not in the catalog"):
+        signals.load(tmp_path / "signals", Catalog(table.slice(1)))
