@@ -54,6 +54,11 @@ def delta_location(path: str, storage_options: Mapping[str, str]) -> tuple[str, 
     return path, options
 
 
+def absolute(location: str) -> str:
+    """The location as it is named from any folder, without links; a URI as it stands."""
+    return location if "://" in location else str(Path(location).resolve())
+
+
 def check_folders(**folders: str) -> None:
     """Refuse folders that cannot be made or written to, so that this is said before the work; nothing is left behind.
 
@@ -105,14 +110,14 @@ def list_files(folder: str, storage_options: Mapping[str, str]) -> list[str]:
 
 
 def digest(value: Any) -> str:
-    """The first 16 hex digits of the SHA-256 of a value's canonical JSON; settings sections are taken by their values."""
+    """The first 16 hex digits of the SHA-256 of a value's canonical JSON; settings sections are taken by `Section.identity`."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", context={"identity": True})
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no canonical JSON")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from recsys.config.paths import Location
+from recsys.config.paths import Location, StorageOptions
 from recsys.config.section import Names, Positive, Section
 
 
@@ -108,7 +108,7 @@ class Pairs(Section):
     """Rules of single columns by name."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training rows held out to choose the epochs: whole users where rows have a user_id, else single rows."""
-    storage_options: dict[str, str] = Field(default_factory=dict)
+    storage_options: StorageOptions = Field(default_factory=dict)
     """Options of the object store, such as region and endpoint. Secrets do not belong here: they come from the environment."""
 
     @property

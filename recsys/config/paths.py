@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, PlainSerializer, SerializationInfo
 from pydantic_core import PydanticCustomError
 
 from recsys.errors import ConfigError
@@ -57,12 +57,20 @@ def _mistake(what: str) -> PydanticCustomError:
     return PydanticCustomError("path", "{what}", {"what": what})
 
 
-LocalPath = Annotated[str, AfterValidator(_local)]
+def _unless_identity(value: Any, info: SerializationInfo) -> Any:
+    """A place says where the same things lie: of a section's identity it is no part, but that there is one is."""
+    return type(value)() if info.context and info.context.get("identity") else value
+
+
+_Place = PlainSerializer(_unless_identity)
+LocalPath = Annotated[str, AfterValidator(_local), _Place]
 """A setting that must be on a disk."""
-Location = Annotated[str, AfterValidator(_among(READ))]
+Location = Annotated[str, AfterValidator(_among(READ)), _Place]
 """A setting of what is read."""
-TableLocation = Annotated[str, AfterValidator(_among(TABLE))]
+TableLocation = Annotated[str, AfterValidator(_among(TABLE)), _Place]
 """A setting of the table."""
+StorageOptions = Annotated[dict[str, str], _Place]
+"""Options of the object store."""
 
 
 def local_path(text: str | Path) -> Path:

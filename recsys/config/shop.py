@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from recsys.config.paths import Location
+from recsys.config.paths import Location, StorageOptions
 from recsys.config.section import Names, Positive, Section
 
 
@@ -49,7 +49,7 @@ class Shop(Section):
     ignore: Names = ()
     """Columns that are left unread on purpose though their names are nearly those of [shop.columns], such as a Price that is none. Any
     other such column is refused where ours is absent."""
-    storage_options: dict[str, str] = Field(default_factory=dict)
+    storage_options: StorageOptions = Field(default_factory=dict)
     """Options of the object store, such as region and endpoint. Secrets do not belong here: they come from the environment."""
 
 

@@ -27,6 +27,8 @@ class File:
     """One file of an input; a CSV file is one row group."""
 
     path: str
+    name: str
+    """As of `listing.Found`."""
     size: int
     modified_ns: int
     rows: int
@@ -80,8 +82,8 @@ class Input:
         return {file.path: file for file in self.files}
 
     def identity(self) -> str:
-        """Digest of the paths, sizes and modification times of the files."""
-        return digest([[file.path, file.size, file.modified_ns] for file in self.files])
+        """Digest of the files' names below the location, sizes and modification times: the same wherever the location is."""
+        return digest([[file.name, file.size, file.modified_ns] for file in self.files])
 
     def require(self, column: str, *, setting: str) -> pa.DataType:
         """The type of a column.
@@ -132,7 +134,7 @@ def open_input(
         footers = pool.map(footer, [entry.path for entry in listing.files])
         last: tuple[pa.Schema, list[str]] | None = None
         for entry, (schema, rows, row_groups) in zip(listing.files, footers, strict=True):
-            files.append(File(entry.path, entry.size, entry.modified_ns, rows, row_groups, entry.partition))
+            files.append(File(entry.path, entry.name, entry.size, entry.modified_ns, rows, row_groups, entry.partition))
             mine = (schema, list(entry.partition))
             if listing.schema is not None or (last is not None and mine[1] == last[1] and schema.equals(last[0])):
                 continue  # of ten thousand files most are alike, and a Delta table has its schema

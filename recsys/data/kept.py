@@ -36,9 +36,9 @@ class Kept:
         Raises:
             As `find`.
         """
-        path = self.folder / f"{digest([source.location, what, code_digest()])}.json"
+        path = self.folder / f"{digest([source.setting, what, code_digest()])}.json"
         known = _load(path)
-        asked = {f"{file.path} {number} of {file.size} bytes, {file.modified_ns}": (file, number) for file, number in groups}
+        asked = {f"{file.name} {number} of {file.size} bytes, {file.modified_ns}": (file, number) for file, number in groups}
         missing = [key for key in asked if key not in known]
         if missing:
             with ThreadPoolExecutor(FOOTERS) as pool:

@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,6 +30,8 @@ class Found:
     """One file of an input, not opened yet."""
 
     path: str
+    name: str
+    """The path from the folder or table that is read on: the same wherever that lies."""
     size: int
     modified_ns: int
     partition: Mapping[str, Any] = field(default_factory=dict)
@@ -66,7 +68,7 @@ def list_input(
         if info.type == pafs.FileType.NotFound:
             raise DataError(f"{location}: no such file or folder. Check {setting}; relative paths start where the command runs.")
         if info.type == pafs.FileType.File:
-            return Listing((Found(info.path, info.size, info.mtime_ns or 0),))
+            return Listing((Found(info.path, info.base_name, info.size, info.mtime_ns or 0),))
         if store.get_file_info(f"{path}/_delta_log").type == pafs.FileType.Directory:
             if csv:
                 raise DataError(f"{location}: must be CSV, got a Delta table. Set pairs.format to 'parquet', or check {setting}.")
@@ -96,7 +98,7 @@ def _folder_files(setting: str, location: str, store: pafs.FileSystem, root: str
                 f"{location}: is an Iceberg table, which cannot be read yet. Export it as Parquet, and name that in {setting}."
             )
         if endings.search(path):
-            read.append(Found(path, size, modified_ns))
+            read.append(Found(path, path.removeprefix(root).strip("/"), size, modified_ns))
             keys.append(_in_path(path.removeprefix(root)))
         elif size == 0:
             left_out["empty"] += 1
@@ -123,7 +125,7 @@ def _folder_files(setting: str, location: str, store: pafs.FileSystem, root: str
     for name in dict.fromkeys(name for mine in keys for name in mine):
         types[name], values[name] = _typed({text for mine in keys if (text := mine.get(name)) is not None})
     files = [
-        Found(one.path, one.size, one.modified_ns, {name: None if text is None else values[name][text] for name, text in mine.items()})
+        replace(one, partition={name: None if text is None else values[name][text] for name, text in mine.items()})
         for one, mine in zip(read, keys, strict=True)
     ]
     return Listing(tuple(files), types, dict(left_out))
@@ -251,7 +253,7 @@ def _delta_files(setting: str, location: str, path: str, storage_options: Mappin
                 f"{location}: the Delta table names a file outside its folder, {name}, as a shallow clone. Make it a deep one."
             )
         partition = {column: action[f"partition.{column}"] for column in columns}
-        files.append(Found(f"{path}/{name}", action["size_bytes"], action["modification_time"] * 1_000_000, partition))
+        files.append(Found(f"{path}/{name}", name, action["size_bytes"], action["modification_time"] * 1_000_000, partition))
     return Listing(tuple(files), {column: schema.field(column).type for column in columns}, {}, schema)
 
 

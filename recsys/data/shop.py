@@ -47,7 +47,7 @@ class ShopInputs:
     def shards(self) -> int:
         """Parts that the users are hashed into; where the settings do not say a power of two, as what a night makes of each serves the
         next one while their number stays."""
-        return self.settings.run.shards or max(16, 1 << math.ceil(math.log2(max(self.events.rows, 1) / SHARD_EVENTS)))
+        return self.settings.run.shards or max(16, 1 << (math.ceil(self.events.rows / SHARD_EVENTS) - 1).bit_length())
 
     def user_fields(self) -> list[pa.Field]:
         """Fields of the users' features, strings, then float32 numbers; and of what rules read beside them."""

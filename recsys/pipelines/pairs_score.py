@@ -38,7 +38,7 @@ from recsys.ranking.split_scorer import SplitScorer
 from recsys.ranking.table_rows import Stamp, feature_row_recommendations
 from recsys.ranking.top_k import top_k_by_user
 from recsys.schema import ITEM_ID, RAW, SCORE, USER_ID
-from recsys.storage import list_files, write_arrow, write_atomically, write_file
+from recsys.storage import absolute, list_files, write_arrow, write_atomically, write_file
 
 TREATMENT = ("numeric", "categorical", "multivalued", "scaling", "words", "columns", "format")  # of columns, in [pairs]
 MERGE_ROWS = 2_000_000  # rows that a merge has at most, where every row of the input is among its shard's best
@@ -90,7 +90,11 @@ def score(
     shards = cut_shards(rows, size=settings.run.shard_bytes)
     clustered = all(shard.shared is not None for shard in shards)
     log.info("score: %s rows in %d shards, users %s", f"{rows.source.rows:,}", len(shards), "in order" if clustered else "scattered")
-    stage = Stage(settings.run.work, "score_pairs", {"run": release.run_id, "table": settings.table.path, "all_scores": all_scores})
+    stage = Stage(
+        settings.run.work,
+        "score_pairs",
+        {"run": release.run_id, "table": absolute(settings.table.path), "all_scores": all_scores and absolute(all_scores)},
+    )
     with stage.owned():  # until it is published: what is staged must stay
         buckets = 1 if clustered else max(1, math.ceil(rows.source.rows / MERGE_ROWS))
         units = {f"shard-{shard.number:05d}": shard.unit() for shard in shards}

@@ -25,6 +25,7 @@ from recsys.ranking.recommend import listed, score_users
 from recsys.ranking.scorer import Device, Scorer, chances
 from recsys.ranking.table_rows import Stamp, recommendations
 from recsys.retrieval.signals import Signals
+from recsys.storage import absolute
 
 SHAPING = {  # settings that say what the inputs of a model mean; None: all of the section
     "features": None,
@@ -64,14 +65,16 @@ def release_of(state: ShopState, bundle: Bundle, *, as_of: date, overrides: Mapp
     identity = {
         "inputs": state.inputs.identity(),
         "supplied": state.supplied.digest if state.supplied else None,
-        "settings": settings.model_dump(mode="json", include={"shop", "features", "window", "signals", "candidates", "rank", "rules"}),
+        "settings": settings.identity(include={"shop", "features", "window", "signals", "candidates", "rank", "rules"}),
         "lists": state.inputs.list_identity(),
         "seed": settings.run.seed,
         "device": device_of(settings.run),
     }
     ids = state.inputs.user_id, state.inputs.item_id
     release = Release.of(settings, identity, as_of=as_of, model_version=bundle.model_version, ids=ids, overrides=overrides)
-    stage = Stage(settings.run.work, "score", {"run": release.run_id, "ingest": state.dataset.digest, "table": settings.table.path})
+    stage = Stage(
+        settings.run.work, "score", {"run": release.run_id, "ingest": state.dataset.digest, "table": absolute(settings.table.path)}
+    )
     return release, stage
 
 

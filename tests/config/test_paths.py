@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from recsys import config
 from recsys.config.paths import local_path, location
 from recsys.errors import ConfigError
+from recsys.storage import digest
 
 SHOP = '[shop]\nevents = "events"\n'
 FOLDERS = ("run.work", "champion.path", "report.path")
@@ -95,3 +97,33 @@ def test_options_are_read_as_settings_are() -> None:
         location("http://host/scores")
     with pytest.raises(ConfigError, match=r"must be a path on a disk, .* got 's3://bucket/out'"):
         local_path("s3://bucket/out")
+
+
+def test_where_things_lie_is_no_part_of_what_settings_are(tmp_path: Path) -> None:
+    def shop(place: str, more: str = "") -> config.Settings:
+        (tmp_path / "shop.toml").write_text(f'''
+[shop]
+events = "{place}/events"
+items = "{place}/items"
+{more}
+storage_options = {{region = "{place}"}}
+[table]
+path = "{place}/table"
+[run]
+work = "{place}/work"
+[[rules]]
+name = "recalled"
+kind = "items"
+never = "{place}/list"
+''')
+        return config.load(tmp_path / "shop.toml")
+
+    one, other = shop("here"), shop("there")
+    assert one != other
+    assert one.identity() == other.identity()
+    assert digest({"rules": one.rules, "shop": one.shop}) == digest({"rules": other.rules, "shop": other.shop})
+    assert shop("here", 'users = "x"').identity() != one.identity()
+    assert shop("here", 'timezone = "UTC"').identity() != one.identity()
+    only = one.rules[0].model_copy(update={"only": "here/list", "never": None})
+    assert digest(only) != digest(one.rules[0])
+    assert "here/events" in json.dumps(one.model_dump(mode="json"))  # a bundle keeps them

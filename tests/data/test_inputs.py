@@ -220,6 +220,23 @@ def test_the_identity_stands_while_no_file_changes(tmp_path: Path) -> None:
     assert identity(tmp_path) == before
 
 
+def test_the_identity_is_the_same_wherever_the_folder_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("date=2024-01-01/a.parquet", "date=2024-01-02/a.parquet"):
+        (tmp_path / "one" / name).parent.mkdir(parents=True)
+        write(tmp_path / "one" / name, events([1]))
+    shutil.copytree(tmp_path / "one", tmp_path / "deep" / "two", copy_function=shutil.copy2)
+    before = identity(tmp_path / "one")
+    assert identity(tmp_path / "deep" / "two") == before
+    monkeypatch.chdir(tmp_path / "deep")
+    assert identity(Path("two")) == before
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    assert identity(tmp_path / "link") == before
+    file = "date=2024-01-01/a.parquet"
+    assert opened(tmp_path / "one" / file).identity() == opened(Path("two") / file).identity()
+    (Path("two") / "date=2024-01-02").rename(Path("two") / "date=2024-01-03")
+    assert identity(Path("two")) != before
+
+
 def test_the_identity_changes_with_a_files_size_time_or_name(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", events([1]))
     stat = path.stat()

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,7 +239,7 @@ def test_a_second_run_does_nothing_and_a_lost_file_is_made_again(made: Made, dat
     told = settings(data, tmp_path, layout="scattered")
     model = made.bundles["joined"]
 
-    def run() -> pairs_score.PairsRun:
+    def run(told: config.PairsSettings = told) -> pairs_score.PairsRun:
         return pairs_score.score(
             told, open_feature_table(told, "score", model.spec), model, as_of=DAY, all_scores=str(tmp_path / "all")
         )
@@ -248,6 +249,10 @@ def test_a_second_run_does_nothing_and_a_lost_file_is_made_again(made: Made, dat
     receipts = {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/*/receipts/*")}
     again = run()
     assert (again.published.version, again.published.seconds, again.rejected) == (None, 0.0, first.rejected)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/*/receipts/*")} == receipts
+    shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copy2)
+    elsewhere = run(settings(tmp_path / "copy", tmp_path, layout="scattered"))  # the same files under another path
+    assert (elsewhere.published.version, elsewhere.published.seconds) == (None, 0.0)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/*/receipts/*")} == receipts
     lost = [sorted((tmp_path / "all").iterdir())[1], next(tmp_path.glob("work/score_pairs-*/shard-00002.arrow"))]
     before = lost[0].read_bytes()

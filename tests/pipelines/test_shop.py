@@ -248,6 +248,22 @@ def test_running_again_changes_no_file_and_makes_no_commit(night: Night) -> None
     assert DeltaTable(night.settings.table.path).version() == version
 
 
+def test_the_same_files_under_another_path_are_the_same_night(night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("events", "items", "users"):
+        shutil.copytree(Path(night.settings.shop.events).parent / name, tmp_path / "copy" / name, copy_function=shutil.copy2)
+    monkeypatch.chdir(tmp_path)
+    told = night.settings.model_dump(exclude_unset=True)
+    told["shop"] = {name: f"copy/{name}" for name in ("events", "items", "users")}
+    told["run"]["work"] = os.path.relpath(told["run"]["work"])
+    told["table"]["path"] = os.path.relpath(told["table"]["path"])
+    work = modified(night.settings.run.work)
+    state = shop_state(open_shop(Settings.model_validate(told), as_of=DAY), end=DAY)
+    trained = train_shop(state, as_of=DAY)
+    again = score_shop(state, trained.bundle, as_of=DAY)
+    assert (again.run_id, again.version, again.seconds) == (night.published.run_id, None, 0.0)
+    assert modified(night.settings.run.work) == work
+
+
 def test_three_shards_and_one_actor_give_the_same_table(night: Night, tmp_path: Path) -> None:
     settings = night.with_run(tmp_path / "table", shards=3, actors=1)
     state = shop_state(open_shop(settings, as_of=DAY), end=DAY)
