@@ -134,17 +134,44 @@ def group_events(users: pa.Table, user_row: np.ndarray, events: Sequence[np.ndar
     )
 
 
+def merge(one: Histories, other: Histories) -> tuple[Histories, np.ndarray]:
+    """The events of both, in the order of `group_events`, those of the second behind equal ones; and bool (E): which are the second's.
+
+    Args:
+        one, other: of the same users.
+    """
+    assert len(one) == len(other), "histories of other users cannot be merged"
+    counts = np.diff(one.offsets), np.diff(other.offsets)
+    both = np.concatenate([np.repeat(counts[1] > 0, counts[0]), np.ones(len(other.item), bool)])  # of users who have more
+    user_row = np.concatenate([one.user_row, other.user_row])
+    names = ("wanted", "price", "quantity", "item", "ts")
+    columns = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in names}
+    new = np.arange(len(user_row)) >= len(one.item)
+    moved = np.flatnonzero(both)
+    moved = moved[np.lexsort((new[moved], *(columns[name][moved] for name in names), user_row[moved]))]
+    order = np.empty(len(user_row), np.int64)
+    places = np.repeat(counts[1] > 0, counts[0] + counts[1])
+    order[places], order[~places] = moved, np.flatnonzero(~both)
+    offsets = np.concatenate([[0], np.cumsum(counts[0] + counts[1])]).astype(np.int64)
+    return Histories(users=other.users, offsets=offsets, **{name: columns[name][order] for name in names}), new[order]
+
+
 def drop_duplicates(histories: Histories) -> Histories:
-    """The histories without events that equal their predecessor in every column; needs the order that `group` makes."""
+    """The histories without events that `distinct_events` leaves out."""
+    return histories.keep(distinct_events(histories))
+
+
+def distinct_events(histories: Histories) -> np.ndarray:
+    """bool (E): events that differ from their predecessor in some column; needs the order that `group_events` makes."""
     if len(histories.item) == 0:
-        return histories
+        return np.zeros(0, bool)
     user_row = histories.user_row
     same = np.ones(len(histories.item) - 1, bool)
     for column in (user_row, histories.item, histories.ts, histories.quantity, histories.wanted):
         same &= column[1:] == column[:-1]
     price = histories.price
     same &= (price[1:] == price[:-1]) | (np.isnan(price[1:]) & np.isnan(price[:-1]))
-    return histories.keep(np.concatenate([[True], ~same]))
+    return np.concatenate([[True], ~same])
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.ListArray:

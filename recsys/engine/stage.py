@@ -64,10 +64,7 @@ class Stage:
 
     def receipt(self, unit: str) -> Receipt | None:
         """What the finished unit left; None where it is not finished."""
-        try:
-            return json.loads((self.path / "receipts" / f"{unit}.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+        return receipt_in(self.path, unit)
 
     def finish(self, unit: str, receipt: Receipt) -> Receipt:
         """The receipt, stored: from here on the unit is finished. Its outputs must be in place."""
@@ -91,6 +88,14 @@ class Stage:
         with path.open("ab") as file:
             file.write(b".")
         return path.stat().st_size
+
+
+def receipt_in(folder: Path, unit: str) -> Receipt | None:
+    """What a finished unit left in the folder of any stage; None where it is not finished, or the folder is gone."""
+    try:
+        return json.loads((folder / "receipts" / f"{unit}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
 
 
 def prune(root: str | Path, *, before: float) -> list[str]:

@@ -5,8 +5,9 @@ parts and groups it by user. One ingest serves every cut-off before its end.
 """
 
 import math
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,52 +21,53 @@ from recsys.config import Features
 from recsys.data import contents
 from recsys.data.catalog import most_frequent, value_counts
 from recsys.data.cleaning import Rejected, build_catalog, clean, clean_users
-from recsys.data.dataset import ShopDataset, parts_of, read_catalog, read_shard, write_batches, write_by_shard
-from recsys.data.histories import drop_duplicates, group_events, to_table
-from recsys.data.inputs import read
+from recsys.data.dataset import Base, ShopDataset, make_base, no_base, parts_of, read_catalog, read_shard, write_batches, write_by_shard
+from recsys.data.histories import distinct_events, group_events, merge, to_table
+from recsys.data.inputs import Input, read
 from recsys.data.shop import ShopInputs
-from recsys.data.types import clean_ids, day_of, midnight, readable
-from recsys.engine.progress import log
-from recsys.engine.stage import Receipt, Stage
+from recsys.data.types import day_of, midnight
+from recsys.engine.stage import Receipt, Stage, receipt_in
 from recsys.engine.units import Task, run_units
 from recsys.errors import DataError
 from recsys.hashing import stable_hash
-from recsys.retrieval import supplied
-from recsys.schema import ITEM_ID, PRICE, QUANTITY, TS, USER_ID, WANTED
-from recsys.storage import save_arrays, write_atomically
+from recsys.schema import ITEM_ID, PRICE, QUANTITY, TS, USER_ID, WANTED, events_schema
+from recsys.storage import code_digest, digest, write_atomically
+
+ADDED = 8  # parts are added to an ingest of so many times their rows
 
 
 def ingest(inputs: ShopInputs, *, end: date) -> ShopDataset:
-    """The catalog and histories of everything before `end`, 00:00 UTC; finished parts of an earlier, killed run are kept.
+    """The catalog and histories of everything before `end`, 00:00 UTC; finished parts of an earlier run are kept.
+
+    Parts of files that did not change are not cleaned again. Where an ingest of some of tonight's parts is there, and the others are
+    few, only those are added to it.
 
     Raises:
         DataError: no usable event is left, or none of the wanted kinds.
     """
     settings = inputs.settings
-    stage = Stage(
-        settings.run.work,
-        "ingest",
-        {
-            "inputs": inputs.identity(),
-            "shop": settings.shop,
-            "features": settings.features,
-            "rules": sorted({(of_items, name, number) for _, of_items, name, number in settings.rule_columns()}),
-            "end": end.isoformat(),
-            "label_days": settings.window.label_days,
-            "shards": inputs.shards,
-        },
-    )
+    shape = {
+        "shop": settings.shop,
+        "features": settings.features,
+        "rules": sorted({(of_items, name, number) for _, of_items, name, number in settings.rule_columns()}),
+        "ids": [str(inputs.user_id), str(inputs.item_id)],
+        "label_days": settings.window.label_days,
+        "shards": inputs.shards,
+    }
+    stage = Stage(settings.run.work, "ingest", {"inputs": inputs.identity(), **shape, "end": end.isoformat()})
+    stage.once("begin", lambda: {"begun": time.time()})
     if stage.receipt("catalog") is None:  # a catalog of no event: whatever is wrong with ITEMS is said before events are read
         build_catalog(inputs, pa.array([], inputs.item_id))
+    cleaning = Stage(settings.run.work, "clean", shape, lasting=True)
     parts = {}
     if inputs.users is not None:  # first, as they are few
-        parts |= {f"users-{i:05d}": unit for i, unit in enumerate(parts_of(inputs.users, "users"))}
-    parts |= {f"events-{i:05d}": unit for i, unit in enumerate(parts_of(inputs.events, "events"))}
-    cleaned = run_units(stage, parts, _clean_task, inputs, midnight(end), stage.path, label="ingest: clean", unit="parts")
+        parts |= _parts(cleaning, inputs.users, "users", end)
+    parts |= _parts(cleaning, inputs.events, "events", end)
+    cleaned = run_units(cleaning, parts, _clean_task, inputs, midnight(end), cleaning.path, label="ingest: clean", unit="parts")
+    events = [name for name in parts if name.startswith("events")]
 
     def make_catalog() -> Receipt:
-        events = [name for name in parts if name.startswith("events")]
-        seen = pa.concat_tables(read_shard(stage.path / f"{name}-items.arrow", 0) for name in events).column(ITEM_ID)
+        seen = pa.concat_tables(read_shard(cleaning.path / f"{name}.items.arrow", 0) for name in events).column(ITEM_ID)
         built, rejected_items = build_catalog(inputs, pc.unique(seen))
         write_atomically(stage.path / "catalog.parquet", lambda file: pq.write_table(built.table, file))
         return {"items": len(built), "rejected": rejected_items}
@@ -73,8 +75,12 @@ def ingest(inputs: ShopInputs, *, end: date) -> ShopDataset:
     catalog = stage.once("catalog", make_catalog)
 
     shards = [f"{shard:05d}" for shard in range(inputs.shards)]
-    units = {f"histories-{shard}": {"shard": shard, "parts": list(parts)} for shard in shards}
-    grouped = run_units(stage, units, _group_task, inputs, stage.path, label="ingest: group", unit="shards")
+    rows, same = {name: cleaned[name]["kept"] for name in events}, digest([shape, code_digest()])
+    told = stage.once("base", lambda: _base(stage, rows, shards, same))
+    added = [name for name in parts if name not in told["on"]]
+    units = {f"histories-{shard}": {"shard": shard, "parts": added} for shard in shards}
+    folders = cleaning.path, stage.path
+    grouped = run_units(stage, units, _group_task, inputs, folders, label="ingest: group", unit="shards")
 
     rejected: dict[str, Rejected] = {"events": Counter(), "items": Counter(catalog["rejected"]), "users": Counter()}
     for name, receipt in cleaned.items():
@@ -92,6 +98,7 @@ def ingest(inputs: ShopInputs, *, end: date) -> ShopDataset:
     return ShopDataset(
         digest=stage.digest,
         folder=stage.path,
+        cleaned=cleaning.path,
         shards=tuple(shards),
         schema=inputs.schema(),
         item_id=inputs.item_id,
@@ -120,6 +127,46 @@ def _user_vocabularies(grouped: Iterable[Receipt], features: Features) -> dict[s
     return {name: most_frequent(found, limit=features.max_vocabulary) for name, found in counts.items()}
 
 
+def _parts(cleaning: Stage, source: Input, table: str, end: date) -> dict[str, dict[str, Any]]:
+    """The parts of an input as units, each named by what it holds; one with events from `end` on is another for another end."""
+    units = {}
+    for unit in parts_of(source, table):
+        file = source.files[unit["file"]]
+        partition = {column: str(value) for column, value in file.partition.items()}
+        name = f"{table}-{digest([file.name, file.size, file.modified_ns, partition, unit['row_groups']])}"
+        known = cleaning.receipt(name)
+        if known is not None and known["end"] != midnight(end) and (known["future"] or known["last_us"] >= midnight(end)):
+            name = f"{name}-{end}"
+        units[name] = unit
+    return units
+
+
+def _base(stage: Stage, events: Mapping[str, int], shards: Sequence[str], shape: str) -> Receipt:
+    """What tonight's histories begin with, in the folder `base`: the ingest of most of tonight's parts, where the others are few.
+
+    Args:
+        events: usable rows of each of tonight's parts of events.
+        shape: digest of all that two ingests must have in common.
+
+    Returns:
+        `on`: the parts that it holds, none where there is none.
+    """
+    found: list[tuple[int, Path, list[str]]] = []
+    for folder in sorted(stage.path.parent.glob(f"{stage.name}-*")):
+        told = receipt_in(folder, "base")
+        if told is None or told["on"] or told["shape"] != shape or not events.keys() >= set(told["parts"]):
+            continue
+        if all(receipt_in(folder, f"histories-{shard}") is not None for shard in shards):
+            found.append((sum(events[name] for name in told["parts"]), folder, told["parts"]))
+    told = {"on": list[str](), "parts": list(events), "shape": shape}
+    rows, folder, parts = max(found, default=(0, stage.path, told["on"]))
+    if (sum(events.values()) - rows) * ADDED > rows:
+        no_base(stage.path)
+        return told
+    make_base(stage.path, folder, shards, {shard: receipt_in(folder, f"histories-{shard}") or {} for shard in shards})
+    return {**told, "on": parts}
+
+
 def _clean_task(inputs: ShopInputs, end: int, folder: Path) -> Task:
     """First pass: one part read, cleaned, and written as one record batch per shard."""
     columns, shards = inputs.settings.shop.columns, inputs.shards
@@ -142,27 +189,35 @@ def _clean_task(inputs: ShopInputs, end: int, folder: Path) -> Task:
             kept, rejected = clean_users(raw, inputs, file.path)
             items = None
         write_by_shard(folder / f"{name}.arrow", kept, shards=shards)
+        last = 0
         if items is not None:
-            write_atomically(folder / f"{name}-items.arrow", lambda file: write_batches(file, [items]))
-        return {"rows": raw.num_rows, "kept": kept.num_rows, "rejected": rejected}
+            write_atomically(folder / f"{name}.items.arrow", lambda file: write_batches(file, [items]))
+            last = int(kept.column(TS).cast(pa.int64()).to_numpy().max(initial=0))
+        told = {"end": end, "future": rejected["future_ts"], "last_us": last}
+        return {"rows": raw.num_rows, "kept": kept.num_rows, "rejected": rejected, **told}
 
     return task
 
 
-def _group_task(inputs: ShopInputs, folder: Path) -> Task:
-    """Second pass: one shard collected from all parts, its items coded, its events grouped by user."""
+def _group_task(inputs: ShopInputs, folders: tuple[Path, Path]) -> Task:
+    """Second pass: one shard collected from the parts that are added, its items coded, its events grouped by user, beside its base."""
+    cleaned, folder = folders
     catalog = read_catalog(folder)
     schema = inputs.schema()
     features = inputs.settings.features
     item_hashes = stable_hash(catalog.item_id.to_numpy(zero_copy_only=False))
     label_days = inputs.settings.window.label_days
+    base = Base.open(folder)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         shard = int(unit["shard"])
-        parts = {part: read_shard(folder / f"{part}.arrow", shard) for part in unit["parts"]}
-        events = pa.concat_tables(table for part, table in parts.items() if part.startswith("events"))
+        parts = {part: read_shard(cleaned / f"{part}.arrow", shard) for part in unit["parts"]}
+        nothing = events_schema(inputs.user_id, inputs.item_id).empty_table()
+        events = pa.concat_tables([nothing, *(table for part, table in parts.items() if part.startswith("events"))])
         known = [table for part, table in parts.items() if part.startswith("users")]
-        users, duplicate_users = _users(events, known, schema)
+        before = base.histories(unit["shard"]) if base else None
+        ids = events.column(USER_ID) if before is None else pa.chunked_array([*events.column(USER_ID).chunks, before.user_ids()])
+        users, duplicate_users = _users(ids, known, schema)
         row = pc.index_in(events.column(USER_ID), value_set=users.column(USER_ID).combine_chunks()).to_numpy()
         columns = (
             catalog.codes_of(events.column(ITEM_ID)),
@@ -172,10 +227,18 @@ def _group_task(inputs: ShopInputs, folder: Path) -> Task:
             events.column(WANTED).to_numpy(),
         )
         grouped = group_events(users, row, columns)
-        distinct = drop_duplicates(grouped)
-        table = to_table(distinct, schema)
+        duplicates = 0
+        if base is not None and before is not None:
+            both, new = merge(before.of_users(users), grouped)
+            kept = distinct_events(both)
+            distinct, stored = both.keep(kept), both.keep(kept & new)
+            duplicates = base.receipts[unit["shard"]]["rejected"].get("duplicate", 0) + int((~kept).sum())
+        else:
+            kept = distinct_events(grouped)
+            distinct = stored = grouped.keep(kept)
+            duplicates = int((~kept).sum())
+        table = to_table(stored, schema)
         write_atomically(folder / f"{name}.parquet", lambda file: pq.write_table(table, file, compression="zstd"))
-        duplicates = len(grouped.item) - len(distinct.item)
         return {
             "users": len(distinct),
             "events": len(distinct.item),
@@ -193,10 +256,10 @@ def _group_task(inputs: ShopInputs, folder: Path) -> Task:
     return task
 
 
-def _users(events: pa.Table, known: list[pa.Table], schema: pa.Schema) -> tuple[pa.Table, int]:
+def _users(of_events: pa.ChunkedArray, known: list[pa.Table], schema: pa.Schema) -> tuple[pa.Table, int]:
     """The shard's users in user_id order: those of USERS with their features, those that only events know with nulls."""
     fields = [field for field in schema if not pa.types.is_list(field.type)]
-    ids = pc.unique(events.column(USER_ID))
+    ids = pc.unique(of_events)
     if not known:
         return pa.table({USER_ID: ids.sort()}).cast(pa.schema([fields[0]])), 0
     table = pa.concat_tables(known)
@@ -206,74 +269,3 @@ def _users(events: pa.Table, known: list[pa.Table], schema: pa.Schema) -> tuple[
     others = ids.filter(pc.invert(pc.is_in(ids, value_set=table.column(USER_ID).combine_chunks())))
     table = pa.concat_tables([table, pa.table({USER_ID: others})], promote_options="default")
     return table.sort_by(USER_ID).cast(pa.schema(fields)).combine_chunks(), duplicates
-
-
-# Supplied candidates ------------------------------------------------------------------------------------------------------------
-
-
-def make_supplied(inputs: ShopInputs, shop: ShopDataset) -> Stage | None:
-    """The shop's own candidates hashed into the shards of its users; None where the settings name none.
-
-    Two passes as in ingest: a part of the input is a unit, then a shard.
-    """
-    source = inputs.supplied
-    if source is None:
-        return None
-    stage = Stage(inputs.settings.run.work, "supplied", {"supplied": source.identity(), "ingest": shop.digest})
-    parts = {f"part-{number:05d}": unit for number, unit in enumerate(parts_of(source, "supplied"))}
-    run_units(stage, parts, _supplied_part_task, inputs, stage.path, label="supplied: read", unit="parts")
-    units = {f"users-{shard}": {"shard": shard, "parts": list(parts)} for shard in shop.shards}
-    receipts = run_units(stage, units, _supplied_task, shop, stage.path, label="supplied: group", unit="shards")
-    told = supplied_rows(stage)
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in told["rejected"].items()) or "none"
-    users = sum(receipt["users"] for receipt in receipts.values())
-    log.info("supplied: %s rows read, rejected: %s", f"{told['rows']:,}", reasons)
-    if not users:
-        raise DataError(f"{source.location}: no usable candidate; rejected: {reasons}. Check the ids in it, or remove rank.candidates.")
-    if without := shop.rows["users kept"] - users:
-        users_there = f"{shop.rows['users kept']:,}"
-        log.warning("supplied: %s of %s users have no row in %s and get no list", f"{without:,}", users_there, source.location)
-    return stage
-
-
-def supplied_rows(stage: Stage) -> dict[str, Any]:
-    """Of a finished stage of given candidates: `rows` read, and `rejected`, reason -> rows."""
-    receipts = [stage.receipt(path.stem) or {} for path in sorted((stage.path / "receipts").glob("*.json"))]
-    rejected = Counter[str]()
-    for receipt in receipts:
-        rejected.update(receipt["rejected"])
-    return {"rows": sum(receipt["rows"] for receipt in receipts if "users" not in receipt), "rejected": dict(sorted(rejected.items()))}
-
-
-def _supplied_part_task(inputs: ShopInputs, folder: Path) -> Task:
-    source, columns = inputs.supplied, inputs.settings.shop.columns
-    assert source is not None
-    schema = pa.schema([(USER_ID, inputs.user_id), (ITEM_ID, inputs.item_id)])
-
-    def task(name: str, unit: dict[str, Any]) -> Receipt:
-        file = source.files[unit["file"]]
-        raw = read(source, file, unit["row_groups"], [columns.user_id, columns.item_id])
-        ids: list[pa.ChunkedArray] = []
-        for column, dtype in zip((columns.user_id, columns.item_id), schema.types, strict=True):
-            with readable(file.path, column):
-                ids.append(clean_ids(raw.column(column), dtype))
-        rows = pa.table(ids, schema=schema)
-        kept = rows.drop_null()
-        write_by_shard(folder / f"{name}.arrow", kept, shards=inputs.shards)
-        nulls = rows.num_rows - kept.num_rows
-        return {"rows": rows.num_rows, "rejected": {"null_id": nulls} if nulls else {}}
-
-    return task
-
-
-def _supplied_task(shop: ShopDataset, folder: Path) -> Task:
-    catalog = shop.catalog()
-
-    def task(name: str, unit: dict[str, Any]) -> Receipt:
-        rows = pa.concat_tables(read_shard(folder / f"{part}.arrow", int(unit["shard"])) for part in unit["parts"])
-        users = shop.histories(unit["shard"]).users.column(USER_ID).combine_chunks()
-        found, rejected = supplied.rows_of(rows, users, catalog)
-        save_arrays(folder / f"{name}.npz", user_row=found.user_row, item=found.item)
-        return {"rows": len(found.item), "users": len(np.unique(found.user_row)), "rejected": rejected}
-
-    return task

@@ -4,7 +4,7 @@
     <report.path>/<as_of>-stopped.json, -stopped.html    of a night that the gate stopped; what stood before it stands
 
 A record holds what `RECORD` of the scoring stage holds, and beside that `status`, `table`, `finished_utc`, `inputs`,
-`rejected`, `funnel`, `given` as `ingest.supplied_rows`, `words` (column -> how many, and how many unknown to the model), `metrics` as
+`rejected`, `funnel`, `given` as `supplied.supplied_rows`, `words` (column -> how many, and how many unknown to the model), `metrics` as
 `backtest.measure`, `decision`, `training`, `lists`, `popularity`, `sample`, `stages`, `shards` and `nights`.
 """
 
@@ -29,9 +29,9 @@ from recsys.errors import GateError
 from recsys.evaluation import report
 from recsys.hashing import stable_hash
 from recsys.pipelines.champion import Chosen
-from recsys.pipelines.ingest import supplied_rows
 from recsys.pipelines.score import release_of
 from recsys.pipelines.signals import ShopState, read_signals
+from recsys.pipelines.supplied import supplied_rows
 from recsys.publishing import staging
 from recsys.publishing.figures import COLUMNS, SCORE_BINS, ListFigures, figures_of
 from recsys.publishing.release import RECORD, Release
@@ -99,6 +99,8 @@ def _collect(
     assert len(scored) == len(shop.shards), f"{stage.path}: a shard was not scored"
     parts: list[Part] = [receipt["part"] for receipt in scored.values()]
     catalog, signals = shop.catalog(), read_signals(state, as_of, lists=True)
+    folders = {"ingest": shop.folder, "clean": shop.cleaned, "signals": state.signals.path, "examples": state.examples.path}
+    folders["score"] = stage.path
     rows = staging.batches(settings.table.path, parts, columns=COLUMNS, storage_options=night.storage_options)
     seen = figures_of(rows, k=night.k, share=0.0, pair_share=0.0)
     return {
@@ -124,7 +126,7 @@ def _collect(
         "lists": _lists(seen, catalog),
         "popularity": _popularity(seen.items, signals, catalog),
         "sample": _sample(night, parts, catalog),
-        "stages": _stages({"ingest": shop.folder, "signals": state.signals.path, "examples": state.examples.path, "score": stage.path}),
+        "stages": _stages(folders),
         "shards": _slowest(scored),
         "nights": _nights(settings, as_of),
     }
@@ -230,7 +232,7 @@ def _stages(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     since = 0.0
     for name, folder in folders.items():
         every = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "receipts").glob("*.json"))}
-        seconds = {unit: receipt["seconds"] for unit, receipt in every.items() if receipt.get("begun", -1.0) >= since}
+        seconds = {unit: one["seconds"] for unit, one in every.items() if "seconds" in one and one["begun"] >= since}
         since = since or min((receipt["begun"] for receipt in every.values() if "begun" in receipt), default=0.0)
         if seconds:
             slowest = max(seconds, key=lambda unit: seconds[unit])

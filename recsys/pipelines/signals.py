@@ -21,7 +21,8 @@ from recsys.data.types import midnight
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
 from recsys.hashing import mix, row_hashes, sampled, stable_hash
-from recsys.pipelines.ingest import ingest, make_supplied
+from recsys.pipelines.ingest import ingest
+from recsys.pipelines.supplied import make_supplied
 from recsys.retrieval import rules, supplied
 from recsys.retrieval import signals as signals_module
 from recsys.retrieval.signals import Signals

@@ -1,5 +1,7 @@
 import math
-from datetime import UTC, date, datetime
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from recsys.config import Settings
 from recsys.data import dataset, synthetic
 from recsys.data.cleaning import build_catalog, clean
 from recsys.data.dataset import ShopDataset
+from recsys.data.histories import to_table
 from recsys.data.inputs import read
 from recsys.data.shop import ShopInputs, open_shop
 from recsys.data.types import midnight, utc
@@ -479,7 +482,7 @@ def done(two_actors: None, shop: Shop) -> ShopDataset:
 
 def profiles_of(finished: ShopDataset) -> pa.Table:
     """All histories in user_id order."""
-    tables = [pq.read_table(finished.folder / f"histories-{shard}.parquet") for shard in finished.shards]
+    tables = [to_table(finished.histories(shard), finished.schema) for shard in finished.shards]
     return pa.concat_tables(tables).sort_by(USER_ID).combine_chunks()
 
 
@@ -539,9 +542,7 @@ def test_users_have_the_features_of_the_users_table_and_nulls_where_it_lacks_the
         user: ages.get(user) for user in table[USER_ID].to_pylist()
     }
     counts = pc.value_counts(table["age"].drop_null()).to_pylist()
-    assert done.user_vocabularies["age"] == tuple(
-        row["values"] for row in sorted(counts, key=lambda row: (-row["counts"], row["values"]))
-    )
+    assert done.user_vocabularies["age"] == tuple(sorted(row["values"] for row in counts))
 
 
 @pytest.mark.ray
@@ -556,10 +557,12 @@ def test_no_user_is_in_two_shards(done: ShopDataset) -> None:
 @pytest.mark.usefixtures("two_actors")
 def test_a_second_ingest_does_no_unit_again(shop: Shop, done: ShopDataset) -> None:
     def modified() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in done.folder.rglob("*") if path.is_file() and path.name != "stage.json"}
+        made = [*done.folder.rglob("*"), *done.cleaned.glob("*.arrow")]
+        return {path: path.stat().st_mtime_ns for path in made if path.is_file() and path.name != "stage.json"}
 
     before = modified()
-    assert len(list((done.folder / "receipts").iterdir())) == 4 + 2 + 1 + 16  # files of events and users, the catalog, shards
+    assert len(list((done.cleaned / "receipts").iterdir())) == 4 + 2  # files of events and users
+    assert len(list((done.folder / "receipts").iterdir())) == 3 + 16  # the start, the catalog, the base, shards
     again = ingest(shop.sources(), end=SHOP_END)
     assert modified() == before
     assert again == done
@@ -579,7 +582,7 @@ def test_shuffled_and_doubled_events_in_one_file_and_one_shard_change_no_profile
     sources = other.sources(events=str(tmp_path / "events.parquet"))
     single = ingest(sources, end=SHOP_END)
     assert single.shards == ("00000",)
-    parts = [path.name for path in sorted(single.folder.glob("receipts/events-*"))]
+    parts = [path.name for path in sorted(single.cleaned.glob("receipts/events-*"))]
     assert len(parts) >= 2  # of one file's row groups
     assert profiles_of(single).equals(profiles_of(done))
     assert single.rejected["events"]["duplicate"] == done.rows["events kept"] + 2 * 7
@@ -611,3 +614,99 @@ def test_damaged_items_are_found_before_events_are_read(shop: Shop, tmp_path: Pa
     with pytest.raises(DataError, match=rf"^{path}: cannot be read: .* Write the file again\.$"):
         ingest(other.sources(items=str(path)), end=SHOP_END)
     assert not list((tmp_path / "work").rglob("events-*"))
+
+
+# ---- one night after the other
+
+
+class Nights:
+    """A shop that a file of events comes to every night, ingested in one work folder, and wholly anew in others."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        rng = np.random.default_rng(3)
+        (folder / "events").mkdir()
+        self.items(range(10, 40))
+        self.users({user: "abc"[user % 3] for user in range(0, 300, 2)})
+        for day in range(24):
+            rows = 200
+            self.night(day, rng.integers(0, 150, rows).tolist(), rng.integers(10, 40, rows).tolist())
+
+    def night(self, day: int, users: list[int], items: list[int]) -> None:
+        ts = pa.array(
+            [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=day, minutes=place % 60) for place in range(len(users))], TIMESTAMP
+        )
+        table = pa.table({USER_ID: users, ITEM_ID: items, TS: ts, PRICE: [None if user % 7 == 0 else user / 8 for user in users]})
+        pq.write_table(table, self.folder / "events" / f"{day:03d}.parquet")
+
+    def items(self, ids: Iterable[int]) -> None:
+        items = sorted(ids)
+        pq.write_table(pa.table({ITEM_ID: items, "brand": [f"b{item % 5}" for item in items]}), self.folder / "items.parquet")
+
+    def users(self, ages: dict[int, str]) -> None:
+        pq.write_table(pa.table({USER_ID: list(ages), "age": list(ages.values())}), self.folder / "users.parquet")
+
+    def ingest(self, day: int, work: str = "work") -> ShopDataset:
+        end = date(2024, 1, 1) + timedelta(days=day)
+        shop = {"events": str(self.folder / "events")} | {name: str(self.folder / f"{name}.parquet") for name in ("items", "users")}
+        values = {
+            "shop": shop,
+            "features": {"item_categorical": ["brand"], "user_categorical": ["age"]},
+            "window": {"label_days": 5},
+            "run": {"work": str(self.folder / work), "shards": 3},
+        }
+        return ingest(open_shop(Settings.model_validate(values), as_of=end), end=end)
+
+    def same(self, day: int) -> ShopDataset:
+        """The night's ingest, which must be that of a work folder without another night's."""
+        found, anew = self.ingest(day), self.ingest(day, f"anew-{day}")
+        assert anew.base is None
+        assert found.digest == anew.digest
+        places = ("folder", "cleaned")
+        assert replace(found, **{place: getattr(anew, place) for place in places}) == anew
+        assert found.catalog().table.equals(anew.catalog().table)
+        for shard in anew.shards:
+            one, other = found.histories(shard), anew.histories(shard)
+            assert one.users.equals(other.users)
+            for name in ("offsets", "item", "ts", "quantity", "price", "wanted"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+                assert getattr(one, name).dtype == getattr(other, name).dtype
+        return found
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("in_process")
+def test_an_ingest_that_adds_a_night_is_one_of_everything(tmp_path: Path) -> None:
+    shop = Nights(tmp_path)
+    first = shop.same(24)
+    assert first.base is None
+    receipts = first.cleaned / "receipts"
+    cleaned = {path.name: path.stat().st_size for path in receipts.iterdir()}
+    assert len(cleaned) == 24 + 1
+
+    # items before, between and behind all others, one that ITEMS does not know, new users, a night of before once more
+    shop.night(24, [0, 0, 2, 301, 303, 5, 5], [3, 20, 99, 99, 5, 11, 11])
+    shop.items([*range(4, 40), 55])
+    second = shop.same(25)
+    assert second.base is not None
+    assert len({path.name for path in receipts.iterdir()} - cleaned.keys()) == 1
+    assert second.rejected == first.rejected
+    first_file = pq.read_table(tmp_path / "events" / "003.parquet")
+    pq.write_table(first_file, tmp_path / "events" / "025.parquet")  # sent twice
+    shop.users({user: "abcd"[user % 4] for user in range(4, 320, 2)})  # two are gone, others are new, ages have changed
+    third = shop.same(26)
+    assert third.base is not None
+    assert third.base.receipts.keys() == set(third.shards)
+    assert third.rejected["events"]["duplicate"] >= len(first_file)
+    assert len({path.name for path in receipts.iterdir()} - cleaned.keys()) == 3  # the nights' and the users'
+
+    # an older night again, and a file that has changed: neither begins with what holds more, or other events
+    assert shop.same(20).base is None
+    shop.night(2, [1, 2, 3], [10, 11, 12])
+    assert shop.same(26).base is None
+
+    # what is added has grown to more than an eighth
+    for day in range(26, 30):
+        shop.night(day, list(range(200)), [10 + number % 30 for number in range(200)])
+    assert shop.same(30).base is None
+    assert shop.same(30).base is None
