@@ -15,8 +15,9 @@ from recsys.engine.owner import owned
 from recsys.engine.progress import log
 from recsys.errors import BundleError
 from recsys.pipelines.backtest import measure, paired
+from recsys.pipelines.examples import training_cutoffs
 from recsys.pipelines.score import check_bundle
-from recsys.pipelines.signals import ShopState
+from recsys.pipelines.signals import ShopState, fit_signals
 from recsys.pipelines.train import train_shop
 from recsys.ranking.bundle import Bundle
 from recsys.ranking.registry import Decision, Entry, Registry
@@ -64,6 +65,10 @@ def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Calla
         if as_of < due and as_of.isoformat() != registry.decisions()[-1].as_of and _can_score(champion, settings):
             return Chosen(_publishing(champion), due=due)
     before = as_of - timedelta(days=settings.window.label_days)
+    days = {*training_cutoffs(state, before), *training_cutoffs(state, as_of)}
+    if state.supplied is None:  # else lists have signals of their own
+        days |= {before, as_of}
+    fit_signals(state, sorted(days))  # all that the night needs, side by side
     tested = train_shop(state, as_of=before, on_epoch=on_epoch)
     with owned(registry.lock, what=str(registry.path)):  # another run must not decide between this one's look and its word
         challenger = tested.bundle.model_version

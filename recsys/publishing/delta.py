@@ -18,7 +18,8 @@ from recsys.storage import delta_location, filesystem
 
 RECLAIM_HOURS = 7 * 24  # Delta's own default: how long files that no night refers to stay on disk
 # A checkpoint forgets removed files older than this, and what is forgotten is never reclaimed (delta-rs#3644): so much longer.
-TABLE_PROPERTIES = {"delta.deletedFileRetentionDuration": "interval 365 days"}
+CHANGE_FEED = {"delta.enableChangeDataFeed": "true"}  # readers ask the table what a version added and removed
+TABLE_PROPERTIES = {"delta.deletedFileRetentionDuration": "interval 365 days", **CHANGE_FEED}
 TERMINAL = re.compile(r"\x1b\[[0-9;]*m|\u21b3")  # colours and arrows in deltalake's messages
 
 
@@ -69,6 +70,12 @@ def add_columns(table: DeltaTable, schema: pa.Schema) -> None:
     absent = pa.schema([field for field in schema if field.name not in known])
     if absent.names:
         table.alter.add_columns(Schema.from_arrow(absent).fields)
+
+
+def feed_changes(table: DeltaTable) -> None:
+    """The change data feed, on for a table that was made before it was: in a version of its own."""
+    if not CHANGE_FEED.items() <= table.metadata().configuration.items():
+        table.alter.set_table_properties(CHANGE_FEED)
 
 
 def table_files(table: DeltaTable) -> list[dict[str, Any]]:

@@ -20,7 +20,17 @@ from deltalake import CommitProperties
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from recsys.errors import PublishError
-from recsys.publishing.delta import add_action, add_columns, check_table, create_table, open_table, reclaim, remove_action, table_files
+from recsys.publishing.delta import (
+    add_action,
+    add_columns,
+    check_table,
+    create_table,
+    feed_changes,
+    open_table,
+    reclaim,
+    remove_action,
+    table_files,
+)
 from recsys.publishing.staging import Part, refuse_missing
 from recsys.schema import AS_OF, ITEM_ID, MODEL_VERSION, RANK, RUN_ID, USER_ID, recommendations_schema
 
@@ -90,6 +100,7 @@ def commit_night(
             table = open_table(path, storage_options) or create_table(path, schema, storage_options)
             check_table(table, schema, where=path)
             add_columns(table, schema)
+            feed_changes(table)
             files = table_files(table)
             standing = {file["path"] for file in files if file[AS_OF] == as_of}
             if standing == staged.keys():
@@ -222,6 +233,13 @@ def read_night(path: str, *, as_of: date, user_id: str | int | None = None, stor
         if field.nullable and field.name not in found.column_names:
             found = found.append_column(field, pa.nulls(found.num_rows, field.type))
     return found.select(schema.names)
+
+
+def table_schema(path: str, storage_options: Mapping[str, str] = {}) -> pa.Schema:
+    """The columns of a table that is there, in their order, as its readers see them."""
+    table = open_table(path, storage_options)
+    assert table is not None, f"{path}: no table"
+    return table.to_pyarrow_dataset().schema
 
 
 def night_batches(

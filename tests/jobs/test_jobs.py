@@ -22,8 +22,10 @@ import typer.main
 
 import jobs
 from recsys.data import synthetic
-from recsys.publishing.table import read_night
+from recsys.publishing import staging
+from recsys.publishing.table import commit_night, read_night
 from recsys.schema import ITEM_ID, RANK, TIMESTAMP, TS, USER_ID
+from tests.nights import NEXT, NIGHT, SHARD_0, SHARD_1, change, rows_of
 from tests.pages import Opener
 from tests.processes import alive, descendants
 
@@ -291,11 +293,31 @@ def test_a_plot_of_no_known_format_is_refused_before_any_work(run: Callable[...,
     assert "plot.jpg: must end in .png or .svg, got '.jpg'." in refused(run("backtest", *arguments, "--plot", "plot.jpg"), tmp_path)
 
 
+def test_changes_are_written_for_a_store_and_counted(run: Callable[..., Ended], tmp_path: Path):
+    for as_of, lists in ((NIGHT, {**SHARD_0, **SHARD_1}), (NEXT, SHARD_0)):
+        rows = change(rows_of(lists), "run_id", [f"run-{as_of}"] * rows_of(lists).num_rows)
+        part = staging.stage(str(tmp_path / "table"), rows, as_of=as_of, run_id=f"run-{as_of}", shard=0)
+        kinds = {"user_id": pa.string(), "item_id": pa.string()}
+        commit_night(str(tmp_path / "table"), [part], as_of=as_of, run_id=f"run-{as_of}", model_version="m", keep_nights=3, **kinds)
+    (tmp_path / "shop.toml").write_text(f'[shop]\nevents = "nowhere"\n[table]\npath = "{tmp_path}/table"\n')
+    arguments = ("changes", "--config", str(tmp_path / "shop.toml"), "--since", "2017-12-01", "--to", "2017-12-02")
+    shown = run(*arguments, "--out", str(tmp_path / "out"))
+    assert shown.status == 0
+    said = f"0 users to write, 1 to delete, 2 as they were; from 2017-12-01 to 2017-12-02, in {tmp_path}/out"
+    assert " ".join(shown.out.split()) == said
+    again = run(*arguments, "--out", str(tmp_path / "out"))
+    assert (again.status, again.err.count("\n")) == (1, 1)
+    assert "must be empty" in again.err
+
+
 @pytest.mark.parametrize("verb", ["publish", "bundles", "submit", "nothing"])
 def test_what_no_cluster_runs_is_not_submitted(verb: str, run: Callable[..., Ended], tmp_path: Path):
     shown = run("submit", verb, "--address", "http://127.0.0.1:1")
     assert shown.status == 1
-    assert f"'{verb}' is no verb that a cluster runs. There are backtest, bench, demo_shop, examples, ingest, nightly" in shown.err
+    assert (
+        f"'{verb}' is no verb that a cluster runs. There are backtest, bench, changes, demo_shop, examples, ingest, nightly"
+        in shown.err
+    )
 
 
 # ---- a second shop, other columns, string ids, no items, no users: a night on two CPUs, killed, and run again
