@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from jobs import job, main
 from jobs.bench.pairs import compare_encoding, compare_joined, compare_pairs, paired
+from jobs.bench.road import FULL, SMALL, road, show
 from jobs.bench.training import BATCHES, compare_training, first_step
 from recsys import config
 from recsys.config.paths import local_path
@@ -29,7 +31,7 @@ from recsys.retrieval.best_kernels import sort
 from recsys.retrieval.heaps import Barred, Heaps, empty_heaps
 from recsys.storage import write_atomically
 
-PARTS = ("scoring", "training", "pairs")
+PARTS = ("scoring", "training", "pairs", "road")
 DENSE, CODES, VOCABULARY, SCORED, ENCODED = 80, 6, 1000, 100_000, 500_000
 
 
@@ -42,7 +44,10 @@ def bench(
         typer.Option(help="Where the rows are generated; absent, the system's temporary folder.", parser=local_path, metavar="PATH"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.", parser=local_path, metavar="PATH")] = None,
-    part: Annotated[list[str] | None, typer.Option(help="scoring, training or pairs; several times for several; absent, all.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="The road at up to a million users and items: hours.")] = False,
+    part: Annotated[
+        list[str] | None, typer.Option(help="scoring, training, pairs or road; may come several times; absent, all.")
+    ] = None,
 ) -> None:
     """Speed, as ratios taken in one run on one machine: each line is ours against a named alternative on the same input."""
     with job():
@@ -52,6 +57,7 @@ def bench(
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         results: list[dict[str, Any]] = []
+        roads: list[dict[str, Any]] = []
         said: list[str] = []
         figures: dict[str, Any] = {"cpus": os.cpu_count(), "runs": runs}
         with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -73,9 +79,16 @@ def bench(
                     f"{run['running_first_row_seconds']:.1f} s on a running one; "
                     f"at most {run['driver_mib']:,.0f} MiB in the driver and {run['actor_mib']:,.0f} MiB in an actor."
                 )
-        _show(results, said)
+            if "road" in (part or PARTS):
+                for number, (users, items) in enumerate(FULL if full else SMALL):
+                    roads.append(road(Path(place) / f"road-{number}", users=users, items=items))
+                    shutil.rmtree(Path(place) / f"road-{number}")
+        if results:
+            _show(results, said)
+        if roads:
+            console.print(show(roads))
         if out is not None:
-            text = json.dumps({**figures, "results": results}, indent=1) + "\n"
+            text = json.dumps({**figures, "results": results, "road": roads}, indent=1) + "\n"
             write_atomically(out, lambda file: file.write_text(text, encoding="utf-8"))
 
 
