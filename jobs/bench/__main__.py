@@ -26,9 +26,6 @@ from recsys.errors import ConfigError
 from recsys.features.spec import FeatureSpec
 from recsys.ranking import bundle
 from recsys.ranking.scorer import Scorer, probabilities
-from recsys.retrieval import best_kernels
-from recsys.retrieval.best_kernels import sort
-from recsys.retrieval.heaps import Barred, Heaps, empty_heaps
 from recsys.storage import write_atomically
 
 PARTS = ("scoring", "training", "pairs", "road")
@@ -38,7 +35,7 @@ DENSE, CODES, VOCABULARY, SCORED, ENCODED = 80, 6, 1000, 100_000, 500_000
 def bench(
     rows: Annotated[int, typer.Option(min=100_000, help="Feature rows of the pairs door's runs.")] = 2_000_000,
     files: Annotated[int, typer.Option(min=2, help="Parquet files that they lie in.")] = 32,
-    runs: Annotated[int, typer.Option(min=1, help="Counted runs of the scoring and choosing figures, after one that is not.")] = 5,
+    runs: Annotated[int, typer.Option(min=1, help="Counted runs of the scoring figures, after one that is not.")] = 5,
     folder: Annotated[
         Path | None,
         typer.Option(help="Where the rows are generated; absent, the system's temporary folder.", parser=local_path, metavar="PATH"),
@@ -62,7 +59,7 @@ def bench(
         figures: dict[str, Any] = {"cpus": os.cpu_count(), "runs": runs}
         with tempfile.TemporaryDirectory(dir=folder) as place:
             if "scoring" in (part or PARTS):
-                results += [*_scoring(SCORED, runs), _choosing(runs)]
+                results += _scoring(SCORED, runs)
             if "training" in (part or PARTS):
                 for batch in BATCHES:
                     results += compare_training(Path(place) / f"training-{batch}", batch=batch)
@@ -150,28 +147,6 @@ def _scoring(rows: int, runs: int) -> list[dict[str, Any]]:
             )
             for size in (1024, 8192)
         ]
-
-
-def _choosing(runs: int) -> dict[str, Any]:
-    """Users per second whose best 150 of 60,000 items are found: in heaps that pass over what is too low against a partition."""
-    users, items = 64, 60_000
-    scores = np.random.default_rng(0).normal(size=(users, items))
-    row, nobody, none = np.arange(users), np.zeros(users + 1, np.int64), np.zeros(0, np.int32)
-    barred = Barred(np.zeros(users, np.int64), np.zeros((1, items), np.uint16), nobody, none, none.astype(np.uint16))
-
-    def ours() -> Heaps:
-        found = empty_heaps(users, 150)
-        best_kernels.of_products(scores, np.ones(users), row, np.arange(items, dtype=np.int32), barred, found)
-        sort(found)
-        return found
-
-    return _paired(
-        "users/s, best 150 of 60,000 items: heaps | numpy argpartition",
-        ours,
-        lambda: np.argpartition(-scores, 150, axis=1),
-        work=users,
-        runs=runs,
-    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from recsys.retrieval.score_kernels import Lists
 
 SHIFT = 5
 BLOCK = 1 << SHIFT  # scores that one comparison passes over together
+FEW = 2  # a user's sums are listed one by one where there are fewer than a half of the items
 HEAD = 8  # items of each list that are looked at before a bound ends the lists
 
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -55,13 +56,36 @@ def of_sums(
     found: Heaps,
 ) -> None:
     """Of the sums of the rows of weights, int64 (J + 1), int32, float32, of what the users bought, int64 (U + 1) and int32; above 0."""
-    blocks = (len(row_offsets) - 1) // BLOCK + 1
+    items = barred.shared.shape[1]
+    blocks = items // BLOCK + 1
     total = np.zeros(blocks * BLOCK, np.float32)
     touched = np.zeros(blocks, np.bool_)
+    listed = np.empty(items // FEW + 1, np.uint32)
     for user in range(len(offsets) - 1):
+        adds = 0
+        for at in range(offsets[user], offsets[user + 1]):
+            adds += row_offsets[bought[at] + 1] - row_offsets[bought[at]]
+        if adds < len(listed):  # a list of what is touched is shorter than a look at all blocks
+            size = 0
+            for at in range(offsets[user], offsets[user + 1]):
+                for place in range(row_offsets[bought[at]], row_offsets[bought[at] + 1]):
+                    item = np.uint32(scored[place])  # of a signed one numba asks at every step whether it counts from the end
+                    if total[item] == 0:
+                        listed[size] = item
+                        size += 1
+                    total[item] += weight[place]
+            floor = floor_of(found, user)
+            for place in range(size):
+                item = listed[place]
+                score = total[item]
+                total[item] = 0  # a sum that came to 0 on its way is listed twice
+                if score > 0 and score >= floor:
+                    offer(found, barred, user, np.int64(item), score)
+                    floor = floor_of(found, user)
+            continue
         for at in range(offsets[user], offsets[user + 1]):
             for place in range(row_offsets[bought[at]], row_offsets[bought[at] + 1]):
-                item = np.uint32(scored[place])  # of a signed one numba asks at every step whether it counts from the end
+                item = np.uint32(scored[place])
                 total[item] += weight[place]
                 touched[item >> SHIFT] = True
         for block in range(blocks):
@@ -84,13 +108,28 @@ def _offer_block(score: np.ndarray, first: int, barred: Barred, user: int, found
 
 
 @jit
-def of_products(product: np.ndarray, unit: np.ndarray, users: np.ndarray, items: np.ndarray, barred: Barred, found: Heaps) -> None:
-    """Of a block of products, float64 (M, N) in each of M users' units, float64 (M), for user rows (M) and items (N)."""
+def of_products(
+    product: np.ndarray,
+    slack: np.ndarray,
+    users: np.ndarray,
+    items: np.ndarray,
+    left: np.ndarray,
+    unit: np.ndarray,
+    right: np.ndarray,
+    power: float,
+    barred: Barred,
+    found: Heaps,
+) -> None:
+    """Of a block of products, float32 (M, N), that are right but for each user's slack, float64 (M), the exact ones.
+
+    Args:
+        users, items: int64 (M), int32 (N): user rows and items.
+        left, unit, right, power: of all users and items, as of `score_kernels.products_of_pairs`.
+    """
     for row in range(len(users)):
         user = users[row]
         for start in range(0, len(items), BLOCK):
-            floor = floor_of(found, user)
-            least = (floor - abs(floor) * 1e-6) / unit[row] if np.isfinite(floor) else -np.inf  # a float32 may be rounded upwards
+            least = np.float32(floor_of(found, user) - slack[row])
             part = product[row, start : start + BLOCK]
             some = False
             for place in range(len(part)):
@@ -98,7 +137,11 @@ def of_products(product: np.ndarray, unit: np.ndarray, users: np.ndarray, items:
             if some:
                 for place in range(len(part)):
                     if part[place] >= least:
-                        offer(found, barred, user, items[start + place], np.float32(part[place] * unit[row]))
+                        item = items[start + place]
+                        total = 0.0
+                        for factor in range(left.shape[1]):
+                            total += left[user, factor] * np.rint(np.float64(right[item, factor]) * power)
+                        offer(found, barred, user, item, np.float32(total * unit[user]))
 
 
 @jit
@@ -154,38 +197,42 @@ def _better(score: float, item: int, than: float, than_item: int) -> bool:
 
 
 @jit
-def _sink(score: np.ndarray, item: np.ndarray, size: int, new_score: float, new_item: int) -> None:
+def _sink(found: Heaps, user: int, side: int, size: int, new_score: float, new_item: int) -> None:
     """Put a pair on top of a heap of `size` and let it sink below all that are worse."""
+    score, item = found.score, found.item  # no views of a user's part: each would be counted, which takes longer than a step
     at = 0
     while True:
         child = 2 * at + 1
         if child >= size:
             break
-        if child + 1 < size and _better(score[child], item[child], score[child + 1], item[child + 1]):
+        if child + 1 < size and _better(
+            score[user, side, child], item[user, side, child], score[user, side, child + 1], item[user, side, child + 1]
+        ):
             child += 1
-        if not _better(new_score, new_item, score[child], item[child]):
+        if not _better(new_score, new_item, score[user, side, child], item[user, side, child]):
             break
-        score[at], item[at] = score[child], item[child]
+        score[user, side, at], item[user, side, at] = score[user, side, child], item[user, side, child]
         at = child
-    score[at], item[at] = new_score, new_item
+    score[user, side, at], item[user, side, at] = new_score, new_item
 
 
 @jit
-def _push(score: np.ndarray, item: np.ndarray, size: int, new_score: float, new_item: int) -> int:
-    """The size of the heap once the pair is in it, if it is one of the best."""
-    if size == len(score):
-        if _better(new_score, new_item, score[0], item[0]):
-            _sink(score, item, size, new_score, new_item)
-        return size
+def _push(found: Heaps, user: int, side: int, new_score: float, new_item: int) -> None:
+    """Put the pair into the heap, if it is one of the best."""
+    score, item, size = found.score, found.item, found.size[user, side]
+    if size == score.shape[2]:
+        if _better(new_score, new_item, score[user, side, 0], item[user, side, 0]):
+            _sink(found, user, side, size, new_score, new_item)
+        return
     at = size
     while at > 0:
         parent = (at - 1) // 2
-        if not _better(score[parent], item[parent], new_score, new_item):
+        if not _better(score[user, side, parent], item[user, side, parent], new_score, new_item):
             break
-        score[at], item[at] = score[parent], item[parent]
+        score[user, side, at], item[user, side, at] = score[user, side, parent], item[user, side, parent]
         at = parent
-    score[at], item[at] = new_score, new_item
-    return size + 1
+    score[user, side, at], item[user, side, at] = new_score, new_item
+    found.size[user, side] = size + 1
 
 
 @jit
@@ -207,7 +254,7 @@ def offer(found: Heaps, barred: Barred, user: int, item: int, score: np.float32)
                 high = middle
         if low < barred.offsets[user + 1] and barred.item[low] == item:
             side = 1
-    found.size[user, side] = _push(found.score[user, side], found.item[user, side], found.size[user, side], score, item)
+    _push(found, user, side, score, item)
 
 
 @jit
@@ -225,11 +272,10 @@ def sort(found: Heaps) -> np.ndarray:
     lost = np.zeros(users, np.int64)
     for user in range(users):
         for side in range(2):
-            score, item = found.score[user, side], found.item[user, side]
             for last in range(found.size[user, side] - 1, 0, -1):
-                worst, worst_item = score[0], item[0]
-                _sink(score, item, last, score[last], item[last])
-                score[last], item[last] = worst, worst_item
+                worst, worst_item = found.score[user, side, 0], found.item[user, side, 0]
+                _sink(found, user, side, last, found.score[user, side, last], found.item[user, side, last])
+                found.score[user, side, last], found.item[user, side, last] = worst, worst_item
         above = 0  # items that the user may see, better than this one
         for place in range(found.size[user, 1]):
             score, item = found.score[user, 1, place], found.item[user, 1, place]

@@ -14,13 +14,14 @@ from typing_extensions import override
 
 from recsys import config
 from recsys.retrieval import best_kernels, score_kernels
-from recsys.retrieval.collaborative import on_grid, whole_numbers
+from recsys.retrieval.collaborative import on_grid
 from recsys.retrieval.heaps import Barred, Heaps, empty_heaps
 from recsys.retrieval.score_kernels import Lists
 from recsys.retrieval.signals import MONTH, POPULARITY_DAYS, Signals, group_keys
 from recsys.retrieval.users import UserBatch
 from recsys.schema import DAY_US
 
+FLOAT32 = 1e-4  # of the lengths' product: more than sums of up to a thousand float32 products can be wrong by, in any order
 BLOCK = 1024  # items whose products are made at once
 
 
@@ -147,8 +148,9 @@ class Neighbours:
 class Factors:
     """ALS: the user's vector is folded in from the history, so it is as fresh as the purchases.
 
-    Products are exact, see `on_grid`. A vector's product with the user's is at most that of their lengths, so items are tried in order
-    of their vectors' length, a block at a time, until no later one can be among the user's best.
+    Products are exact, see `on_grid`; those of float32 say which ones are worth it. A vector's product with the user's is at most that
+    of their lengths, so items are tried in order of their vectors' length, a block at a time, until no later one can be among the
+    user's best.
     """
 
     name = "factors"
@@ -158,6 +160,7 @@ class Factors:
         order, length = users.signals.by_length
         left, unit, power = on_grid(users.vectors, users.signals.largest_factor)
         reach = np.sqrt((left * left).sum(axis=1)) * unit * power * 1.000001  # more than rounding can take
+        grid = np.sqrt(left.shape[1]) / power  # more than a vector is moved by
         asking = np.flatnonzero(np.diff(users.matrix.indptr))
         for start in range(0, len(order), BLOCK):
             floor = np.where(found.size[asking, 0] == limit, found.score[asking, 0, 0], -np.inf)
@@ -165,8 +168,9 @@ class Factors:
             if not len(asking):
                 break
             block = order[start : start + BLOCK]
-            product = left[asking] @ whole_numbers(users.signals.factors[block], power).T
-            best_kernels.of_products(product, unit[asking], asking, block, barred, found)
+            product = users.vectors[asking] @ users.signals.factors[block].T
+            slack = reach[asking] * (length[start] * FLOAT32 + grid)
+            best_kernels.of_products(product, slack, asking, block, left, unit, users.signals.factors, power, barred, found)
         return found
 
     def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102
