@@ -83,6 +83,9 @@ class Champion(Section):
     every_days: Positive | None = None
     """A challenger is trained and meets the champion so many nights after the one before it; on the nights between, the champion scores
     without one. Where the champion cannot score under tonight's settings it is tonight. Absent: a quarter of window.label_days."""
+    max_users: Positive = 100_000
+    """How many users a test counts, that of a challenger and jobs.backtest: all, or about so many of those with history, chosen by
+    another hash than the users that a model learns from."""
     margin: Annotated[float, Field(ge=0)] = 0.01
     """A challenger wins where the lower 95% bound of its NDCG@10 less the champion's is above minus this."""
 

@@ -16,13 +16,17 @@ from recsys.engine.units import Task, run_units, share
 from recsys.errors import DataError
 from recsys.evaluation import backtest
 from recsys.evaluation.reliability import count, summary, zero
+from recsys.hashing import mix, sampled, stable_hash
 from recsys.pipelines.score import device_of, scoring
-from recsys.pipelines.signals import ShopState, make_lists, read_signals, supplied_of
+from recsys.pipelines.signals import ShopState, make_lists, read_signals, share_of, supplied_of
 from recsys.ranking.bundle import Bundle
 from recsys.ranking.recommend import score_users
 from recsys.ranking.scorer import Device, chances
 from recsys.retrieval.signals import Signals
+from recsys.schema import USER_ID
 from recsys.storage import load_arrays, save_arrays
+
+TESTED = np.uint64(0x9E3779B97F4A7C15)  # turns the hashes of users, so that other users are chosen than a model learns from
 
 
 def horizon_end(inputs: ShopInputs, *, as_of: date, horizon_days: int) -> date:
@@ -92,6 +96,7 @@ def _measured(state: ShopState, bundle: Bundle, *, as_of: date, end: date) -> tu
             "supplied": state.supplied.digest if state.supplied else None,
             "rules": state.rules.digest,
             "diversity": state.settings.rank.diversity,
+            "max_users": state.settings.champion.max_users,
             "seed": state.settings.run.seed,
         },
     )
@@ -113,12 +118,17 @@ def _measure_task(
     chance = chances(scorer.bundle)
     told = {"seed": state.settings.run.seed, "diversity": state.settings.rank.diversity}
     label_end = _label_end(state.settings, as_of)
+    share = share_of(state.dataset.contents.users_before(as_of), state.settings.champion.max_users)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         start, stop = midnight(as_of), midnight(end)
         sums: dict[str, np.ndarray] = {}
         total = zero()
         histories, only = state.dataset.histories(unit["shard"]), supplied_of(state, unit["shard"])
+        if share < 1.0:
+            hashes = mix(stable_hash(histories.users.column(USER_ID).to_numpy()) ^ TESTED)
+            rows = np.flatnonzero(sampled(hashes, share))
+            histories, only = histories.take(rows), only.take(rows) if only is not None else None
         for batch in score_users(histories, featurizer, scorer, only):
             found = backtest.evaluate(batch, start=start, end=stop, **told)
             sums = backtest.add([sums, found])

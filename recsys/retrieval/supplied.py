@@ -39,6 +39,12 @@ class Supplied:
         first, last = np.searchsorted(self.user_row, (start, stop))
         return Supplied(self.user_row[first:last] - start, self.item[first:last])
 
+    def take(self, rows: np.ndarray) -> "Supplied":
+        """Those of the given user rows, strictly ascending, which become 0 on."""
+        place = np.minimum(np.searchsorted(rows, self.user_row), max(len(rows) - 1, 0))
+        kept = rows[place] == self.user_row if len(rows) else np.zeros(len(self.user_row), bool)
+        return Supplied(place[kept], self.item[kept])
+
 
 def load(path: Path) -> Supplied:
     """One shard's candidates, as `save_arrays` wrote them."""

@@ -26,7 +26,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Planted:
     return synthetic.shop(tmp_path_factory.mktemp("shop"), users=60, items=50, days=98, seed=8, end=DAY, events_per_user=35)
 
 
-def settings(planted: synthetic.Planted, work: Path, *, shards: int, candidates: Path | None = None) -> Settings:
+def settings(planted: synthetic.Planted, work: Path, *, shards: int, candidates: Path | None = None, max_users: int = 60) -> Settings:
     return Settings.model_validate(
         {
             "shop": {"events": str(planted.events), "items": str(planted.items)},
@@ -37,6 +37,7 @@ def settings(planted: synthetic.Planted, work: Path, *, shards: int, candidates:
             "model": {"hidden": [8]},
             "train": {"epochs": 1, "batch_size": 128, "workers": 1},
             "rank": {"candidates": str(candidates) if candidates else None},
+            "champion": {"max_users": max_users},
             "run": {"work": str(work), "shards": shards, "actors": 1},
         }
     )
@@ -54,8 +55,9 @@ def test_a_horizon_past_the_data_is_shortened_with_a_warning(
 
 @pytest.mark.ray
 def test_shards_change_no_figure_and_given_candidates_no_model(planted: synthetic.Planted, tmp_path: Path, in_process: None) -> None:
-    def measured(shards: int, candidates: Path | None = None, bundle: Any = None) -> tuple[dict[str, Any], Any]:
-        sources = open_shop(settings(planted, tmp_path / "work", shards=shards, candidates=candidates), as_of=BEFORE)
+    def measured(shards: int, candidates: Path | None = None, bundle: Any = None, max_users: int = 60) -> tuple[dict[str, Any], Any]:
+        told = settings(planted, tmp_path / "work", shards=shards, candidates=candidates, max_users=max_users)
+        sources = open_shop(told, as_of=BEFORE)
         state = shop_state(sources, end=DAY)
         bundle = bundle or train_shop(state, as_of=BEFORE).bundle
         return measure(state, bundle, as_of=BEFORE, end=DAY), bundle
@@ -67,6 +69,13 @@ def test_shards_change_no_figure_and_given_candidates_no_model(planted: syntheti
     assert {name: parts[name] for name in parts if name != "calibration"} == {
         name: whole[name] for name in whole if name != "calibration"
     }
+
+    some, _ = measured(3, bundle=bundle, max_users=30)
+    assert 20 <= some["users"]["all"] <= 40
+    assert measured(2, bundle=bundle, max_users=30)[0]["models"] == some["models"]  # whatever the shards, the same users
+    few, _ = measured(3, bundle=bundle, max_users=15)
+    assert 5 <= few["users"]["all"] < some["users"]["all"]
+    assert few["models"] != some["models"]
 
     users = planted.user_ids.to_pylist()[:30]
     rows = pa.table({USER_ID: [user for user in users for _ in range(5)], ITEM_ID: planted.item_ids.to_pylist()[:5] * len(users)})
