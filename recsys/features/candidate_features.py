@@ -129,11 +129,7 @@ def _activity(users: UserBatch) -> _Activity:
     buyer, bought, days = users.purchases
     purchases = np.bincount(buyer, minlength=len(users)).astype(np.float64)
     visits = np.bincount(np.unique(buyer * DAY_US + days) // DAY_US, minlength=len(users))  # distinct (user, day)
-    return _Activity(purchases, visits, _mean(_log_price(users)[bought], buyer, len(users)))
-
-
-def _log_price(users: UserBatch) -> np.ndarray:
-    return np.log(users.signals.price + 0.01)
+    return _Activity(purchases, visits, _mean(users.signals.log_price[bought], buyer, len(users)))
 
 
 def _of_items(candidates: Candidates, users: UserBatch) -> dict[str, np.ndarray]:
@@ -141,18 +137,18 @@ def _of_items(candidates: Candidates, users: UserBatch) -> dict[str, np.ndarray]
     signals, item, cutoff = users.signals, candidates.item, int(users.signals.cutoff)
     columns: dict[str, np.ndarray] = {}
     names = [f"popularity_{days}d" for days in POPULARITY_DAYS] + ["popularity_all"]
-    logs = np.log(signals.popularity + 1e-7)
+    logs = signals.log_popularity[:, item]  # of the candidates alone, here and below: a catalog may be a hundred times a batch's
     for name, values in zip(names, logs, strict=True):
-        columns[name] = values[item]
+        columns[name] = values
     for name, shorter, longer in zip(names, logs, logs[1:], strict=False):
-        columns[f"{name}_trend"] = (shorter - longer)[item]
-    known = signals.buyers[-1] > 0
-    columns["item_age"] = np.where(known, np.log1p((cutoff - signals.first_ts) / DAY_US), np.nan)[item]
-    columns["item_rest"] = np.where(known, np.log1p((cutoff - signals.last_ts) / DAY_US), np.nan)[item]
-    columns["item_buyers"] = np.log1p(signals.buyers[-1])[item]
+        columns[f"{name}_trend"] = shorter - longer
+    buyers = signals.buyers[-1][item]
+    columns["item_age"] = np.where(buyers > 0, np.log1p((cutoff - signals.first_ts[item]) / DAY_US), np.nan)
+    columns["item_rest"] = np.where(buyers > 0, np.log1p((cutoff - signals.last_ts[item]) / DAY_US), np.nan)
+    columns["item_buyers"] = np.log1p(buyers)
     columns["item_repeat_rate"] = signals.repeat_rate[item]
-    columns["item_repeat_days"] = np.log1p(signals.repeat_days)[item]
-    columns["item_price"] = _log_price(users)[item]
+    columns["item_repeat_days"] = np.log1p(signals.repeat_days[item])
+    columns["item_price"] = signals.log_price[item]
     return columns
 
 
@@ -195,7 +191,7 @@ def _of_users(candidates: Candidates, users: UserBatch, active: _Activity) -> di
             "user_price": active.log_price,
         }
     columns = {name: values[candidates.user_row] for name, values in per_user.items()}
-    columns["price_against_usual"] = _log_price(users)[candidates.item] - active.log_price[candidates.user_row]
+    columns["price_against_usual"] = users.signals.log_price[candidates.item] - active.log_price[candidates.user_row]
     return columns
 
 
@@ -223,21 +219,22 @@ def _of_own_purchases(candidates: Candidates, users: UserBatch, active: _Activit
 def _of_categories(candidates: Candidates, users: UserBatch, active: _Activity) -> dict[str, np.ndarray]:
     """The user and the item's categories: the user's taste for them, and the item's standing in them."""
     row, item, (buyer, bought, days) = candidates.user_row, candidates.item, users.purchases
-    log_price, count = _log_price(users), np.maximum(active.purchases, 1)
+    log_price, count = users.signals.log_price, np.maximum(active.purchases, 1)
     columns: dict[str, np.ndarray] = {}
     window = users.signals.popularity[MONTH].astype(np.float64)
     for name, codes in users.categories.items():
         size = int(codes.max(initial=0)) + 1
         grouped = group_days(buyer * size + codes[bought], days)
-        place, bought_there = grouped.find(row * size + codes[item])
-        known = bought_there & (codes[item] > 0)
+        code = codes[item]
+        place, bought_there = grouped.find(row * size + code)
+        known = bought_there & (code > 0)
         of_category = np.bincount(codes, weights=window, minlength=size)
         columns[f"{name}_share"] = np.where(known, grouped.count[place] / count[row], 0.0)
-        columns[f"{name}_count"] = np.where(known, np.log1p(grouped.count[place]), 0.0)
-        columns[f"{name}_recent"] = np.where(known, np.log1p(grouped.recent[place]), 0.0)
-        columns[f"{name}_last"] = np.where(known, np.log1p(grouped.last[place]), np.nan)
-        columns[f"{name}_popularity"] = np.log(of_category + 1e-7)[codes[item]]
-        columns[f"{name}_standing"] = np.log((window + 1e-7) / (of_category[codes] + 1e-7))[item]
+        columns[f"{name}_count"] = np.where(known, np.log1p(grouped.count)[place], 0.0)
+        columns[f"{name}_recent"] = np.where(known, np.log1p(grouped.recent)[place], 0.0)
+        columns[f"{name}_last"] = np.where(known, np.log1p(grouped.last)[place], np.nan)
+        columns[f"{name}_popularity"] = np.log(of_category + 1e-7)[code]
+        columns[f"{name}_standing"] = np.log((window[item] + 1e-7) / (of_category[code] + 1e-7))
         paid = _mean(log_price[bought], grouped.find(buyer * size + codes[bought])[0], len(grouped.key))
         columns[f"{name}_price"] = log_price[item] - np.where(bought_there, paid[place], np.nan)
     return columns

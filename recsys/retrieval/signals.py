@@ -93,6 +93,16 @@ class Signals:
         return np.where(shares[MONTH] > 0, shares[MONTH], shares[-1] * 1e-6).astype(np.float32)
 
     @cached_property
+    def log_popularity(self) -> np.ndarray:
+        """float32 (W + 1, J): log of `popularity`, of which one in ten million is too little to tell apart."""
+        return np.log(self.popularity + 1e-7)
+
+    @cached_property
+    def log_price(self) -> np.ndarray:
+        """float32 (J): log of `price` and a cent."""
+        return np.log(self.price + 0.01)
+
+    @cached_property
     def by_popularity(self) -> np.ndarray:
         """int32: items that anybody bought, those of the highest `share_of_buyers` first, ties by item."""
         order = np.argsort(-self.share_of_buyers, kind="stable")

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from recsys import config
 from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, purchase_days
+from recsys.retrieval import score_kernels
 from recsys.retrieval.collaborative import fold_in
 from recsys.retrieval.signals import Signals
 from recsys.retrieval.supplied import Supplied
@@ -107,9 +108,7 @@ class Grouped:
 
     def find(self, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Place of each key, and bool whether it is there at all; the place of an absent key is 0."""
-        place = np.minimum(np.searchsorted(self.key, key), len(self.key) - 1)
-        found = self.key[place] == key
-        return np.where(found, place, 0), found
+        return score_kernels.find(self.key, key)
 
 
 def group_days(key: np.ndarray, days: np.ndarray) -> Grouped:

@@ -195,3 +195,12 @@ def test_the_best_of_every_source_are_what_scoring_every_pair_and_sorting_gives(
             assert found.score[user, 0, : len(allowed)].tolist() == scores[user, allowed].tolist()
             gone = [item for item in order[:limit] if forbidden[user, item]]
             assert found.item[user, 1, : lost[user]].tolist() == gone, source.name
+
+
+@given(keys=st.sets(st.integers(-50, 50), min_size=1), wanted=st.lists(st.integers(-60, 60)), ascending=st.booleans())
+def test_keys_are_found_whatever_is_looked_for_before(keys: set[int], wanted: list[int], ascending: bool) -> None:
+    among = sorted(keys)
+    wanted = sorted(wanted) if ascending else wanted
+    places, found = score_kernels.find(np.array(among, np.int64), np.array(wanted, np.int64))
+    assert found.tolist() == [key in keys for key in wanted]
+    assert places.tolist() == [among.index(key) if key in keys else 0 for key in wanted]
