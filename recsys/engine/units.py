@@ -9,6 +9,7 @@ import json
 import pickle
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from typing import Any
@@ -18,7 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from recsys.engine.connect import cpus, gpus
-from recsys.engine.progress import progress
+from recsys.engine.progress import log, progress
 from recsys.engine.stage import Receipt, Stage
 from recsys.errors import ClusterError, RecsysError
 
@@ -60,7 +61,8 @@ class _Worker:
             if self.task is None:
                 self.task = self.make(*(ray.get(value) if isinstance(value, ray.ObjectRef) else value for value in self.arguments))
             receipt = self.task(name, dict(values))
-            self.stage.finish(name, {**receipt, "begun": round(begun, 3), "seconds": round(time.monotonic() - started, 3)})
+            told = {"begun": round(begun, 3), "seconds": round(time.monotonic() - started, 3), "node": node()}
+            self.stage.finish(name, {**receipt, **told})
         except RecsysError as error:
             return error
         except Exception as error:  # noqa: BLE001 # the driver raises it
@@ -108,6 +110,11 @@ def _on_ray(
         ) from error
 
 
+def node() -> str:
+    """The first digits of the id that Ray gives the node of this process; empty where there is no Ray."""
+    return ray.get_runtime_context().get_node_id()[:8] if ray.is_initialized() else ""
+
+
 def run_units(
     stage: Stage,
     units: Mapping[str, Mapping[str, Any]],
@@ -137,6 +144,7 @@ def run_units(
         ClusterError: more actors than the cluster has CPUs or GPUs, or Ray gave up on a unit.
         RecsysError: whatever of ours a unit raised.
     """
+    pending: dict[str, Mapping[str, Any]] = {}
     if any(stage.receipt(name) is None for name in units):
         with stage.owned():
             pending = {name: values for name, values in units.items() if stage.receipt(name) is None}
@@ -158,4 +166,8 @@ def run_units(
         if receipt is None:
             raise ClusterError(f"{stage.path}: unit {name} left no receipt. Is run.work a folder that every node shares?")
         receipts[name] = receipt
+    nodes = Counter(receipts[name]["node"] for name in pending if receipts[name].get("node"))
+    if len(nodes) > 1:
+        shares = ", ".join(f"{node} {count:,}" for node, count in sorted(nodes.items()))
+        log.info("%s: %s by node: %s", label or stage.name, unit, shares)
     return receipts

@@ -60,6 +60,7 @@ def calls(stage: Stage) -> list[str]:
 
 def run(stage: Stage, make: Any, *arguments: Any, units: Mapping[str, Mapping[str, Any]] = UNITS, actors: int | None = 2) -> Any:
     receipts = run_units(stage, units, make, *arguments, unit="units", actors=actors)
+    assert all(len(receipt.pop("node")) == 8 for receipt in receipts.values())
     assert all(receipt.pop("seconds") >= 0 for receipt in receipts.values())
     assert all(0 < receipt.pop("begun") <= time.time() for receipt in receipts.values())
     return receipts
