@@ -82,8 +82,8 @@ class Input:
         return {file.path: file for file in self.files}
 
     def identity(self) -> str:
-        """Digest of the files' names below the location, sizes and modification times: the same wherever the location is."""
-        return digest([[file.name, file.size, file.modified_ns] for file in self.files])
+        """Digest of the files' names below the location, sizes, times and rows: the same wherever the location is."""
+        return digest([[file.name, file.size, file.modified_ns, file.rows] for file in self.files])
 
     def require(self, column: str, *, setting: str) -> pa.DataType:
         """The type of a column.

@@ -133,7 +133,7 @@ def _parts(cleaning: Stage, source: Input, table: str, end: date) -> dict[str, d
     for unit in parts_of(source, table):
         file = source.files[unit["file"]]
         partition = {column: str(value) for column, value in file.partition.items()}
-        name = f"{table}-{digest([file.name, file.size, file.modified_ns, partition, unit['row_groups']])}"
+        name = f"{table}-{digest([file.name, file.size, file.modified_ns, file.rows, partition, unit['row_groups']])}"
         known = cleaning.receipt(name)
         if known is not None and known["end"] != midnight(end) and (known["future"] or known["last_us"] >= midnight(end)):
             name = f"{name}-{end}"

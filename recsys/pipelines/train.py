@@ -65,6 +65,7 @@ def calibrate(state: ShopState, bundle: Bundle, *, cutoff: date) -> Calibrated:
             "model": bundle.model_version,
             "cutoff": cutoff.isoformat(),
             "calibration": settings.calibration,
+            "share": share_of(state.dataset.contents.users_before(cutoff), settings.calibration.max_users),
         },
     )
     receipts = run_units(
