@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from implicit.als import AlternatingLeastSquares
 from rich.table import Table
 
 from recsys import config
@@ -37,6 +38,8 @@ SMALL = ((2_000, 10_000),)  # users and items
 FULL = tuple((10_000, items) for items in (10_000, 100_000, 1_000_000)) + tuple((users, 100_000) for users in (100_000, 1_000_000))
 SAMPLE = 1_024  # users whose lists are made and timed, after as many that are not
 MIB = 2**20
+STEPS = ("candidates", "features", "model", "lists")
+PEER = "implicit"  # its recommend: k of all items by ALS, no features, no rules
 
 
 def road(folder: Path, *, users: int, items: int) -> dict[str, Any]:
@@ -82,6 +85,8 @@ def measure(folder: Path, path: Path) -> dict[str, Any]:
     featurizer = Featurizer(settings, state.dataset.catalog(), found, state.vocabularies)
     scorer = Scorer(bundle.load(folder / "bundle"))
     stamp = Stamp(END, "model", "run")
+    peer = AlternatingLeastSquares(factors=found.factors.shape[1], num_threads=1)
+    peer.item_factors = found.factors
     spent: defaultdict[str, float] = defaultdict(float)
     pairs = done = 0
 
@@ -98,24 +103,29 @@ def measure(folder: Path, path: Path) -> dict[str, Any]:
             histories = state.dataset.histories(shard)
             for start, stop in user_batches(min(len(histories), SAMPLE - done)):
                 batch = histories.select(start, stop)
-                with step("candidates"):
+                with step(STEPS[0]):
                     users = featurizer.users(batch)
                     candidates = propose(users, featurizer.sources, per_user=settings.candidates.per_user)
-                with step("features"):
+                with step(STEPS[1]):
                     inputs = candidate_features(candidates, users, features=settings.features, vocabularies=state.vocabularies)
-                with step("model"):
+                with step(STEPS[2]):
                     raw = scorer(inputs.dense, inputs.codes)
-                with step("lists, reasons, rows"):
+                with step(STEPS[3]):
                     scored = ScoredUsers(batch, users, candidates, raw, np.diff(users.matrix.indptr) > 0)
                     recommendations(scored, listed(scored, settings.rank).ranked, stamp, chance=lambda values: values)
+                with step(PEER):
+                    peer.user_factors = users.vectors
+                    peer.recommend(np.arange(len(users)), users.matrix, N=settings.rank.k, filter_already_liked_items=False)
                 pairs += len(candidates)
                 done += stop - start
             if done >= SAMPLE:
                 break
         assert done, "a planted shop has users"
     each = {name: milliseconds / done for name, milliseconds in spent.items()}
+    alternative = each.pop(PEER)
     return {
         "users_per_second": 1000 / sum(each.values()),
+        "peer_users_per_second": 1000 / alternative,
         "milliseconds": each,
         "pairs": pairs / done,
         "active": len(found.items),
@@ -150,8 +160,8 @@ def _bundle(state: ShopState, path: Path, folder: Path) -> None:
 def show(figures: Sequence[dict[str, Any]]) -> Table:
     """A line for each size."""
     table = Table(title="The shop door's road on one core, and what it takes; milliseconds a user, MiB", title_justify="left")
-    columns = ("users", "items", "events", "ingest s", "signals s", "users/s", "candidates", "features", "model", "lists", "rest/model")
-    for column in (*columns, "pairs", "signals MiB", "driver MiB", "process MiB"):
+    columns = ("users", "items", "events", "ingest s", "signals s", "users/s", *STEPS, "rest/model")
+    for column in (*columns, "implicit users/s", "ratio", "pairs", "signals MiB", "driver MiB", "process MiB"):
         table.add_column(column, justify="right")
     for one in figures:
         steps = one["milliseconds"]
@@ -159,6 +169,7 @@ def show(figures: Sequence[dict[str, Any]]) -> Table:
         cells = [f"{one[name]:,}" for name in ("users", "items", "events")]
         cells += [f"{one[name]:,.0f}" for name in ("ingest_seconds", "signals_seconds", "users_per_second")]
         cells += [f"{value:.2f}" for value in (*steps.values(), rest / steps["model"])]
+        cells += [f"{one['peer_users_per_second']:,.0f}", f"{one['users_per_second'] / one['peer_users_per_second']:.2f}"]
         cells += [f"{one[name]:,.0f}" for name in ("pairs", "signals_mib", "driver_mib", "process_mib")]
         table.add_row(*cells)
     return table
