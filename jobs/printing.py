@@ -75,11 +75,12 @@ def decision(chosen: Chosen) -> None:
     if chosen.due is not None:
         console.print(f"Model {chosen.bundle.model_version} scores, the champion's; a challenger is due on {chosen.due}.")
         return
+    if chosen.met is not None:
+        met = f"tonight's challenger met it on {chosen.met.as_of}"
+        console.print(f"Model {chosen.bundle.model_version} scores, the champion's: {met}.")
+        return
     if made is None:
         console.print("This night lies before the champion's day: a model of its own day scores it, and nothing is decided.")
-        return
-    if chosen.metrics is None:
-        console.print(f"Model {chosen.bundle.model_version} scores, the champion's: tonight's challenger met it on {made.as_of}.")
         return
     numbers = ""
     if made.difference is not None:

@@ -15,8 +15,8 @@ class Section(BaseModel):
     """One section of the settings file."""
 
     # strict: "10" is no number and 1 is no truth value; a whole number where a float is meant is fine.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
     def identity(self, **dump: Any) -> dict[str, Any]:
         """The values as JSON holds them but for where things lie, as paths and storage options say: what outputs depend on."""
         return self.model_dump(mode="json", context={"identity": True}, **dump)
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)

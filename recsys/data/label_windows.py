@@ -16,13 +16,23 @@ def label_windows(window: Window, *, as_of: date, first: date) -> list[date]:
     Args:
         first: day of the first event.
     """
-    step = timedelta(days=window.label_days)
-    last = FIRST + (as_of - FIRST) // step * step - step
-    days = [last - step * number for number in reversed(range(window.cutoffs))]
-    return [day for day in days if day - step >= first]
+    last = (as_of - FIRST).days // window.label_days - 1
+    oldest = -((FIRST - first).days // window.label_days) + 1  # windows by their number from FIRST on: of a large one no date may be
+    return [_begin(number, window) for number in range(max(oldest, last - window.cutoffs + 1), last + 1)]
 
 
-def learns_from(window: Window, *, first: date) -> date:
-    """The earliest date that a model can be trained as of: two windows lie before it, and history before them."""
-    step = timedelta(days=window.label_days)
-    return FIRST + -((FIRST - first - step) // step) * step + 2 * step
+def learns_from(window: Window, *, first: date, test_days: int = 0) -> str:
+    """From when on a model can be trained, as the next step of an error: two windows lie before that date, and history before them.
+
+    Args:
+        test_days: so many days more are for a test.
+    """
+    try:
+        earliest = _begin(-((FIRST - first).days // window.label_days) + 3, window) + timedelta(days=test_days)
+    except OverflowError:  # windows of thousands of years
+        return "Use a smaller window.label_days."
+    return f"Use {earliest} or a later date, or a smaller window.label_days."
+
+
+def _begin(number: int, window: Window) -> date:
+    return FIRST + timedelta(days=number * window.label_days)

@@ -263,6 +263,6 @@ def check_as_of(inputs: ShopInputs, as_of: date, *, test_days: int = 0) -> None:
         also = f", and {test_days} days for the test of what was learned" if test_days else ""
         raise DataError(
             f"--as-of {as_of}: needs two label windows of {label_days} days before it, which begin every {label_days} days from "
-            f"{FIRST} on, as much history before them{also}; {span}. Use {learns_from(window, first=inputs.first) + tested} or a later "
-            "date, or a smaller window.label_days."
+            f"{FIRST} on, as much history before them{also}; {span}. "
+            f"{learns_from(window, first=inputs.first, test_days=test_days)}"
         )

@@ -30,7 +30,7 @@ class Chosen:
 
     bundle: Bundle
     decision: Decision | None = None
-    """Of tonight, or the one that was made when this very challenger met the champion; None where there was no challenger."""
+    """Of tonight; None where no challenger met the champion."""
     tested: Trained | None = None
     """The challenger; None where there was none."""
     refit: Trained | None = None
@@ -39,6 +39,8 @@ class Chosen:
     """Of the challenger, as `backtest.measure`; None where none met the champion tonight."""
     due: date | None = None
     """Where there was no challenger: the night of the next one."""
+    met: Decision | None = None
+    """Of an earlier night, on which this very challenger met the champion: it does not again."""
 
     @property
     def ndcg(self) -> float | None:
@@ -66,7 +68,7 @@ def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Calla
             return Chosen(_publishing(champion), due=due)
     before = as_of - timedelta(days=settings.window.label_days)
     days = {*training_cutoffs(state, before), *training_cutoffs(state, as_of)}
-    if state.supplied is None:  # else lists have signals of their own
+    if champion is None and state.supplied is None:  # else there may be no test, or lists have signals of their own
         days |= {before, as_of}
     fit_signals(state, sorted(days))  # all that the night needs, side by side
     tested = train_shop(state, as_of=before, on_epoch=on_epoch)
@@ -75,7 +77,7 @@ def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Calla
         champion = registry.champion()
         made = next((one for one in reversed(registry.decisions()) if one.challenger == challenger), None)
         if champion is not None and made is not None and made.as_of != as_of.isoformat():
-            return Chosen(_publishing(champion), made, tested)
+            return Chosen(_publishing(champion), tested=tested, met=made)
         metrics = measure(state, tested.bundle, as_of=before, end=as_of)
         if champion is not None and made is not None:  # tonight, before this run was ended and begun again
             refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if champion.version == challenger else None
@@ -91,7 +93,8 @@ def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Calla
 
 def next_challenger(settings: Settings, registry: Registry) -> date:
     """The night from which on a challenger is due: champion.every_days after the newest decision, which there must be."""
-    return date.fromisoformat(registry.decisions()[-1].as_of) + timedelta(days=challenger_days(settings))
+    last = date.fromisoformat(registry.decisions()[-1].as_of)
+    return date.fromordinal(min(last.toordinal() + challenger_days(settings), date.max.toordinal()))
 
 
 def challenger_days(settings: Settings) -> int:

@@ -151,6 +151,6 @@ def training_cutoffs(state: ShopState, as_of: date) -> list[date]:
     if len(days) < 2:  # rows of the first days, which `check_as_of` saw, may have been rejected
         raise DataError(
             f"--as-of {as_of}: training needs two label windows of {window.label_days} days with as much history before them; the "
-            f"first usable event is of {first}. Use {learns_from(window, first=first)} or a later date, or a smaller window.label_days."
+            f"first usable event is of {first}. {learns_from(window, first=first)}"
         )
     return days

@@ -110,11 +110,12 @@ def fit_signals(state: ShopState, days: Sequence[date], *, lists: bool = False) 
         lists: they are for lists, so given candidates must be among the active items.
     """
     supplied = lists and state.supplied is not None
+    unseen = _content(state.dataset.catalog().table, [AVAILABLE]) if _most_unseen(state.settings) else None
     units: dict[str, dict[str, Any]] = {}
     for day in days:
         made_of = {**_history(state, day, end=day), "supplied": state.supplied.digest if supplied and state.supplied else None}
         made_of["users"] = state.dataset.contents.known_before(day) if state.settings.features.user_categorical else None
-        made_of["available"] = _content(state.dataset.catalog().table, [AVAILABLE]) if _most_unseen(state.settings) else None
+        made_of["available"] = unseen
         units[f"{day}-{digest(made_of)}"] = {"cutoff": day.isoformat(), "supplied": supplied}
     run_units(state.signals, units, _signals_task, state, state.signals.path, unit="cut-offs")
     return [state.signals.path / name for name in units]
@@ -123,7 +124,7 @@ def fit_signals(state: ShopState, days: Sequence[date], *, lists: bool = False) 
 def _history(state: ShopState, day: date, *, end: date) -> dict[str, Any]:
     """What the events of a day's history are, and those from then to the end; and the share of users that signals are fitted on."""
     contents, settings = state.dataset.contents, state.settings
-    start = day - timedelta(days=settings.window.history_days)
+    start = date.fromordinal(max(1, day.toordinal() - settings.window.history_days))
     share = share_of(contents.users_before(day), settings.signals.max_users)
     return {"events": contents.of_days(start, day), "after": contents.of_days(day, end), "share": share}
 

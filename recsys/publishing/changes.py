@@ -26,7 +26,7 @@ from recsys.errors import PublishError
 from recsys.hashing import shard_of
 from recsys.publishing.table import PublishedNight, night_batches, published_nights, table_schema
 from recsys.schema import AS_OF, ITEM_ID, MODEL_VERSION, RANK, RUN_ID, USER_ID
-from recsys.storage import filesystem, write_file
+from recsys.storage import check_folders, filesystem, write_file
 
 BUCKET_ROWS = 1_000_000  # of both nights together, some 300 MB in memory
 OF_THE_RUN = (AS_OF, RUN_ID, MODEL_VERSION)  # columns that differ in every row of two nights
@@ -57,15 +57,21 @@ def write_changes(
         items_only: a list whose items and ranks stay is the same, though scores, sources or reasons differ.
 
     Raises:
-        PublishError: a night is not published, or the folder is not empty.
+        PublishError: a night is not published, or the folder is not empty or cannot be read.
+        ConfigError: the folder cannot be made or written to.
     """
     nights = {night.as_of: night for night in published_nights(path, storage_options)}
     for name, day in (("--since", since), ("--to", to)):
         if day is not None and day not in nights:
             newest = ", ".join(map(str, list(nights)[:5])) or "none"
             raise PublishError(f"{name} {day}: must be a published night of {path}; the newest are {newest}. Choose one of these.")
+    check_folders(**{"--out": out})
     store, root = filesystem(out, storage_options)
-    if store.get_file_info(pafs.FileSelector(root, allow_not_found=True)):
+    try:
+        there = store.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+    except OSError as error:
+        raise PublishError(f"--out {out}: must be a folder that can be written to, got: {error}. Name another.") from error
+    if there:
         raise PublishError(f"--out {out}: must be empty, or not exist yet. Name another folder, or remove it.")
     schema = table_schema(path, storage_options)
     columns = [name for name in schema.names if name not in OF_THE_RUN]

@@ -83,6 +83,11 @@ def table_files(table: DeltaTable) -> list[dict[str, Any]]:
     names = {"path": "path", "size_bytes": "size", "num_records": "rows", f"partition.{AS_OF}": AS_OF}
     names |= {f"min.{name}": name for name in (RUN_ID, MODEL_VERSION)}
     files = pa.table(table.get_add_actions(flatten=True))
+    if missing := [name.split(".")[-1] for name in names if name not in files.column_names]:
+        raise PublishError(
+            f"{table.table_uri}: must be a table of recommendations, by night, got files that do not tell "
+            f"{', '.join(missing)}. Set table.path to the table that jobs.nightly published."
+        )
     return files.select(list(names)).rename_columns(names).to_pylist()
 
 

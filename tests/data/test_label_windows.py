@@ -1,5 +1,6 @@
 from datetime import date, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,9 +30,21 @@ def test_windows_are_on_a_calendar_that_knows_nothing_of_tonight(as_of: date, fi
     assert len(found) == cutoffs or not found or found[0] - 2 * step < first
 
 
-@given(first=days, label_days=st.integers(1, 90))
-def test_a_model_is_trained_from_the_first_day_on_that_has_two_windows_behind_it(first: date, label_days: int):
+@given(first=days, label_days=st.integers(1, 90), test_days=st.integers(0, 40))
+def test_a_model_is_trained_from_the_first_day_on_that_has_two_windows_behind_it(first: date, label_days: int, test_days: int):
     window = Window(label_days=label_days, cutoffs=5)
-    day = learns_from(window, first=first)
+    said = learns_from(window, first=first, test_days=test_days)
+    day = date.fromisoformat(said.split()[1]) - timedelta(days=test_days)
+    assert said == f"Use {day + timedelta(days=test_days)} or a later date, or a smaller window.label_days."
     assert len(label_windows(window, as_of=day, first=first)) == 2
     assert len(label_windows(window, as_of=day - timedelta(days=1), first=first)) == 1
+
+
+@pytest.mark.parametrize("label_days", [28, 300_000, 10**6])
+@pytest.mark.parametrize("as_of", [date.min, date(2017, 1, 1), date.max])
+def test_no_date_and_no_window_is_out_of_range(as_of: date, label_days: int):
+    window = Window(label_days=label_days, cutoffs=9)
+    assert label_windows(window, as_of=as_of, first=date(9999, 12, 1)) == []
+    found = label_windows(window, as_of=as_of, first=date.min)
+    assert len(found) == (9 if label_days == 28 and as_of > date.min else 0) or label_days == 300_000
+    assert learns_from(window, first=date(9999, 12, 1)) == "Use a smaller window.label_days."

@@ -76,6 +76,8 @@ def test_shards_change_no_figure_and_given_candidates_no_model(planted: syntheti
     few, _ = measured(3, bundle=bundle, max_users=15)
     assert 5 <= few["users"]["all"] < some["users"]["all"]
     assert few["models"] != some["models"]
+    nearly_none, _ = measured(16, bundle=bundle, max_users=2)  # most shards have nobody
+    assert nearly_none["users"]["all"] <= few["users"]["all"]
 
     users = planted.user_ids.to_pylist()[:30]
     rows = pa.table({USER_ID: [user for user in users for _ in range(5)], ITEM_ID: planted.item_ids.to_pylist()[:5] * len(users)})

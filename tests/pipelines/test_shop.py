@@ -680,8 +680,16 @@ def test_between_two_challengers_the_champion_scores_without_one(
     assert chosen.ndcg is None
     printing.decision(chosen)
     assert "the champion's; a challenger is due on 2024-06-09" in " ".join(capsys.readouterr().out.split())
-    told = night.settings.model_dump(exclude_unset=True) | {"champion": {"every_days": 9}}
-    assert champion.next_challenger(Settings.model_validate(told), registry) == DAY + timedelta(days=9)
+    for days, due in ((9, DAY + timedelta(days=9)), (10**9, date.max)):
+        told = night.settings.model_dump(exclude_unset=True) | {"champion": {"every_days": days}}
+        assert champion.next_challenger(Settings.model_validate(told), registry) == due
+
+    # the night of the next one: no label window is full that was not before, so it is the same
+    again = champion.choose(night.state, registry, as_of=DAY + timedelta(days=3))
+    assert (again.bundle, again.met, again.decision) == (first.bundle, first.decision, None)
+    assert (again.refit, again.metrics, again.ndcg, again.due) == (None, None, None, None)
+    printing.decision(again)
+    assert "the champion's: tonight's challenger met it on 2024-06-06." in " ".join(capsys.readouterr().out.split())
     assert len(registry.decisions()) == 1
 
 

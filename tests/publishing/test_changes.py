@@ -12,7 +12,7 @@ from deltalake import DeltaTable, write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.errors import PublishError
+from recsys.errors import ConfigError, PublishError
 from recsys.publishing import changes, staging
 from recsys.publishing.changes import write_changes
 from recsys.publishing.table import commit_night
@@ -114,6 +114,20 @@ def test_a_night_that_is_not_published_and_a_folder_in_use_are_refused(tmp_path:
     assert not (tmp_path / "out").exists()
     with pytest.raises(PublishError, match=r"^--out .*: must be empty, or not exist yet"):
         write_changes(str(tmp_path / "table"), since=None, to=NIGHT, out=str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_made_and_a_table_of_others_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    publish(tmp_path / "table", NIGHT, rows_of(SHARD_0), ids=pa.string())
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(
+            ConfigError, match=rf"^--out = {out}: must be a folder that can be made and written to, got: Not a directory"
+        ):
+            write_changes(str(tmp_path / "table"), since=None, to=NIGHT, out=str(out))
+    write_deltalake(str(tmp_path / "others"), pa.table({"a": [1, 2]}))
+    with pytest.raises(PublishError, match=r"must be a table of recommendations, by night, got files that do not tell as_of, run_id, "):
+        write_changes(str(tmp_path / "others"), since=None, to=NIGHT, out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 # ---- Delta's own feed
