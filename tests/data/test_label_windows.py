@@ -45,6 +45,7 @@ def test_a_model_is_trained_from_the_first_day_on_that_has_two_windows_behind_it
 def test_no_date_and_no_window_is_out_of_range(as_of: date, label_days: int):
     window = Window(label_days=label_days, cutoffs=9)
     assert label_windows(window, as_of=as_of, first=date(9999, 12, 1)) == []
-    found = label_windows(window, as_of=as_of, first=date.min)
-    assert len(found) == (9 if label_days == 28 and as_of > date.min else 0) or label_days == 300_000
+    for day in label_windows(window, as_of=as_of, first=date.min):
+        assert (day - date.min).days >= label_days
+        assert (as_of - day).days >= label_days
     assert learns_from(window, first=date(9999, 12, 1)) == "Use a smaller window.label_days."
