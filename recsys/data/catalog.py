@@ -1,13 +1,15 @@
-"""The catalog in memory: one row per item in item_id order; a row's number is the item's code."""
+"""The catalog: one row per item in item_id order; a row's number is the item's code."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from recsys.schema import AVAILABLE, ITEM_ID, NAME
 
@@ -55,6 +57,11 @@ class Catalog:
             return ids
         names = self.table.column(NAME).take(pa.array(items)).to_pylist()
         return [name or item_id for name, item_id in zip(names, ids, strict=True)]
+
+
+def read_catalog(folder: Path) -> Catalog:
+    """The catalog that an ingest wrote into the folder."""
+    return Catalog(pq.read_table(folder / "catalog.parquet", use_threads=False).combine_chunks())
 
 
 def encode(column: pa.Array | pa.ChunkedArray, vocabulary: tuple[str, ...]) -> np.ndarray:

@@ -1,11 +1,13 @@
-"""Users' histories in memory: each user's events as a slice of flat arrays, cut by time."""
+"""Users' histories: each user's events as a slice of flat arrays, cut by time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from recsys.schema import DAY_US, ITEM, PRICE, QUANTITY, TS, WANTED
 
@@ -74,6 +76,11 @@ class Histories:
         kept = self.keep(np.repeat(chosen, np.diff(self.offsets)))
         lengths = np.diff(kept.offsets)[rows]
         return replace(kept, users=self.users.take(rows), offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def read_histories(folder: Path, shard: str) -> Histories:
+    """One shard of what an ingest wrote into the folder."""
+    return from_table(pq.ParquetFile(folder / f"histories-{shard}.parquet").read(use_threads=False))
 
 
 def from_table(table: pa.Table) -> Histories:

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 
 from recsys.config import Features
 from recsys.data import contents
-from recsys.data.catalog import most_frequent, value_counts
+from recsys.data.base import Base, buyers, make_base, no_base, of_users
+from recsys.data.catalog import most_frequent, read_catalog, value_counts
 from recsys.data.cleaning import Rejected, build_catalog, clean, clean_users
-from recsys.data.dataset import Base, ShopDataset, make_base, no_base, parts_of, read_catalog, read_shard, write_batches, write_by_shard
+from recsys.data.dataset import ShopDataset, parts_of, read_shard, write_batches, write_by_shard
 from recsys.data.histories import distinct_events, group_events, merge, to_table
 from recsys.data.inputs import Input, read
 from recsys.data.shop import ShopInputs
@@ -215,8 +216,10 @@ def _group_task(inputs: ShopInputs, folders: tuple[Path, Path]) -> Task:
         nothing = events_schema(inputs.user_id, inputs.item_id).empty_table()
         events = pa.concat_tables([nothing, *(table for part, table in parts.items() if part.startswith("events"))])
         known = [table for part, table in parts.items() if part.startswith("users")]
-        before = base.histories(unit["shard"]) if base else None
-        ids = events.column(USER_ID) if before is None else pa.chunked_array([*events.column(USER_ID).chunks, before.user_ids()])
+        ids = events.column(USER_ID)
+        before = base.histories(unit["shard"]) if base is not None else None
+        if before is not None:
+            ids = pa.chunked_array([*ids.chunks, buyers(before)])
         users, duplicate_users = _users(ids, known, schema)
         row = pc.index_in(events.column(USER_ID), value_set=users.column(USER_ID).combine_chunks()).to_numpy()
         columns = (
@@ -227,9 +230,8 @@ def _group_task(inputs: ShopInputs, folders: tuple[Path, Path]) -> Task:
             events.column(WANTED).to_numpy(),
         )
         grouped = group_events(users, row, columns)
-        duplicates = 0
         if base is not None and before is not None:
-            both, new = merge(before.of_users(users), grouped)
+            both, new = merge(of_users(before, users), grouped)
             kept = distinct_events(both)
             distinct, stored = both.keep(kept), both.keep(kept & new)
             duplicates = base.receipts[unit["shard"]]["rejected"].get("duplicate", 0) + int((~kept).sum())
