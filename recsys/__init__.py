@@ -13,7 +13,8 @@ The folders in the order the data flows; each one's face says what comes in, wha
     evaluation/  lists against what was bought
     pipelines/   the stages in order, each a page
 
-At the root lie the words that all share: `schema` (tables and columns), `errors`, `storage` (files, digests), `hashing`, `metrics`.
+At the root lie the words that all share: `schema` (tables and columns), `errors`, `storage` (files, digests), `hashing`, `metrics`,
+`compiled` (how loops are).
 """
 
 __version__ = "0.1.0"

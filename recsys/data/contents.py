@@ -51,20 +51,10 @@ class Contents:
         return self.wanting.get(window, 0)
 
 
-def count(histories: Histories, item_hashes: np.ndarray, *, label_days: int) -> dict[str, dict[str, int]]:
-    """What a shard adds to `Contents`, as JSON holds it.
-
-    Args:
-        item_hashes: uint64 (I), by item code.
-    """
-    users = stable_hash(histories.users.column(USER_ID).to_numpy())
+def count(histories: Histories, *, label_days: int) -> dict[str, dict[str, int]]:
+    """What the users of a shard add to `Contents`, as JSON holds it; `hash_days` adds `hashes`."""
     days = histories.ts // DAY_US
     row = histories.user_row
-    price = np.where(np.isnan(histories.price), NO_PRICE, histories.price.view(np.uint32)).astype(np.uint64)
-    hashes = mix(mix(users[row]) ^ item_hashes[histories.item])
-    hashes = mix(hashes ^ histories.ts.view(np.uint64))
-    hashes = mix(hashes ^ (price << np.uint64(32)) ^ histories.quantity.view(np.uint32).astype(np.uint64))
-    hashes = mix(hashes ^ histories.wanted.astype(np.uint64))
     has = np.diff(histories.offsets) > 0
     first = days[histories.offsets[:-1][has]]
     windows = days[histories.wanted] // label_days
@@ -72,11 +62,28 @@ def count(histories: Histories, item_hashes: np.ndarray, *, label_days: int) -> 
     begins = np.ones(len(windows), bool)
     begins[1:] = (windows[1:] != windows[:-1]) | (wanting[1:] != wanting[:-1])
     return {
-        "hashes": _sums(days, hashes),
         "new_users": _counts(first),
         "known": _sums(first, row_hashes(histories.users)[has]),
         "wanting": _counts(windows[begins]),
     }
+
+
+def hash_days(histories: Histories, item_hashes: np.ndarray, *, before: Mapping[str, int] = {}) -> dict[str, int]:
+    """Of each day the sum of its events' hashes, modulo 2^64.
+
+    Args:
+        item_hashes: uint64 (I), by item code.
+        before: the sums of other events, which are added.
+    """
+    users = stable_hash(histories.users.column(USER_ID).to_numpy())
+    price = np.where(np.isnan(histories.price), NO_PRICE, histories.price.view(np.uint32)).astype(np.uint64)
+    hashes = mix(mix(users[histories.user_row]) ^ item_hashes[histories.item])
+    hashes = mix(hashes ^ histories.ts.view(np.uint64))
+    hashes = mix(hashes ^ (price << np.uint64(32)) ^ histories.quantity.view(np.uint32).astype(np.uint64))
+    hashes = mix(hashes ^ histories.wanted.astype(np.uint64))
+    sums = Counter(before)
+    sums.update(_sums(histories.ts // DAY_US, hashes))
+    return {day: value % MODULUS for day, value in sums.items()}
 
 
 def total(counted: Iterable[Mapping[str, Mapping[str, int]]], *, label_days: int) -> Contents:

@@ -1,9 +1,8 @@
 """Compiled loops over candidate rows: places within each user's, and columns laid side by side."""
 
-import numba
 import numpy as np
 
-jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+from recsys.compiled import jit
 
 BLOCK = 64  # rows that are turned at once: their cells stay in the cache
 

@@ -234,18 +234,21 @@ def _group_task(inputs: ShopInputs, folders: tuple[Path, Path]) -> Task:
             both, new = merge(of_users(before, users), grouped)
             kept = distinct_events(both)
             distinct, stored = both.keep(kept), both.keep(kept & new)
-            duplicates = base.receipts[unit["shard"]]["rejected"].get("duplicate", 0) + int((~kept).sum())
+            told = base.receipts[unit["shard"]]
+            duplicates = told["rejected"].get("duplicate", 0) + int((~kept).sum())
+            hashes = contents.hash_days(stored, item_hashes, before=told["contents"]["hashes"])
         else:
             kept = distinct_events(grouped)
             distinct = stored = grouped.keep(kept)
             duplicates = int((~kept).sum())
+            hashes = contents.hash_days(distinct, item_hashes)
         table = to_table(stored, schema)
         write_atomically(folder / f"{name}.parquet", lambda file: pq.write_table(table, file, compression="zstd"))
         return {
             "users": len(distinct),
             "events": len(distinct.item),
             "wanted": int(distinct.wanted.sum()),
-            "contents": contents.count(distinct, item_hashes, label_days=label_days),
+            "contents": {"hashes": hashes, **contents.count(distinct, label_days=label_days)},
             "first_us": int(distinct.ts.min(initial=np.iinfo(np.int64).max)),
             "user_values": {
                 name: [[word, count] for word, count in value_counts(distinct.users.column(name))[: features.max_vocabulary]]

@@ -1,13 +1,11 @@
 """Compiled loops of the sources' `best`: a user's best items, found without a score for every item, kept in heaps.
 
-They take what rules forbid, `Barred`, and where to put what they find, `Heaps`. Numba compiles them at their first call and keeps the
-machine code beside the file until the file changes, so a compiled loop calls those of its own file alone. No fast mathematics: every
-sum has one order, so a user's bits are the user's own, whoever else is in the batch.
+They take what rules forbid, `Barred`, and where to put what they find, `Heaps`.
 """
 
-import numba
 import numpy as np
 
+from recsys.compiled import jit
 from recsys.retrieval.heaps import Barred, Heaps
 from recsys.retrieval.score_kernels import Lists
 
@@ -15,8 +13,6 @@ SHIFT = 5
 BLOCK = 1 << SHIFT  # scores that one comparison passes over together
 FEW = 2  # a user's sums are listed one by one where there are fewer than a half of the items
 HEAD = 8  # items of each list that are looked at before a bound ends the lists
-
-jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 @jit

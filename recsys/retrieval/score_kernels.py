@@ -5,10 +5,9 @@ As in `best_kernels`, every sum has one order, and it is the same there and here
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+from recsys.compiled import jit
 
 
 class Lists(NamedTuple):

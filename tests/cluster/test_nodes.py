@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from recsys.data import synthetic
+from tests.small import small
 
 ROOT = Path(__file__).parents[2]
 NIGHT = """
@@ -48,25 +52,13 @@ print(json.dumps({"nodes": Counter(one["node"] for one in receipts), "rows": row
 
 @pytest.mark.ray
 def test_one_node_and_four_make_the_same_table_and_share_the_work(tmp_path: Path) -> None:
-    from datetime import date
-
-    from recsys.data import synthetic
-
     day = date(2024, 6, 6)
     planted = synthetic.shop(tmp_path / "shop", users=150, items=80, days=98, seed=8, end=day, events_per_user=30)
 
     def night(nodes: int) -> dict[str, Any]:
-        values = {
-            "shop": {"events": str(planted.events), "items": str(planted.items)},
-            "features": {"item_categorical": ["category"]},
-            "window": {"label_days": 14, "history_days": 90, "cutoffs": 2},
-            "signals": {"factors": 4, "als_iterations": 2, "ease_l2": 20.0},
-            "candidates": {"per_user": 30},
-            "model": {"hidden": [8]},
-            "train": {"epochs": 1, "batch_size": 128},
-            "run": {"work": str(tmp_path / f"work-{nodes}"), "shards": 16},
-            "table": {"path": str(tmp_path / f"table-{nodes}")},
-        }
+        table = {"path": str(tmp_path / f"table-{nodes}")}
+        settings = small(planted, tmp_path / f"work-{nodes}", run={"shards": 16}, table=table)
+        values = settings.model_dump(mode="json", exclude_unset=True)
         command = [sys.executable, "-c", NIGHT, str(nodes), json.dumps(values), day.isoformat(), str(tmp_path / "bundle")]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, check=False)

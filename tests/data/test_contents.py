@@ -33,7 +33,8 @@ def counted(events: list[Event], *, label_days: int = 7, cuts: tuple[int, ...] =
     histories = drop_duplicates(shops.group(events, USERS))
     edges = [0, *cuts, len(histories)]
     parts = [histories.select(start, stop) for start, stop in pairwise(edges)]
-    return contents.total([contents.count(part, ITEMS, label_days=label_days) for part in parts], label_days=label_days)
+    counts = [{"hashes": contents.hash_days(part, ITEMS), **contents.count(part, label_days=label_days)} for part in parts]
+    return contents.total(counts, label_days=label_days)
 
 
 @given(events=st.lists(event, max_size=40), label_days=st.integers(1, 30), day=st.integers(-30, 230))

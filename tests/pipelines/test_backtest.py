@@ -13,6 +13,7 @@ from recsys.pipelines.backtest import horizon_end, measure
 from recsys.pipelines.signals import shop_state
 from recsys.pipelines.train import train_shop
 from recsys.schema import ITEM_ID, USER_ID
+from tests.small import small
 
 # Ray Data and Ray Train make a DataContext, which warns of its own defaults
 pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
@@ -27,19 +28,13 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Planted:
 
 
 def settings(planted: synthetic.Planted, work: Path, *, shards: int, candidates: Path | None = None, max_users: int = 60) -> Settings:
-    return Settings.model_validate(
-        {
-            "shop": {"events": str(planted.events), "items": str(planted.items)},
-            "features": {"item_categorical": ["category"]},
-            "window": {"label_days": 14, "history_days": 90, "cutoffs": 2},
-            "signals": {"factors": 4, "als_iterations": 2, "ease_l2": 20.0},
-            "candidates": {"per_user": 30},
-            "model": {"hidden": [8]},
-            "train": {"epochs": 1, "batch_size": 128, "workers": 1},
-            "rank": {"candidates": str(candidates) if candidates else None},
-            "champion": {"max_users": max_users},
-            "run": {"work": str(work), "shards": shards, "actors": 1},
-        }
+    return small(
+        planted,
+        work,
+        train={"workers": 1},
+        rank={"candidates": str(candidates) if candidates else None},
+        champion={"max_users": max_users},
+        run={"shards": shards, "actors": 1},
     )
 
 

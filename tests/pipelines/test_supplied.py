@@ -136,3 +136,11 @@ def test_a_catalog_of_string_ids_is_found_too() -> None:
     words = Catalog(table.set_column(0, "item_id", pa.array(["a", "b", "c", "d", "e", "f", "g"])))
     found, rejected = rows_of(pa.table({"user_id": ["eve", "eve"], "item_id": ["g", "z"]}), USER_ID, words)
     assert (found.user_row.tolist(), found.item.tolist(), rejected) == ([EVE], [SPADE], {"unknown_item": 1})
+
+
+@examples(rows=st.sets(st.integers(0, 9)), users=st.lists(st.integers(0, 9)).map(sorted))
+def test_the_candidates_of_some_users_are_theirs_in_their_order(rows: set[int], users: list[int]) -> None:
+    all_of_them = Supplied(np.array(users, np.int64), np.arange(len(users)))
+    taken = all_of_them.take(np.array(sorted(rows), np.int64))
+    expected = [(sorted(rows).index(user), item) for item, user in enumerate(users) if user in rows]
+    assert list(zip(taken.user_row.tolist(), taken.item.tolist(), strict=True)) == expected

@@ -1,0 +1,24 @@
+"""Settings that make a planted shop's night in seconds."""
+
+from pathlib import Path
+from typing import Any
+
+from recsys.config import Settings
+from recsys.data.synthetic import Planted
+
+
+def small(planted: Planted, work: Path, **sections: dict[str, Any]) -> Settings:
+    """Of label windows of 14 days, with keys of sections added or replaced."""
+    values: dict[str, dict[str, Any]] = {
+        "shop": {"events": str(planted.events), "items": str(planted.items)},
+        "features": {"item_categorical": ["category"]},
+        "window": {"label_days": 14, "history_days": 90, "cutoffs": 2},
+        "signals": {"factors": 4, "als_iterations": 2, "ease_l2": 20.0},
+        "candidates": {"per_user": 30},
+        "model": {"hidden": [8]},
+        "train": {"epochs": 1, "batch_size": 128},
+        "run": {"work": str(work)},
+    }
+    for name, keys in sections.items():
+        values[name] = values.get(name, {}) | keys
+    return Settings.model_validate(values)
