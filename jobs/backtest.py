@@ -40,7 +40,7 @@ def backtest(
         inputs = open_shop(settings, as_of=day)
         end = horizon_end(inputs, as_of=day, horizon_days=horizon_days or settings.window.label_days)
         with connect():
-            state = shop_state(inputs, end=end)
+            state = shop_state(inputs, end=end, as_of=day)
             printing.rows(state.dataset)
             trained = train_shop(state, as_of=day, on_epoch=printing.epoch_line)
             printing.training(trained)

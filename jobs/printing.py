@@ -183,6 +183,7 @@ def verdict(gate: Verdict | None, overrides: Mapping[str, str]) -> None:
 
 def published(night: Published, state: ShopState, *, as_of: date, overrides: Mapping[str, str]) -> None:
     """Counts, speed, one user's list, the place of the table and how to query it."""
+    from recsys.evaluation.report import fallback_text
     from recsys.evaluation.unknown import warnings_of
     from recsys.pipelines.night_record import read_record
 
@@ -190,6 +191,8 @@ def published(night: Published, state: ShopState, *, as_of: date, overrides: Map
     short = f", {night.short_users:,} of them with fewer than {settings.rank.k}" if night.short_users else ""
     console.print(f"{night.rows:,} rows for {night.users:,} users{short}; run {night.run_id}.")
     if (record := read_record(Path(settings.report.path) / f"{as_of}.json")) is not None:
+        if record.get("fallback"):
+            console.print(fallback_text(record["fallback"]))
         warnings(warnings_of(words=record.get("words", {}), given=record.get("given")))
     _rules(night, k=settings.rank.k)
     if night.seconds:

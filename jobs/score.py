@@ -51,9 +51,9 @@ def score(
             if loaded is None:
                 loaded = train_shop(state, as_of=as_of.date(), on_epoch=printing.epoch_line).bundle
             day = as_of.date()
-            ndcg = champion.versus(state, Registry(settings.champion.path), loaded, as_of=day)
-            with recorded(state, loaded, as_of=day):
-                night = score_shop(state, loaded, as_of=day, overrides=allowed, ndcg=ndcg)
+            quality = champion.quality_of(state, Registry(settings.champion.path), loaded, as_of=day)
+            with recorded(state, loaded, as_of=day, quality=quality, overrides=allowed):
+                night = score_shop(state, loaded, as_of=day, overrides=allowed, quality=quality)
             with after_commit("score"):
                 printing.published(night, state, as_of=day, overrides=allowed)
 

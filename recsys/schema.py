@@ -37,6 +37,7 @@ REASON_ITEM_ID = "reason_item_id"
 REASON_CATEGORY = "reason_category"
 MODEL_VERSION = "model_version"
 RUN_ID = "run_id"
+BASELINE = "baseline-"  # a model_version that begins so: no model stands behind the night, but a baseline's order
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 DAY_US = 86_400_000_000  # microseconds in a day

@@ -15,8 +15,8 @@ import typer
 from rich.table import Table
 
 from jobs import job, main
+from jobs.bench import road, sample
 from jobs.bench.pairs import compare_encoding, compare_joined, compare_pairs, paired
-from jobs.bench.road import FULL, SMALL, road, show
 from jobs.bench.training import BATCHES, compare_training, first_step
 from recsys import config
 from recsys.config.paths import local_path
@@ -28,7 +28,7 @@ from recsys.ranking import bundle
 from recsys.ranking.scorer import Scorer, probabilities
 from recsys.storage import write_atomically
 
-PARTS = ("scoring", "training", "pairs", "road")
+PARTS = ("scoring", "training", "pairs", "road", "sample")
 DENSE, CODES, VOCABULARY, SCORED, ENCODED = 80, 6, 1000, 100_000, 500_000
 
 
@@ -41,10 +41,8 @@ def bench(
         typer.Option(help="Where the rows are generated; absent, the system's temporary folder.", parser=local_path, metavar="PATH"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.", parser=local_path, metavar="PATH")] = None,
-    full: Annotated[bool, typer.Option("--full", help="The road at up to a million users and items: hours.")] = False,
-    part: Annotated[
-        list[str] | None, typer.Option(help="scoring, training, pairs or road; may come several times; absent, all.")
-    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="road and sample at their full sizes: hours.")] = False,
+    part: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}; may come several times; absent, all.")] = None,
 ) -> None:
     """Speed, as ratios taken in one run on one machine: each line is ours against a named alternative on the same input."""
     with job():
@@ -55,6 +53,7 @@ def bench(
             folder.mkdir(parents=True, exist_ok=True)
         results: list[dict[str, Any]] = []
         roads: list[dict[str, Any]] = []
+        samples: list[dict[str, Any]] = []
         said: list[str] = []
         figures: dict[str, Any] = {"cpus": os.cpu_count(), "runs": runs}
         with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -77,15 +76,20 @@ def bench(
                     f"at most {run['driver_mib']:,.0f} MiB in the driver and {run['actor_mib']:,.0f} MiB in an actor."
                 )
             if "road" in (part or PARTS):
-                for number, (users, items) in enumerate(FULL if full else SMALL):
-                    roads.append(road(Path(place) / f"road-{number}", users=users, items=items))
+                for number, (users, items) in enumerate(road.FULL if full else road.SMALL):
+                    roads.append(road.road(Path(place) / f"road-{number}", users=users, items=items))
                     shutil.rmtree(Path(place) / f"road-{number}")
+            if "sample" in (part or PARTS):
+                users, items = sample.FULL if full else sample.SMALL
+                samples = sample.sample(Path(place) / "sample", users=users, items=items)
         if results:
             _show(results, said)
         if roads:
-            console.print(show(roads))
+            console.print(road.show(roads))
+        if samples:
+            console.print(sample.show(samples))
         if out is not None:
-            text = json.dumps({**figures, "results": results, "road": roads}, indent=1) + "\n"
+            text = json.dumps({**figures, "results": results, "road": roads, "sample": samples}, indent=1) + "\n"
             write_atomically(out, lambda file: file.write_text(text, encoding="utf-8"))
 
 

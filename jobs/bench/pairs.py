@@ -82,10 +82,11 @@ def compare_pairs(folder: Path, *, rows: int, files: int) -> list[dict[str, Any]
     for path in paths[:COMMON_FILES]:
         (folder / "few" / path.name).symlink_to(path)
     few = sum(pq.read_metadata(path).num_rows for path in paths[:COMMON_FILES])
-    common = few / _alone("common", made.folder / bundle.KERAS, folder / "few", folder / "common")
-    steady = figures[1]["ours"]
-    what = f"rows/s, steady state: jobs.score_pairs | read_parquet -> map_batches(Keras predict, batch {BATCH}) -> write_parquet"
-    figures.append({"what": what, "ours": steady, "alternative": common, "ratio": steady / common})
+    steady, pattern = figures[1]["ours"], f"read_parquet -> map_batches(Keras predict, batch {BATCH})"
+    for name, end in (("common", "write_parquet"), ("grouped", f"groupby user -> top {alternatives.K} -> write_parquet")):
+        other = few / _alone(name, made.folder / bundle.KERAS, folder / "few", folder / name)
+        what = f"rows/s, steady state: jobs.score_pairs | {pattern} -> {end}"
+        figures.append({"what": what, "ours": steady, "alternative": other, "ratio": steady / other})
     few_settings, few_made = _bundle(folder / "running", names, {"path": str(folder / "few"), "numeric": list(names)})
     with _running_ray() as address:
         figures[0]["running_first_row_seconds"] = _score(few_settings, few_made, address=address)["first_row_seconds"]

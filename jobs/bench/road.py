@@ -10,7 +10,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ import numpy as np
 from implicit.als import AlternatingLeastSquares
 from rich.table import Table
 
+from jobs.bench.rows import END, planted_shop
 from recsys import config
-from recsys.data import synthetic
 from recsys.data.shop import open_shop
 from recsys.engine.connect import ENVIRONMENT, connect
-from recsys.engine.progress import log
 from recsys.features.candidate_features import Featurizer, candidate_features, embedded
 from recsys.features.spec import FeatureSpec
 from recsys.pipelines.signals import ShopState, fit_signals, shop_state
@@ -33,7 +31,6 @@ from recsys.ranking.table_rows import Stamp, recommendations
 from recsys.retrieval import signals
 from recsys.retrieval.candidates import propose, user_batches
 
-END = date(2026, 1, 1)
 SMALL = ((2_000, 10_000),)  # users and items
 FULL = tuple((10_000, items) for items in (10_000, 100_000, 1_000_000)) + tuple((users, 100_000) for users in (100_000, 1_000_000))
 SAMPLE = 1_024  # users whose lists are made and timed, after as many that are not
@@ -44,15 +41,7 @@ PEER = "implicit"  # its recommend: k of all items by ALS, no features, no rules
 
 def road(folder: Path, *, users: int, items: int) -> dict[str, Any]:
     """What one size costs: seconds of ingest and of the signals of one cut-off, and of the road the figures of `measure`."""
-    log.info("bench: a planted shop of %s users and %s items", f"{users:,}", f"{items:,}")
-    planted = synthetic.shop(folder / "shop", users=users, items=items, days=365, seed=0, end=END)
-    assert planted.items is not None
-    assert planted.users is not None
-    values = {
-        "shop": {"events": str(planted.events), "items": str(planted.items), "users": str(planted.users)},
-        "features": {"item_categorical": ["category", "brand"], "item_numeric": ["size"], "user_categorical": ["age", "region"]},
-        "run": {"work": str(folder / "work")},
-    }
+    values, events = planted_shop(folder, users=users, items=items)
     settings = config.Settings.model_validate(values)
     with connect():
         begun = time.monotonic()
@@ -65,7 +54,7 @@ def road(folder: Path, *, users: int, items: int) -> dict[str, Any]:
     figures = json.loads(_child(folder, values, path))
     size = sum(path.with_suffix(ending).stat().st_size for ending in (".npz", ".arrow")) / MIB
     seconds = {"ingest_seconds": ingested - begun, "signals_seconds": fitted - ingested}
-    return {"users": users, "items": items, "events": planted.rows, **seconds, "signals_mib": size, "driver_mib": driver, **figures}
+    return {"users": users, "items": items, "events": events, **seconds, "signals_mib": size, "driver_mib": driver, **figures}
 
 
 def _child(folder: Path, values: dict[str, Any], path: Path) -> str:

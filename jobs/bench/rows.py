@@ -1,15 +1,35 @@
-"""Feature rows of any number, for the bench."""
+"""What the bench is held on: feature rows of any number, and planted shops of any size."""
 
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.data import synthetic
+from recsys.engine.progress import log
 from recsys.schema import ITEM_ID, USER_ID
 
 ITEMS = 50_000  # of generated feature rows
+END = date(2026, 1, 1)  # the day before which a planted shop ends
+
+
+# Shops for the shop door -----------------------------------------------------------------------------------------------------------
+
+
+def planted_shop(folder: Path, *, users: int, items: int) -> tuple[dict[str, Any], int]:
+    """A planted shop of a year, below the folder: settings that name it, and its number of events."""
+    log.info("bench: a planted shop of %s users and %s items", f"{users:,}", f"{items:,}")
+    planted = synthetic.shop(folder / "shop", users=users, items=items, days=365, seed=0, end=END)
+    values = {
+        "shop": {"events": str(planted.events), "items": str(planted.items), "users": str(planted.users)},
+        "features": {"item_categorical": ["category", "brand"], "item_numeric": ["size"], "user_categorical": ["age", "region"]},
+        "run": {"work": str(folder / "work")},
+    }
+    return values, planted.rows
 
 
 # Load for the pairs door ----------------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ class Rank(Section):
 
     k: Positive = 10
     """Items in a list."""
-    allow_repeats: bool = True
+    allow_repeats: bool | None = None
     """Whether an item that the user bought before may be recommended. If not, that is the rule "repeats": nothing of the whole history
-    (window.history_days). For "not within so many days" there is the rule bought."""
+    (window.history_days). For "not within so many days" there is the rule bought. Absent: decided from the shop's past, before as_of:
+    yes where at least one purchase in a hundred is of an item that the user had bought on an earlier day. Only in the shop's file."""
     candidates: Location | None = None
     """Your own candidates: a Parquet file or a folder of them, path or URI, with the columns user_id and item_id by your names for
     them. Only these are ranked, and users without a row get no list. The model still learns from what the sources propose. Absent: what
@@ -23,6 +24,11 @@ class Rank(Section):
     diversity: Fraction = 0.0
     """How much an item's likeness to those above it counts against its rank (maximal marginal relevance, Carbonell and Goldstein 1998).
     0 is off; at 0.5 both count alike. Only in the shop's file."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether an item that the user bought before may be recommended; yes as long as that is not decided."""
+        return self.allow_repeats is not False
 
 
 class Table(Section):
@@ -70,6 +76,14 @@ class Gate(Section):
     max_ndcg_loss: Annotated[float, Field(ge=0)] = 0.01
     """ndcg: how much worse the model may be than the champion. The upper 95% bound of its NDCG@10 less the champion's, on the last full
     label window, must be at least minus this. Keep it at or above champion.margin, else a challenger could win and be stopped."""
+    max_baseline_loss: Annotated[float, Field(ge=0)] = 0.0
+    """baseline and baseline_new: how much worse the model may be than the best of the backtest's baselines, over all items and over
+    those that are new to the user. The upper 95% bound of its NDCG@10 less that baseline's, on the last full label window, must be at
+    least minus this. Measured on nights with a challenger, and valid until the next one."""
+    fallback: bool = False
+    """Whether a night whose model fails the check baseline publishes that baseline's order instead of stopping. Its rows have no score,
+    and their model_version says whose order it is. It does not help against baseline_new alone: where the model is better over all
+    items, no single baseline is."""
     max_users: Positive = 1_000_000
     """How many users the gate looks at: repeated_users at all, or at about so many chosen by hash, overlap at 200,000 of them. It
     bounds the driver's memory."""

@@ -29,10 +29,14 @@ class PairsSettings(Section):
 
     @model_validator(mode="after")
     def _lists_are_plain(self) -> "PairsSettings":
-        if self.rank.diversity:
-            raise ValueError(
-                f"rank.diversity needs the shop door, whose signals say which items are alike, got {self.rank.diversity:g}; remove it"
-            )
+        rank = self.rank
+        for name, unset, why in (
+            ("diversity", 0.0, "whose signals say which items are alike"),
+            ("allow_repeats", None, "which knows what a user bought before"),
+            ("candidates", None, "as here the feature rows are the candidates"),
+        ):
+            if (value := getattr(rank, name)) != unset:
+                raise ValueError(f"rank.{name} needs the shop door, {why}, got {value!r}; remove it")
         return self
 
 

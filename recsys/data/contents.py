@@ -30,6 +30,10 @@ class Contents:
     """Day -> the sum of the hashes of what is known of these users beside their events."""
     wanting: Mapping[int, int]
     """Label window -> users who wanted something in it."""
+    wanted: Mapping[int, int]
+    """Day -> pairs of a user and an item that the user wanted on it."""
+    repeated: Mapping[int, int]
+    """Day -> those of them that the user had wanted on an earlier day."""
 
     def of_days(self, start: date, end: date) -> int:
         """The sum of the hashes of all events of [start, end)."""
@@ -43,6 +47,13 @@ class Contents:
     def users_before(self, day: date) -> int:
         """Users with an event before the day."""
         return sum(users for first, users in self.new_users.items() if first < (day - FIRST).days)
+
+    def repeats_before(self, day: date) -> float:
+        """How often what is wanted was wanted before: a share of all before the day; 0 where nothing was."""
+        wanted, repeated = (
+            sum(count for one, count in counts.items() if one < (day - FIRST).days) for counts in (self.wanted, self.repeated)
+        )
+        return repeated / max(wanted, 1)
 
     def users_wanting(self, start: date) -> int:
         """Users who wanted something in the label window that begins on the day."""
@@ -65,7 +76,20 @@ def count(histories: Histories, *, label_days: int) -> dict[str, dict[str, int]]
         "new_users": _counts(first),
         "known": _sums(first, row_hashes(histories.users)[has]),
         "wanting": _counts(windows[begins]),
+        **_repeats(wanting, histories.item[histories.wanted], days[histories.wanted]),
     }
+
+
+def _repeats(row: np.ndarray, item: np.ndarray, day: np.ndarray) -> dict[str, dict[str, int]]:
+    """`wanted` and `repeated` of what users wanted, an event each."""
+    order = np.lexsort((day, item, row))
+    row, item, day = row[order], item[order], day[order]
+    again = (row[1:] == row[:-1]) & (item[1:] == item[:-1])
+    first, repeated = np.ones((2, len(row)), bool)
+    first[1:] = ~again | (day[1:] != day[:-1])
+    repeated[:1] = False
+    repeated[1:] = again & (day[1:] != day[:-1])
+    return {"wanted": _counts(day[first]), "repeated": _counts(day[repeated])}
 
 
 def hash_days(histories: Histories, item_hashes: np.ndarray, *, before: Mapping[str, int] = {}) -> dict[str, int]:
@@ -88,7 +112,7 @@ def hash_days(histories: Histories, item_hashes: np.ndarray, *, before: Mapping[
 
 def total(counted: Iterable[Mapping[str, Mapping[str, int]]], *, label_days: int) -> Contents:
     """The contents of all shards, of what `count` gave for each."""
-    sums: dict[str, Counter[int]] = {name: Counter() for name in ("hashes", "new_users", "known", "wanting")}
+    sums: dict[str, Counter[int]] = {name: Counter() for name in ("hashes", "new_users", "known", "wanting", "wanted", "repeated")}
     for part in counted:
         for name, values in part.items():
             sums[name].update({int(key): value for key, value in values.items()})

@@ -1,7 +1,7 @@
 """A time-split backtest: lists as of a date beside simple baselines, compared with what users bought after it."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ K = 20  # ranked for evaluation, whatever the published k is
 KS = (10, 20)
 OURS = "mlp"
 MODELS = (OURS, "popular", "popular_28d", "popular_7d", "own", "own_then_popular", "neighbours", "factors")
+LEAST_USERS = 30  # that a bound is drawn from: resamples of fewer are too much alike to show that a model is worse
 SLICES = ("all", "new")  # all items; items that the user had not bought before the date
 
 
@@ -204,6 +205,18 @@ def _lists(model: str, users: RuledUsers, barred: Barred) -> np.ndarray:
     return lists
 
 
+def in_order_of(baseline: str, batch: ScoredUsers) -> ScoredUsers:
+    """The batch with its candidates in a baseline's order, what that does not know last and as the model has it; no model stands behind
+    it. Users without history keep what they have."""
+    users, candidates = batch.users, batch.candidates
+    score = BASELINES[baseline].scores(users, candidates.user_row, candidates.item.astype(np.int64))
+    order = np.lexsort((candidates.item, -batch.raw, -score, candidates.user_row))  # NaN sorts last
+    raw = np.empty(len(order), np.float32)
+    raw[order] = np.searchsorted(candidates.user_row[order], candidates.user_row[order]) - np.arange(len(order))
+    raw = np.where(batch.modelled[candidates.user_row], raw, batch.raw)
+    return replace(batch, raw=raw, modelled=np.zeros_like(batch.modelled))
+
+
 def _best(model: str, users: RuledUsers, barred: Barred, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """User row, active position and rank from 1, each int64 (N), of a baseline's best items, of the supplied where there are."""
     if users.supplied is None:
@@ -287,6 +300,24 @@ def summary(sums: Sums) -> dict[str, Any]:
             "per_user": mean("all", sums.get("candidates", nobody)),
         },
     }
+
+
+def best_baselines(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of a `summary`, slice -> the baseline with the highest NDCG@10 and how the model does against it.
+
+    Returns:
+        `baseline`, its name; `difference`, the model's mean NDCG@10 less its, user by user; `low` and `high`, 95% bounds of that. A
+        slice in which fewer than LEAST_USERS count is not there.
+    """
+    found = {}
+    for name in SLICES:
+        if result["users"][name] < LEAST_USERS:
+            continue
+        best = max(MODELS[1:], key=lambda model: result["models"][model][name]["ndcg@10"])
+        difference = result["differences"][best][name]["ndcg@10"]
+        low, high = difference["interval"]
+        found[name] = {"baseline": best, "difference": difference["mean"], "low": low, "high": high}
+    return found
 
 
 def paired(ours: Sums, other: Sums) -> dict[str, Any]:

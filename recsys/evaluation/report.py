@@ -38,7 +38,12 @@ def render(record: Record) -> str:
     failed = [check for check in record["gate"]["checks"] if not check["passed"]]
     let_through = record["gate"]["overrides"]
     page = environment.get_template("report.html")
-    told = {"weekday": _weekday(record["as_of"]), "warnings": warnings_of(words=record["words"], given=record["given"])}
+    fallback = fallback_text(record["fallback"]) if record["fallback"] else ""
+    told = {
+        "fallback": fallback,
+        "weekday": _weekday(record["as_of"]),
+        "warnings": warnings_of(words=record["words"], given=record["given"]),
+    }
     return page.render(record=record, sections=sections, failed=failed, let_through=let_through, **told)
 
 
@@ -57,6 +62,12 @@ def compared(record: Record) -> dict[str, Any]:
         "ndcg_interval": figure(metrics["intervals"], *ours) if metrics else None,
         "scores": record["lists"]["scores"],
     }
+
+
+def fallback_text(fallback: Mapping[str, Any]) -> str:
+    """What to say of a night whose lists are in a baseline's order."""
+    bounds = interval_text(fallback["difference"], [fallback["low"], fallback["high"]])
+    return f"The lists are in the order of {fallback['baseline']}: the model's NDCG@10 less that baseline's is {bounds}."
 
 
 def _weekday(as_of: str) -> str:

@@ -5,7 +5,7 @@ the champion in its turn, and its tested twin, not its refit, meets the challeng
 refit publishes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -14,11 +14,13 @@ from recsys.config import Settings
 from recsys.engine.owner import owned
 from recsys.engine.progress import log
 from recsys.errors import BundleError
+from recsys.evaluation.backtest import best_baselines
 from recsys.pipelines.backtest import measure, paired
 from recsys.pipelines.examples import training_cutoffs
 from recsys.pipelines.score import check_bundle
 from recsys.pipelines.signals import ShopState, fit_signals
 from recsys.pipelines.train import train_shop
+from recsys.publishing.gate import NOT_MEASURED, Quality
 from recsys.ranking.bundle import Bundle
 from recsys.ranking.registry import Decision, Entry, Registry
 from recsys.training.fit import Trained
@@ -42,10 +44,8 @@ class Chosen:
     met: Decision | None = None
     """Of an earlier night, on which this very challenger met the champion: it does not again."""
 
-    @property
-    def ndcg(self) -> float | None:
-        """As `versus`: of the challenger that won tonight; the champion is not held against itself."""
-        return self.decision.high if self.decision and self.refit else None
+    quality: Quality = NOT_MEASURED
+    """Of the bundle; the champion is not held against itself."""
 
 
 def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> Chosen:
@@ -62,10 +62,11 @@ def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Calla
     if champion is not None:
         if _publishing(champion).about["window"]["as_of"] > as_of.isoformat():
             refit = train_shop(state, as_of=as_of, on_epoch=on_epoch)
-            return Chosen(refit.bundle, refit=refit)
+            return Chosen(refit.bundle, refit=refit, quality=quality_of(state, registry, refit.bundle, as_of=as_of))
         due = next_challenger(settings, registry)
         if as_of < due and as_of.isoformat() != registry.decisions()[-1].as_of and _can_score(champion, settings):
-            return Chosen(_publishing(champion), due=due)
+            standing = _publishing(champion)
+            return Chosen(standing, due=due, quality=quality_of(state, registry, standing, as_of=as_of))
     before = as_of - timedelta(days=settings.window.label_days)
     days = {*training_cutoffs(state, before), *training_cutoffs(state, as_of)}
     if champion is None and state.supplied is None:  # else there may be no test, or lists have signals of their own
@@ -77,18 +78,24 @@ def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Calla
         champion = registry.champion()
         made = next((one for one in reversed(registry.decisions()) if one.challenger == challenger), None)
         if champion is not None and made is not None and made.as_of != as_of.isoformat():
-            return Chosen(_publishing(champion), tested=tested, met=made)
+            standing = _publishing(champion)
+            return Chosen(standing, tested=tested, met=made, quality=quality_of(state, registry, standing, as_of=as_of))
         metrics = measure(state, tested.bundle, as_of=before, end=as_of)
         if champion is not None and made is not None:  # tonight, before this run was ended and begun again
             refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if champion.version == challenger else None
-            return Chosen(_publishing(champion), made, tested, refit, metrics)
-        decision = _decide(state, champion, tested.bundle, as_of=as_of, before=before)
+            return Chosen(_publishing(champion), made, tested, refit, metrics, quality=_decided(made, refit))
+        decision = _decide(state, champion, tested.bundle, metrics, as_of=as_of, before=before)
         refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if decision.promoted else None
         registry.keep(tested.bundle, refit.bundle if refit else None)
         registry.decide(decision)
         standing = registry.champion()
         assert standing is not None, "a decision names a champion"
-        return Chosen(_publishing(standing), decision, tested, refit, metrics)
+        return Chosen(_publishing(standing), decision, tested, refit, metrics, quality=_decided(decision, refit))
+
+
+def _decided(decision: Decision, refit: Trained | None) -> Quality:
+    """Of the bundle that a decision of tonight has score."""
+    return Quality(decision.high if refit else None, decision.baselines)
 
 
 def next_challenger(settings: Settings, registry: Registry) -> date:
@@ -110,35 +117,41 @@ def _can_score(champion: Entry, settings: Settings) -> bool:
     return True
 
 
-def versus(state: ShopState, registry: Registry, bundle: Bundle, *, as_of: date) -> float | None:
-    """Upper 95% bound of a bundle's NDCG@10 less the champion's, on the last full label window before as_of.
+def quality_of(state: ShopState, registry: Registry, bundle: Bundle, *, as_of: date) -> Quality:
+    """How a bundle's lists did on the last full label window before as_of, against the champion's and against the baselines'.
 
-    None where it is the champion, there is none, or it cannot be told, which is logged: one of the two knows the window or cannot
-    score under these settings. For a refit its tested twin is measured.
+    Of a refit it is its tested twin that is measured; of the champion what its decision says holds until the next. What cannot be told
+    is logged: one of the two knows the window or cannot score under these settings.
     """
     champion = registry.champion()
-    if champion is None or bundle.model_version in (champion.version, _publishing(champion).model_version):
-        return None
-    before = (as_of - timedelta(days=state.settings.window.label_days)).isoformat()
     entries = [registry.entry(version) for version in registry.versions()]
     twins = [entry.tested for entry in entries if entry.published and entry.published.model_version == bundle.model_version]
     tested = twins[0] if twins else bundle
-    for one in (tested, champion.tested):
-        if (known := one.about["window"]["as_of"]) > before:
-            log.warning(
-                "gate: ndcg is not measured: model %s was trained as of %s and knows what came after %s",
-                one.model_version,
-                known,
-                before,
-            )
-            return None
-        try:
-            check_bundle(one, state.settings)
-        except BundleError as error:
-            log.warning("gate: ndcg is not measured: %s", error)
-            return None
-    difference = paired(state, tested, champion.tested, as_of=date.fromisoformat(before), end=as_of)
-    return difference["interval"][1] if difference["interval"] else None
+    stands = champion is not None and bundle.model_version in (champion.version, _publishing(champion).model_version)
+    if stands and (known := registry.baselines(tested.model_version)):
+        return Quality(None, known)
+    before = as_of - timedelta(days=state.settings.window.label_days)
+    if not _can_be_measured(tested, state.settings, before, "ndcg, baseline and baseline_new are"):
+        return NOT_MEASURED
+    baselines = best_baselines(measure(state, tested, as_of=before, end=as_of))
+    if champion is None or stands or not _can_be_measured(champion.tested, state.settings, before, "ndcg is"):
+        return Quality(None, baselines)
+    difference = paired(state, tested, champion.tested, as_of=before, end=as_of)
+    return Quality(difference["interval"][1] if difference["interval"] else None, baselines)
+
+
+def _can_be_measured(bundle: Bundle, settings: Settings, before: date, checks: str) -> bool:
+    """A bundle does not know what came after a day, and can score under these settings; what it is not is logged."""
+    if (known := bundle.about["window"]["as_of"]) > before.isoformat():
+        told = (checks, bundle.model_version, known, before)
+        log.warning("gate: %s not measured: model %s was trained as of %s and knows what came after %s", *told)
+        return False
+    try:
+        check_bundle(bundle, settings)
+    except BundleError as error:
+        log.warning("gate: %s not measured: %s", checks, error)
+        return False
+    return True
 
 
 def _publishing(entry: Entry) -> Bundle:
@@ -146,16 +159,19 @@ def _publishing(entry: Entry) -> Bundle:
     return entry.published
 
 
-def _decide(state: ShopState, champion: Entry | None, tested: Bundle, *, as_of: date, before: date) -> Decision:
+def _decide(
+    state: ShopState, champion: Entry | None, tested: Bundle, metrics: Mapping[str, Any], *, as_of: date, before: date
+) -> Decision:
     day, challenger = as_of.isoformat(), tested.model_version
     if champion is None:
-        return Decision(day, challenger, challenger, "the first")
+        return Decision(day, challenger, challenger, "the first", baselines=best_baselines(metrics))
     margin = state.settings.champion.margin
     try:
         check_bundle(champion.tested, state.settings)
         difference = paired(state, tested, champion.tested, as_of=before, end=as_of)
     except BundleError as error:
-        return Decision(day, challenger, challenger, f"the champion cannot score under tonight's settings: {error}")
+        why = f"the champion cannot score under tonight's settings: {error}"
+        return Decision(day, challenger, challenger, why, baselines=best_baselines(metrics))
     low, high = difference["interval"] or (None, None)
     wins = low is not None and low > -margin
     why = (
@@ -166,4 +182,5 @@ def _decide(state: ShopState, champion: Entry | None, tested: Bundle, *, as_of: 
         else f"no user bought between {before} and {as_of}"
     )
     stands = challenger if wins else champion.version
-    return Decision(day, stands, challenger, why, difference["mean"], low, high, margin, difference["users"])
+    baselines = best_baselines(metrics if wins else measure(state, champion.tested, as_of=before, end=as_of))
+    return Decision(day, stands, challenger, why, difference["mean"], low, high, margin, difference["users"], baselines)

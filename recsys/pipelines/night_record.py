@@ -5,11 +5,12 @@
 
 A record holds what `RECORD` of the scoring stage holds, and beside that `status`, `table`, `finished_utc`, `inputs`,
 `rejected`, `funnel`, `given` as `supplied.supplied_rows`, `words` (column -> how many, and how many unknown to the model), `metrics` as
-`backtest.measure`, `decision`, `training`, `lists`, `popularity`, `sample`, `stages`, `shards` and `nights`.
+`backtest.measure`, `decision`, `fallback` (how the model did against the baseline whose order was published in its stead, else null),
+`training`, `lists`, `popularity`, `sample`, `stages`, `shards` and `nights`.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime
@@ -34,6 +35,7 @@ from recsys.pipelines.signals import ShopState, read_signals
 from recsys.pipelines.supplied import supplied_rows
 from recsys.publishing import staging
 from recsys.publishing.figures import COLUMNS, SCORE_BINS, ListFigures, figures_of
+from recsys.publishing.gate import NOT_MEASURED, Quality
 from recsys.publishing.release import RECORD, Release
 from recsys.publishing.staging import Part
 from recsys.publishing.table import published_nights
@@ -50,34 +52,49 @@ RANKS = (10, 100, 1_000, 10_000)  # ends of classes of items, by popularity
 
 
 @contextmanager
-def recorded(state: ShopState, bundle: Bundle, *, as_of: date, chosen: Chosen | None = None) -> Iterator[None]:
+def recorded(
+    state: ShopState,
+    bundle: Bundle,
+    *,
+    as_of: date,
+    quality: Quality = NOT_MEASURED,
+    overrides: Iterable[str] = (),
+    chosen: Chosen | None = None,
+) -> Iterator[None]:
     """A block that publishes the night; after it the night's record and page are there, whether the gate let it through or not.
 
     Args:
         bundle: that scores the night.
+        quality: of it.
+        overrides: checks of the gate that may fail.
         chosen: how that came to be; None where it was given by hand.
     """
+    baseline = quality.fallback(state.settings.gate, overrides)
+    fallback = dict(quality.baselines["all"]) if baseline else None
     try:
         yield
     except GateError:
         try:
-            _write(state, bundle, as_of=as_of, chosen=chosen, stopped=True)
+            _write(state, bundle, as_of=as_of, fallback=fallback, chosen=chosen, stopped=True)
         except OSError as error:  # why the night was stopped is not lost over its page
             log.warning("report: cannot be written: %s", error)
         raise
     with after_commit("report"):
-        _write(state, bundle, as_of=as_of, chosen=chosen, stopped=False)
+        _write(state, bundle, as_of=as_of, fallback=fallback, chosen=chosen, stopped=False)
 
 
-def _write(state: ShopState, bundle: Bundle, *, as_of: date, chosen: Chosen | None, stopped: bool) -> None:
+def _write(
+    state: ShopState, bundle: Bundle, *, as_of: date, fallback: Mapping[str, Any] | None, chosen: Chosen | None, stopped: bool
+) -> None:
     """The record and its page, where this very run and verdict have none yet."""
     folder = Path(state.settings.report.path)
     name = f"{as_of}-stopped" if stopped else str(as_of)
     place, kept = folder / f"{name}.html", read_record(folder / f"{name}.json")
-    night, stage = release_of(state, bundle, as_of=as_of)
+    night, stage = release_of(state, bundle, as_of=as_of, baseline=fallback["baseline"] if fallback else None)
     run = json.loads((stage.path / RECORD).read_text(encoding="utf-8"))
     if not place.exists() or kept is None or {**kept, **run} != kept:
-        record = {**run, **_collect(state, bundle, night, stage, run, chosen=chosen, stopped=stopped)}
+        told = _collect(state, bundle, night, stage, run, chosen=chosen, stopped=stopped)
+        record = {**run, **told, "fallback": fallback}
         html, text = report.render(record), json.dumps(record, indent=1) + "\n"
         write_atomically(place, lambda file: file.write_text(html, encoding="utf-8"))
         write_atomically(folder / f"{name}.json", lambda file: file.write_text(text, encoding="utf-8"))

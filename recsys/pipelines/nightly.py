@@ -54,6 +54,6 @@ def nightly(
     on_read(state.dataset)
     chosen = choose(state, Registry(settings.champion.path), as_of=as_of, on_epoch=on_epoch)
     on_chosen(chosen)
-    with recorded(state, chosen.bundle, as_of=as_of, chosen=chosen):
-        published = score_shop(state, chosen.bundle, as_of=as_of, overrides=overrides, ndcg=chosen.ndcg)
+    with recorded(state, chosen.bundle, as_of=as_of, quality=chosen.quality, overrides=overrides, chosen=chosen):
+        published = score_shop(state, chosen.bundle, as_of=as_of, overrides=overrides, quality=chosen.quality)
     return state, published

@@ -13,11 +13,14 @@ import pyarrow as pa
 from recsys import config
 from recsys.config import Settings
 from recsys.engine.connect import gpus
+from recsys.engine.progress import log
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units, share
+from recsys.evaluation.backtest import in_order_of
 from recsys.features.candidate_features import Featurizer
 from recsys.pipelines.signals import ShopState, make_lists, read_signals, supplied_of
 from recsys.publishing import staging
+from recsys.publishing.gate import NOT_MEASURED, Quality
 from recsys.publishing.release import Published, Release, publish_parts
 from recsys.ranking import bundle as bundles
 from recsys.ranking.bundle import Bundle
@@ -25,6 +28,7 @@ from recsys.ranking.recommend import listed, score_users
 from recsys.ranking.scorer import Device, Scorer, chances
 from recsys.ranking.table_rows import Stamp, recommendations
 from recsys.retrieval.signals import Signals
+from recsys.schema import BASELINE
 from recsys.storage import absolute
 
 SHAPING = {  # settings that say what the inputs of a model mean; None: all of the section
@@ -59,8 +63,14 @@ def score_units(
     return receipts, time.monotonic() - started if fresh else 0.0
 
 
-def release_of(state: ShopState, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str] = {}) -> tuple[Release, Stage]:
-    """The table that a bundle would publish as of a date, and the stage that scores it; a shard's receipt is `part-SHARD`."""
+def release_of(
+    state: ShopState, bundle: Bundle, *, as_of: date, baseline: str | None = None, overrides: Mapping[str, str] = {}
+) -> tuple[Release, Stage]:
+    """The table that a bundle would publish as of a date, and the stage that scores it; a shard's receipt is `part-SHARD`.
+
+    Args:
+        baseline: whose order is published in the bundle's stead.
+    """
     settings = state.settings
     identity = {
         "inputs": state.inputs.identity(),
@@ -71,7 +81,9 @@ def release_of(state: ShopState, bundle: Bundle, *, as_of: date, overrides: Mapp
         "device": device_of(settings.run),
     }
     ids = state.inputs.user_id, state.inputs.item_id
-    release = Release.of(settings, identity, as_of=as_of, model_version=bundle.model_version, ids=ids, overrides=overrides)
+    version = f"{BASELINE}{baseline}" if baseline else bundle.model_version
+    identity |= {"candidates_of": bundle.model_version} if baseline else {}
+    release = Release.of(settings, identity, as_of=as_of, model_version=version, ids=ids, overrides=overrides)
     stage = Stage(
         settings.run.work, "score", {"run": release.run_id, "ingest": state.dataset.digest, "table": absolute(settings.table.path)}
     )
@@ -79,13 +91,13 @@ def release_of(state: ShopState, bundle: Bundle, *, as_of: date, overrides: Mapp
 
 
 def score_shop(
-    state: ShopState, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str] = {}, ndcg: float | None = None
+    state: ShopState, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str] = {}, quality: Quality = NOT_MEASURED
 ) -> Published:
     """The recommendation table of as_of: a shard of users is a unit, its receipt names a staged part; one commit publishes all.
 
     Args:
         overrides: checks of the gate that may fail, and why.
-        ndcg: as `champion.versus`, for the gate.
+        quality: of the bundle, for the gate; where that says so, the best baseline's order is published.
 
     Raises:
         BundleError: as `check_bundle`.
@@ -94,7 +106,11 @@ def score_shop(
     settings = state.settings
     check_bundle(bundle, settings)
     device = device_of(settings.run)
-    release, stage = release_of(state, bundle, as_of=as_of, overrides=overrides)
+    baseline = quality.fallback(settings.gate, overrides)
+    if baseline is not None:
+        log.warning("score: the model is below %s, whose order is published in its stead", baseline)
+        quality = NOT_MEASURED
+    release, stage = release_of(state, bundle, as_of=as_of, baseline=baseline, overrides=overrides)
     with stage.owned():  # until it is published: what is staged must stay
         signals = read_signals(state, as_of, lists=True)
         receipts, seconds = score_units(
@@ -106,6 +122,7 @@ def score_shop(
             share(signals.arrays()),  # one copy a node, read by all its actors
             make_lists(state),
             release,
+            baseline,
             release=release,
             actors=settings.run.actors,
             device=device,
@@ -128,12 +145,15 @@ def score_shop(
             dropped=dict(dropped),
             short=dict(short),
             available=available,
-            ndcg=ndcg,
+            quality=quality,
         )
 
 
-def _score_task(state: ShopState, model: tuple[str, Device], arrays: dict[str, np.ndarray], lists: Path, release: Release) -> Task:
+def _score_task(
+    state: ShopState, model: tuple[str, Device], arrays: dict[str, np.ndarray], lists: Path, release: Release, baseline: str | None
+) -> Task:
     settings = state.settings
+    rank = settings.rank.model_copy(update={"diversity": 0.0}) if baseline else settings.rank
     featurizer, scorer = scoring(state, model, Signals(**arrays), lists)
     chance = chances(scorer.bundle)
     stamp = Stamp(release.as_of, release.model_version, release.run_id)
@@ -145,7 +165,9 @@ def _score_task(state: ShopState, model: tuple[str, Device], arrays: dict[str, n
         histories, only = state.dataset.histories(unit["shard"]), supplied_of(state, unit["shard"])
         for batch in score_users(histories, featurizer, scorer, only):
             candidates += len(batch.candidates)
-            made = listed(batch, settings.rank)
+            if baseline is not None:
+                batch = in_order_of(baseline, batch)
+            made = listed(batch, rank)
             dropped.update(made.dropped)
             short.update(made.short)
             tables.append(recommendations(batch, made.ranked, stamp, chance=chance))
@@ -164,7 +186,8 @@ def check_bundle(bundle: Bundle, settings: Settings) -> None:
     Raises:
         BundleError: a setting that shapes the features differs; or the pairs door trained it.
     """
-    bundles.check_settings(bundle, settings, SHAPING)
+    decided = settings.rank.allow_repeats is not None  # else the shop's past decides it when it is read, and this is asked again
+    bundles.check_settings(bundle, settings, {name: keys for name, keys in SHAPING.items() if decided or name != "rank"})
 
 
 def scoring(state: ShopState, model: tuple[str, Device], signals: Signals, lists: Path | None) -> tuple[Featurizer, Scorer]:

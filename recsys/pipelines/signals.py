@@ -4,7 +4,7 @@ Each function is one stage: its folder is named by the digest of what goes in, a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from recsys.data.dataset import ShopDataset
 from recsys.data.inputs import log_files
 from recsys.data.shop import ShopInputs
 from recsys.data.types import midnight
+from recsys.engine.progress import log
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
 from recsys.hashing import mix, row_hashes, sampled, stable_hash
@@ -30,6 +31,7 @@ from recsys.retrieval.supplied import Supplied
 from recsys.schema import AVAILABLE, DAY_US, ITEM_ID, USER_ID
 from recsys.storage import digest
 
+LEAST_REPEATS = 0.01  # of purchases: where fewer are of an item bought before, a place in the list for one is a place lost
 SMALL_LISTS_ROWS = 1_000_000  # of ids that rules list: read in less time than an actor starts
 
 
@@ -53,11 +55,16 @@ class ShopState:
         return self.inputs.settings
 
 
-def shop_state(inputs: ShopInputs, *, end: date) -> ShopState:
-    """The shop's events before `end` as histories, and the stages that start from them."""
-    settings = inputs.settings
+def shop_state(inputs: ShopInputs, *, end: date, as_of: date | None = None) -> ShopState:
+    """The shop's events before `end` as histories, and the stages that start from them.
+
+    Args:
+        as_of: the day before which the shop's past decides what its settings leave open; absent, end.
+    """
     log_files(inputs.events, inputs.items, inputs.users, inputs.supplied, *inputs.lists.values())
     shop = ingest(inputs, end=end)
+    inputs = _decided(inputs, shop, as_of=as_of or end)
+    settings = inputs.settings
     vocabularies = item_vocabularies(shop.catalog(), settings.features) | shop.user_vocabularies
     signals = Stage(
         settings.run.work,
@@ -82,7 +89,7 @@ def shop_state(inputs: ShopInputs, *, end: date) -> ShopState:
             "candidates": settings.candidates,
             "examples": settings.examples,
             "label_days": settings.window.label_days,
-            "allow_repeats": settings.rank.allow_repeats,
+            "allow_repeats": settings.rank.repeats,
             "rules": rules.in_training(settings),
             "shards": len(shop.shards),
             "seed": settings.run.seed,
@@ -91,6 +98,18 @@ def shop_state(inputs: ShopInputs, *, end: date) -> ShopState:
     )
     lists = Stage(settings.run.work, "rules", {"ingest": shop.digest, "rules": settings.rules, "lists": inputs.list_identity()})
     return ShopState(inputs, shop, signals, lists, labelled, make_supplied(inputs, shop), vocabularies)
+
+
+def _decided(inputs: ShopInputs, shop: ShopDataset, *, as_of: date) -> ShopInputs:
+    """The inputs with settings in which nothing is left open that the shop's past decides."""
+    settings = inputs.settings
+    if settings.rank.allow_repeats is not None:
+        return inputs
+    share = shop.contents.repeats_before(as_of)
+    allowed = share >= LEAST_REPEATS
+    told = f"{share:.1%}", as_of, "true" if allowed else "false"
+    log.info("shop: %s of what was bought before %s had been bought on an earlier day: rank.allow_repeats is %s", *told)
+    return replace(inputs, settings=settings.model_copy(update={"rank": settings.rank.model_copy(update={"allow_repeats": allowed})}))
 
 
 def supplied_of(state: ShopState, shard: str) -> Supplied | None:

@@ -1,8 +1,9 @@
 """May tonight's staged table replace what stands there? Its figures beside the settings' limits."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import date
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ NAMES = (
     "lowest_score",
     "highest_score",
     "ndcg",
+    "baseline",
+    "baseline_new",
     "rows",
     "users",
     "short_users",
@@ -87,6 +90,29 @@ class Verdict:
         return [check for check in self.checks if not check.passed and check.name not in set(overrides)]
 
 
+@dataclass(frozen=True)
+class Quality:
+    """How the model's lists did on days that lie behind; what is not known passes."""
+
+    ndcg: float | None = None
+    """Upper 95% bound of its NDCG@10 less the champion's; None where it is the champion, or nobody bought."""
+    baselines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """As `backtest.best_baselines`; empty where too few users count."""
+
+    def bound(self, part: str) -> float | None:
+        """Upper 95% bound of its NDCG@10 less the best baseline's, over "all" items or "new" ones."""
+        return self.baselines[part]["high"] if part in self.baselines else None
+
+    def fallback(self, limits: config.Gate, overrides: Iterable[str] = ()) -> str | None:
+        """The baseline whose order the night publishes in the model's stead; None where the model's own stands or falls."""
+        bound = self.bound("all")
+        below = bound is not None and bound < 0 - limits.max_baseline_loss
+        return self.baselines["all"]["baseline"] if below and limits.fallback and "baseline" not in overrides else None
+
+
+NOT_MEASURED = Quality()
+
+
 def judge(
     now: ListFigures,
     before: ListFigures | None,
@@ -94,14 +120,16 @@ def judge(
     limits: config.Gate,
     night_before: date | None,
     unknown_items: int,
-    ndcg: float | None = None,
+    quality: Quality = NOT_MEASURED,
+    same_order: bool = True,
 ) -> Verdict:
     """Tonight's figures beside their limits.
 
     Args:
-        ndcg: as `champion.versus`.
         before: the newest night before tonight; None where there is none.
         unknown_items: rows whose item the catalog does not have, or may not be recommended.
+        quality: of the model; of a baseline nothing is known.
+        same_order: whether both nights are in a model's order, or in the same baseline's; else only their sizes are compared.
     """
     checks = [
         Check("repeated_users", now.repeated_users, None, limits.max_repeated_users, "lists beyond a user's first"),
@@ -110,19 +138,26 @@ def judge(
         Check("highest_score", _number(now.high), None, 1.0, "nor above 1"),
         Check(
             "ndcg",
-            ndcg,
+            quality.ndcg,
             0 - limits.max_ndcg_loss,
             None,
             "upper 95% bound of the model's NDCG@10 less the champion's, unless it is that",
         ),
     ]
+    for name, part in (("baseline", "all"), ("baseline_new", "new")):
+        best = quality.baselines[part]["baseline"] if part in quality.baselines else "the best baseline"
+        meaning = f"upper 95% bound of the model's NDCG@10 over {part} items less that of {best}"
+        checks.append(Check(name, quality.bound(part), 0 - limits.max_baseline_loss, None, meaning))
     if before is not None:
         short, then_short = now.short_users / now.users, before.short_users / before.users
-        change, kept = source_shares(now, before)
         checks += [
             Check("rows", now.rows / before.rows, limits.min_rows, limits.max_growth, "as a share of the night before's"),
             Check("users", now.users / before.users, limits.min_users, limits.max_growth, "as a share of the night before's"),
             Check("short_users", short - then_short, None, limits.max_short_rise, "rise in the share of users with fewer than k items"),
+        ]
+    if before is not None and same_order:
+        change, kept = source_shares(now, before)
+        checks += [
             Check("overlap", overlap(before, now), limits.min_overlap, None, "share of the night before's rows that stay"),
             Check(
                 "items", len(now.items) / len(before.items), limits.min_items, None, "distinct ones, as a share of the night before's"

@@ -15,9 +15,10 @@ from recsys import config
 from recsys.errors import GateError
 from recsys.publishing import staging
 from recsys.publishing.figures import COLUMNS, PAIRED_USERS, figures_of
-from recsys.publishing.gate import Verdict, judge
+from recsys.publishing.gate import NOT_MEASURED, Quality, Verdict, judge
 from recsys.publishing.staging import Part
 from recsys.publishing.table import commit_night, night_batches, published_nights, published_run
+from recsys.schema import BASELINE
 from recsys.storage import digest, write_atomically
 
 RECORD = "run.json"  # in the folder of the stage that scored: what the run made, what its rules took, and the gate's verdict
@@ -108,7 +109,7 @@ def publish_parts(
     dropped: Mapping[str, int] = {},
     short: Mapping[str, int] = {},
     available: pa.Array | None = None,
-    ndcg: float | None = None,
+    quality: Quality = NOT_MEASURED,
     words: Mapping[str, Sequence[int]] | None = None,
 ) -> Published:
     """The staged parts as the table of the night: audited, held against the gate, then visible by one commit.
@@ -116,7 +117,7 @@ def publish_parts(
     Args:
         folder: of the stage that scored the parts; what was counted and the verdict are kept there before the commit, as RECORD.
         available: ids of the items that may be recommended; None where that is not known.
-        ndcg: as `champion.versus`.
+        quality: of the model on days that lie behind, for the gate.
         words: as of `pairs_score.PairsRun`, for the record; None at the shop's door, whose record counts them itself.
         dropped, short: as of `Published`; the door of pairs knows no rules.
 
@@ -130,7 +131,7 @@ def publish_parts(
     stands = published_run(where, as_of=release.as_of, storage_options=storage) == release.run_id
     verdict = None
     with ThreadPoolExecutor(1) as pool:  # the gate looks beside the audit, as each reads all parts
-        judged = None if stands and record.exists() else pool.submit(_judge, release, parts, available=available, ndcg=ndcg)
+        judged = None if stands and record.exists() else pool.submit(_judge, release, parts, available=available, quality=quality)
         audit = staging.audit(where, parts, as_of=release.as_of, k=release.k, storage_options=storage, **types)
     if judged is not None:
         verdict = judged.result()
@@ -173,7 +174,7 @@ def _write_record(path: Path, release: Release, counts: Mapping[str, Any], verdi
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def _judge(release: Release, parts: Sequence[Part], *, available: pa.Array | None, ndcg: float | None) -> Verdict:
+def _judge(release: Release, parts: Sequence[Part], *, available: pa.Array | None, quality: Quality) -> Verdict:
     """What the gate says of parts that the audit lets through; of others it may be anything."""
     where, storage = release.table.path, release.storage_options
     users = max(sum(part["users"] for part in parts), 1)
@@ -182,13 +183,22 @@ def _judge(release: Release, parts: Sequence[Part], *, available: pa.Array | Non
     staged = staging.batches(where, parts, columns=COLUMNS, storage_options=storage)
     now = look(staged)
     unknown = 0 if available is None else now.rows - sum(now.items.get(item, 0) for item in available.to_pylist())
-    earlier = [one.as_of for one in published_nights(where, storage) if one.as_of < release.as_of]
-    before = None
+    earlier = [one for one in published_nights(where, storage) if one.as_of < release.as_of]
+    before, night_before, same_order = None, None, True
     if earlier:
-        standing = night_batches(where, as_of=earlier[0], columns=COLUMNS, storage_options=storage)
-        before = look(standing)
-    night_before = earlier[0] if earlier else None
-    return judge(now, before, limits=release.limits, night_before=night_before, unknown_items=unknown, ndcg=ndcg)
+        night_before = earlier[0].as_of
+        before = look(night_batches(where, as_of=night_before, columns=COLUMNS, storage_options=storage))
+        orders = {name if name.startswith(BASELINE) else "" for name in (earlier[0].model_version, release.model_version)}
+        same_order = len(orders) == 1
+    return judge(
+        now,
+        before,
+        limits=release.limits,
+        night_before=night_before,
+        unknown_items=unknown,
+        quality=quality,
+        same_order=same_order,
+    )
 
 
 def _refuse(release: Release, verdict: Verdict) -> None:

@@ -8,9 +8,11 @@
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from recsys.errors import BundleError
 from recsys.ranking import bundle as bundles
@@ -38,6 +40,8 @@ class Decision:
     margin: float | None = None
     users: int | None = None
     """That counted."""
+    baselines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of the champion that stands after it, on the window that decided, as `backtest.best_baselines`; empty where not measured."""
 
     @property
     def promoted(self) -> bool:
@@ -72,6 +76,10 @@ class Registry:
         """What publishes; None where nothing was decided yet."""
         decisions = self.decisions()
         return self.entry(decisions[-1].champion) if decisions else None
+
+    def baselines(self, version: str) -> Mapping[str, Mapping[str, Any]]:
+        """How a version did against baselines when it was the champion last; empty where that was not measured."""
+        return next((made.baselines for made in reversed(self.decisions()) if made.champion == version and made.baselines), {})
 
     def versions(self) -> list[str]:
         """Of all bundles, in the order of their first decision."""

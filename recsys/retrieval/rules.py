@@ -116,7 +116,7 @@ class RuledUsers(UserBatch):
 
 def names(settings: config.Settings) -> tuple[str, ...]:
     """The rules in the order in which drops are counted."""
-    return (AVAILABLE, *(() if settings.rank.allow_repeats else (REPEATS,)), *(rule.name for rule in settings.rules))
+    return (AVAILABLE, *(() if settings.rank.repeats else (REPEATS,)), *(rule.name for rule in settings.rules))
 
 
 def in_training(settings: config.Settings) -> list[config.AnyRule]:

@@ -277,7 +277,7 @@ def sources(settings: config.Settings) -> list[tuple[Source, int]]:
     """The sources that the settings ask for and their limits, in the order in which ties are decided."""
     limits = settings.candidates
     listed: list[tuple[Source, int]] = [
-        (Own(), limits.own if settings.rank.allow_repeats else 0),
+        (Own(), limits.own if settings.rank.repeats else 0),
         (Neighbours(), limits.neighbours),
         (Factors(), limits.factors),
         (Category(), limits.category if settings.features.item_categorical else 0),

@@ -349,6 +349,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         batch_size = 128
         [table]
         path = "{folder}/table"
+        [gate]
+        max_baseline_loss = 1.0
         [champion]
         path = "{folder}/bundles"
         [report]

@@ -73,6 +73,7 @@ def test_the_contract_of_issue_2_loads(file: Path) -> None:
     assert settings.features.item_categorical == ("department", "brand")
     assert settings.model.hidden == (512, 256, 128)
     assert settings.rank.allow_repeats is True
+    assert [config.Rank(allow_repeats=told).repeats for told in (True, False, None)] == [True, False, True]
     assert (settings.table.path, settings.table.keep_nights) == ("var/recommendations", 30)
 
 
@@ -211,9 +212,12 @@ def test_a_mistake_in_a_rule_is_one_sentence(file: Path, text: str, message: str
     assert sentence(file, text) == message
 
 
-def test_the_pairs_door_knows_no_diversity(file: Path) -> None:
-    file.write_text('[pairs]\npath = "p"\nnumeric = ["a"]\n[rank]\ndiversity = 0.25')
-    with pytest.raises(ConfigError, match=r"rank\.diversity needs the shop door, .* got 0\.25; remove it\.$"):
+@pytest.mark.parametrize(
+    ("key", "value", "got"), [("diversity", "0.25", r"0\.25"), ("allow_repeats", "true", "True"), ("candidates", '"mine"', "'mine'")]
+)
+def test_the_pairs_door_knows_neither_diversity_nor_repeats_nor_candidates(file: Path, key: str, value: str, got: str) -> None:
+    file.write_text(f'[pairs]\npath = "p"\nnumeric = ["a"]\n[rank]\n{key} = {value}')
+    with pytest.raises(ConfigError, match=rf"rank\.{key} needs the shop door, .* got {got}; remove it\.$"):
         config.load_pairs(file)
 
 

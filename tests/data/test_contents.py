@@ -52,6 +52,13 @@ def test_users_are_counted_by_their_first_day_and_by_the_windows_that_they_wante
         assert found.users_wanting(start) == len(wanting[window])
 
 
+@given(events=st.lists(event, max_size=60), day=st.integers(-30, 230))
+def test_what_was_wanted_on_an_earlier_day_is_wanted_again(events: list[Event], day: int):
+    wanted = {(one.user, one.item, one.day // 1) for one in events if one.wanted and one.day < day}
+    again = {(user, item, on) for user, item, on in wanted if any((user, item) == other[:2] and other[2] < on for other in wanted)}
+    assert counted(events).repeats_before(FIRST + timedelta(days=day)) == (len(again) / len(wanted) if wanted else 0)
+
+
 @given(events=st.lists(event, max_size=30), cut=st.integers(0, 6))
 def test_the_same_events_are_the_same_in_any_order_and_however_users_are_cut_up(events: list[Event], cut: int):
     assert counted(events) == counted(events[::-1], cuts=(cut,))

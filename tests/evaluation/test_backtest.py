@@ -83,6 +83,42 @@ def test_relevant_items_are_distinct_and_ascending() -> None:
     assert relevant(backtest.truth(shops.group(bought), start=CUTOFF, end=END, new=False))[BOB] == [MILK, ROLL, SPADE]
 
 
+# ---- the best baseline
+
+
+def test_the_best_baseline_of_a_slice_has_the_highest_ndcg_and_the_models_paired_difference_from_it(
+    summary: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert backtest.best_baselines(summary) == {}  # four users show nothing
+    monkeypatch.setattr(backtest, "LEAST_USERS", 3)
+    found = backtest.best_baselines(summary)
+    assert list(found) == ["all", "new"]
+    for name, one in found.items():
+        models = {model: summary["models"][model][name]["ndcg@10"] for model in backtest.MODELS[1:]}
+        assert models[one["baseline"]] == max(models.values())
+        assert one["difference"] == pytest.approx(summary["models"][backtest.OURS][name]["ndcg@10"] - max(models.values()))
+        assert one["low"] <= one["difference"] <= one["high"]
+    monkeypatch.setattr(backtest, "LEAST_USERS", 4)
+    assert list(backtest.best_baselines(summary)) == ["all"]
+
+
+@pytest.mark.parametrize("baseline", list(backtest.BASELINES))
+def test_lists_in_a_baselines_order_are_its_own_lists_as_far_as_candidates_go(baseline: str) -> None:
+    for batch in batches(shops.whole()):
+        users, item = batch.users, batch.candidates.item
+        score = backtest.BASELINES[baseline].scores(users, batch.candidates.user_row, item.astype(np.int64))
+        made = backtest.in_order_of(baseline, batch)
+        assert not made.modelled.any()
+        for user in range(len(users)):
+            mine = np.flatnonzero(batch.candidates.user_row == user)
+            if not batch.modelled[user]:
+                assert made.raw[mine].tolist() == batch.raw[mine].tolist()
+                continue
+            known = sorted((one for one in mine if not np.isnan(score[one])), key=lambda one: (-score[one], -batch.raw[one], item[one]))
+            others = sorted((one for one in mine if np.isnan(score[one])), key=lambda one: (-batch.raw[one], item[one]))
+            assert sorted(mine, key=lambda one: -made.raw[one]) == known + others
+
+
 # ---- numbers by hand
 
 

@@ -70,6 +70,7 @@ RECORD: dict[str, Any] = {
         "candidates": {"recall": {"own": 0.5, "union": 0.875}, "per_user": 60.0},
         "calibration": calibration(),
     },
+    "fallback": None,
     "decision": {
         "as_of": "2024-06-01",
         "champion": "model-0",
@@ -195,6 +196,13 @@ def test_a_night_let_through_by_hand_says_so() -> None:
     told = changed()
     told["gate"]["overrides"] = {"items": "the summer range is gone"}
     assert "though items might fail by hand" in report.render(told)
+
+
+def test_a_night_in_a_baselines_order_says_so_first() -> None:
+    told = {"baseline": "factors", "difference": -0.02, "low": -0.03, "high": -0.01}
+    said = "The lists are in the order of factors: the model&#39;s NDCG@10 less that baseline&#39;s is -0.020 [-0.030, -0.010]."
+    assert said in report.render(RECORD | {"fallback": told})
+    assert "in the order of" not in report.render(RECORD)
 
 
 def test_a_night_without_metrics_decision_or_an_earlier_night_has_a_page_too() -> None:

@@ -29,13 +29,14 @@ from recsys.data.types import midnight
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task
 from recsys.errors import GateError
+from recsys.evaluation import backtest
 from recsys.pipelines import champion
 from recsys.pipelines.examples import _examples_task
-from recsys.pipelines.night_record import recorded
+from recsys.pipelines.night_record import read_record, recorded
 from recsys.pipelines.score import score_shop
 from recsys.pipelines.signals import ShopState, fit_signals, read_signals, share_of, shop_state
 from recsys.pipelines.train import _calibrate_task, train_shop
-from recsys.publishing.gate import NAMES
+from recsys.publishing.gate import NAMES, Quality
 from recsys.publishing.release import Published
 from recsys.publishing.table import published_nights, read_night
 from recsys.ranking import bundle
@@ -676,8 +677,10 @@ def test_between_two_challengers_the_champion_scores_without_one(
     made = modified(night.settings.run.work)
     chosen = champion.choose(night.state, registry, as_of=DAY + timedelta(days=2))
     assert modified(night.settings.run.work) == made
-    assert chosen == champion.Chosen(first.bundle, due=DAY + timedelta(days=3))  # a quarter of 14 days
-    assert chosen.ndcg is None
+    assert first.decision is not None
+    assert first.decision.baselines["all"]["baseline"] in backtest.MODELS[1:]
+    quality = Quality(baselines=first.decision.baselines)  # what was measured holds until the next
+    assert chosen == champion.Chosen(first.bundle, due=DAY + timedelta(days=3), quality=quality)  # a quarter of 14 days
     printing.decision(chosen)
     assert "the champion's; a challenger is due on 2024-06-09" in " ".join(capsys.readouterr().out.split())
     for days, due in ((9, DAY + timedelta(days=9)), (10**9, date.max)):
@@ -687,7 +690,7 @@ def test_between_two_challengers_the_champion_scores_without_one(
     # the night of the next one: no label window is full that was not before, so it is the same
     again = champion.choose(night.state, registry, as_of=DAY + timedelta(days=3))
     assert (again.bundle, again.met, again.decision) == (first.bundle, first.decision, None)
-    assert (again.refit, again.metrics, again.ndcg, again.due) == (None, None, None, None)
+    assert (again.refit, again.metrics, again.quality, again.due) == (None, None, quality, None)
     printing.decision(again)
     assert "the champion's: tonight's challenger met it on 2024-06-06." in " ".join(capsys.readouterr().out.split())
     assert len(registry.decisions()) == 1
@@ -780,17 +783,55 @@ def popular_only(trained: Trained, folder: Path) -> Bundle:
 def test_a_popular_only_model_given_by_hand_is_stopped_for_its_lists_before_tonight(night: Night, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "bundles")
     first = champion.choose(night.state, registry, as_of=DAY)
-    assert champion.versus(night.state, registry, first.bundle, as_of=DAY) is None  # the champion itself
-    assert champion.versus(night.state, Registry(tmp_path / "none"), first.bundle, as_of=DAY) is None
+    assert champion.quality_of(night.state, registry, first.bundle, as_of=DAY) == first.quality  # the champion itself
+    assert first.quality.ndcg is None
     assert first.tested is not None
     poor = popular_only(first.tested, tmp_path / "poor")
-    ndcg = champion.versus(night.state, registry, poor, as_of=DAY)
-    assert ndcg is not None
-    assert ndcg < -0.01
+    alone = champion.quality_of(night.state, Registry(tmp_path / "none"), poor, as_of=DAY)
+    quality = champion.quality_of(night.state, registry, poor, as_of=DAY)
+    assert alone == replace(quality, ndcg=None)
+    assert quality.ndcg is not None
+    assert quality.ndcg < -0.01
     state = shop_state(open_shop(night.with_run(tmp_path / "table"), as_of=DAY), end=DAY)
     with pytest.raises(GateError, match=r"gate: ndcg .* must be at least -0\.01, got -0\.\d+.*--override ndcg"):
-        score_shop(state, poor, as_of=DAY, ndcg=ndcg)
-    assert score_shop(state, first.bundle, as_of=DAY, ndcg=first.ndcg).version is not None
+        score_shop(state, poor, as_of=DAY, quality=quality)
+    assert score_shop(state, first.bundle, as_of=DAY, quality=first.quality).version is not None
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_model_below_a_baseline_is_stopped_or_gives_way_to_its_order(
+    night: Night, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eve = DAY - timedelta(days=1)
+    tested = champion.choose(night.state, Registry(tmp_path / "bundles"), as_of=DAY).tested
+    assert tested is not None
+    poor = popular_only(tested, tmp_path / "poor")
+    told = night.with_run(tmp_path / "table").model_dump(exclude_unset=True) | {"report": {"path": str(tmp_path / "reports")}}
+    settings = Settings.model_validate(told)
+    quality = champion.quality_of(night.state, Registry(tmp_path / "none"), poor, as_of=DAY)
+    best = quality.baselines["all"]
+    assert best["high"] < 0
+    assert score_shop(shop_state(open_shop(settings, as_of=eve), end=eve), tested.bundle, as_of=eve).version is not None
+    state = shop_state(open_shop(settings, as_of=DAY), end=DAY)
+    with pytest.raises(GateError, match=rf"gate: baseline \(.*{best['baseline']}\) must be at least 0, got -0\.\d+"):
+        score_shop(state, poor, as_of=DAY, quality=quality)
+
+    # the settings let the baseline's order step in, unlike the night before's or not
+    willing = Settings.model_validate({**told, "gate": {"fallback": True}})
+    state = shop_state(open_shop(willing, as_of=DAY), end=DAY)
+    with recorded(state, poor, as_of=DAY, quality=quality):
+        published = score_shop(state, poor, as_of=DAY, quality=quality)
+    assert published.version is not None
+    rows = polars.scan_delta(settings.table.path).filter(polars.col("as_of") == DAY).collect()
+    assert rows["model_version"].unique().to_list() == [f"baseline-{best['baseline']}"]
+    assert rows["score"].null_count() == len(rows)
+    record = read_record(tmp_path / "reports" / f"{DAY}.json")
+    assert record is not None
+    assert record["fallback"] == best
+    said = f"The lists are in the order of {best['baseline']}"
+    assert said in (tmp_path / "reports" / f"{DAY}.html").read_text()
+    printing.published(published, state, as_of=DAY, overrides={})
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.usefixtures("in_process")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recsys.config import Champion, Gate
 from recsys.errors import ConfigError
 from recsys.publishing.figures import ListFigures, drift, figures_of, overlap
-from recsys.publishing.gate import NAMES, Verdict, judge, overrides
+from recsys.publishing.gate import NAMES, NOT_MEASURED, Quality, Verdict, judge, overrides
 from recsys.schema import ITEM_ID, RANK, SCORE, SOURCE, USER_ID
 
 BEFORE = date(2026, 1, 1)
@@ -54,10 +54,10 @@ def look(table: pa.Table, *, k: int = K, share: float = 1.0, pair_share: float =
 
 
 def judged(
-    table: pa.Table, *, before: pa.Table | None = None, limits: Gate | None = None, unknown: int = 0, ndcg: float | None = None
+    table: pa.Table, *, before: pa.Table | None = None, limits: Gate | None = None, unknown: int = 0, quality: Quality = NOT_MEASURED
 ) -> Verdict:
     then = look(lists() if before is None else before)
-    return judge(look(table), then, limits=limits or Gate(), night_before=BEFORE, unknown_items=unknown, ndcg=ndcg)
+    return judge(look(table), then, limits=limits or Gate(), night_before=BEFORE, unknown_items=unknown, quality=quality)
 
 
 def names(verdict: Verdict) -> list[str]:
@@ -126,14 +126,46 @@ def test_scores_outside_0_to_1_and_unknown_items_need_no_night_before():
     wrong = wrong.set_column(3, SCORE, pa.array(np.where(np.arange(len(wrong)) == 3, 1.5, wrong.column(SCORE)), pa.float32()))
     verdict = judge(look(wrong), None, limits=Gate(), night_before=None, unknown_items=2)
     assert names(verdict) == ["unknown_items", "highest_score"]
-    assert {check.name for check in verdict.checks} == {"repeated_users", "unknown_items", "lowest_score", "highest_score", "ndcg"}
+    absolute = {"repeated_users", "unknown_items", "lowest_score", "highest_score", "ndcg", "baseline", "baseline_new"}
+    assert {check.name for check in verdict.checks} == absolute
 
 
 def test_a_model_that_is_shown_to_be_worse_than_the_champion_fails_and_one_that_may_be_as_good_does_not():
-    assert names(judged(lists(), ndcg=-0.011)) == ["ndcg"]
-    assert names(judged(lists(), ndcg=-0.009)) == names(judged(lists())) == []
-    assert names(judged(lists(), ndcg=-0.011, limits=Gate(max_ndcg_loss=0.012))) == []
+    worse = Quality(ndcg=-0.011)
+    assert names(judged(lists(), quality=worse)) == ["ndcg"]
+    assert names(judged(lists(), quality=Quality(ndcg=-0.009))) == names(judged(lists())) == []
+    assert names(judged(lists(), quality=worse, limits=Gate(max_ndcg_loss=0.012))) == []
     assert Gate().max_ndcg_loss >= Champion().margin  # else a challenger that has won could be stopped
+
+
+def against(high: float, *, part: str = "all") -> Quality:
+    return Quality(baselines={part: {"baseline": "factors", "difference": high - 0.01, "low": high - 0.02, "high": high}})
+
+
+@pytest.mark.parametrize(("part", "check"), [("all", "baseline"), ("new", "baseline_new")])
+def test_a_model_that_is_shown_to_be_worse_than_a_baseline_fails(part: str, check: str):
+    verdict = judged(lists(), quality=against(-0.001, part=part))
+    assert names(verdict) == [check]
+    assert "less that of factors" in verdict.failed()[0].meaning
+    assert names(judged(lists(), quality=against(0.001, part=part))) == []
+    assert names(judged(lists(), quality=against(-0.011, part=part), limits=Gate(max_baseline_loss=0.012))) == []
+
+
+def test_a_baselines_order_steps_in_only_where_the_settings_say_so_and_nobody_lets_the_model_pass():
+    told = Gate(fallback=True)
+    assert against(-0.001).fallback(told) == "factors"
+    assert against(-0.001).fallback(Gate()) is None
+    assert against(0.001).fallback(told) is None
+    assert against(-0.001).fallback(told, ["baseline"]) is None
+    assert against(-0.001, part="new").fallback(told) is None  # over all items no baseline is better
+    assert NOT_MEASURED.fallback(told) is None
+
+
+def test_a_night_in_another_order_than_the_one_before_is_held_against_its_size_alone():
+    then, now = look(lists()), look(lists(source="category", users=150))
+    verdict = judge(now, then, limits=Gate(), night_before=BEFORE, unknown_items=0, same_order=False)
+    assert names(verdict) == ["rows", "users"]
+    assert "overlap" not in {check.name for check in verdict.checks}
 
 
 def test_an_override_lets_its_check_alone_pass():
