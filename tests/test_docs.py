@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 
 from jobs import docs
 
-# Ray Data makes a DataContext, which warns of its own defaults
-pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
+pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[1]
 README, START = ROOT / "README.md", ROOT / "docs" / "start.md"

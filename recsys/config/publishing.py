@@ -19,8 +19,9 @@ class Rank(Section):
     yes where at least one purchase in a hundred is of an item that the user had bought on an earlier day. Only in the shop's file."""
     candidates: Location | None = None
     """Your own candidates: a Parquet file or a folder of them, path or URI, with the columns user_id and item_id by your names for
-    them. Only these are ranked, and users without a row get no list. The model still learns from what the sources propose. Absent: what
-    the sources propose is ranked."""
+    them. Only these are ranked, and users without a row get no list. The model learns from rows of earlier dates that are drawn to look
+    like them: as many a user, as large a share of them what the sources propose, the others by how often an item is among yours, and
+    beside them what the user bought. Absent: what the sources propose is learned from and ranked."""
     diversity: Fraction = 0.0
     """How much an item's likeness to those above it counts against its rank (maximal marginal relevance, Carbonell and Goldstein 1998).
     0 is off; at 0.5 both count alike. Only in the shop's file."""

@@ -13,20 +13,24 @@ from typing import Any
 
 import pyarrow as pa
 
+from recsys.data.histories import Histories
 from recsys.data.label_windows import label_windows, learns_from
 from recsys.data.types import midnight
 from recsys.engine.stage import Receipt
 from recsys.engine.units import Task, run_units
 from recsys.errors import DataError
-from recsys.features import examples
+from recsys.features import candidate_sampling, examples
 from recsys.features.candidate_features import Featurizer, embedded
 from recsys.features.fitting import fit_examples
 from recsys.hashing import stable_hash
-from recsys.pipelines.signals import ShopState, examples_of, fit_signals
+from recsys.pipelines.signals import ShopState, examples_of, fit_signals, supplied_of
 from recsys.retrieval import signals as signals_module
+from recsys.retrieval.supplied import Supplied
 from recsys.schema import DAY_US, USER_ID
 from recsys.storage import write_arrow, write_atomically
 from recsys.training.fit import Labelled
+
+SHAPE_ROWS = 5_000_000  # of supplied candidates that are looked at: the counts of their items are known well enough from them
 
 
 def make_examples(state: ShopState, days: Sequence[date]) -> tuple[dict[date, str], dict[date, list[Receipt]]]:
@@ -40,10 +44,19 @@ def make_examples(state: ShopState, days: Sequence[date]) -> tuple[dict[date, st
     return names, {day: [receipts[f"{name}-{shard}"] for shard in state.dataset.shards] for day, name in names.items()}
 
 
+def shape_as_of(state: ShopState, featurizer: Featurizer) -> candidate_sampling.Shape | None:
+    """How the shop's own candidates look to the sources as of the featurizer's date; None where the sources propose."""
+    given: list[tuple[Histories, Supplied]] = []
+    for shard in state.dataset.shards:  # each holds users chosen by hash, so the first ones look like all
+        if (one := supplied_of(state, shard)) is not None and sum(len(other.item) for _, other in given) < SHAPE_ROWS:
+            given.append((state.dataset.histories(shard), one))
+    return candidate_sampling.shape_of(featurizer, given, seed=state.settings.run.seed) if given else None
+
+
 def _examples_task(state: ShopState, paths: Mapping[str, Path]) -> Task:
     settings = state.settings
     catalog = state.dataset.catalog()
-    featurizer: dict[str, Featurizer] = {}
+    featurizer: dict[str, tuple[Featurizer, candidate_sampling.Shape | None]] = {}
     contents = state.dataset.contents
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
@@ -51,15 +64,22 @@ def _examples_task(state: ShopState, paths: Mapping[str, Path]) -> Task:
         if cutoff not in featurizer:  # units come in order of cutoff: one set of signals at a time
             featurizer.clear()
             signals = signals_module.load(paths[cutoff], catalog)
-            featurizer[cutoff] = Featurizer(settings, catalog, signals, state.vocabularies)
+            made = Featurizer(settings, catalog, signals, state.vocabularies)
+            featurizer[cutoff] = made, shape_as_of(state, made)
+        features, shape = featurizer[cutoff]
         start = midnight(day)
         end = start + settings.window.label_days * DAY_US
         tables: list[pa.Table] = []
         counts: Counter[str] = Counter()
         names: tuple[str, ...] = ()
         share = settings.examples.max_users / max(contents.users_wanting(day), 1)
-        histories = state.dataset.histories(unit["shard"])
-        for batch, users, candidates, inputs in featurizer[cutoff](examples.learned_from(histories, start=start, end=end, share=share)):
+        histories = examples.learned_from(state.dataset.histories(unit["shard"]), start=start, end=end, share=share)
+        only = None
+        if shape is not None:
+            only = candidate_sampling.sample_candidates(
+                shape, features, histories, wanted=histories.between(start, end), seed=settings.run.seed
+            )
+        for batch, users, candidates, inputs in features(histories, only):
             label = examples.bought(candidates, users, window=batch.between(start, end))
             hashes = stable_hash(batch.users.column(USER_ID).to_numpy())
             chosen = examples.sample(candidates, label, negatives=settings.examples.negatives, user_hash=hashes, seed=settings.run.seed)

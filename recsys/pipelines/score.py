@@ -16,6 +16,7 @@ from recsys.engine.connect import gpus
 from recsys.engine.progress import log
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units, share
+from recsys.errors import BundleError
 from recsys.evaluation.backtest import in_order_of
 from recsys.features.candidate_features import Featurizer
 from recsys.pipelines.signals import ShopState, make_lists, read_signals, supplied_of
@@ -186,6 +187,10 @@ def check_bundle(bundle: Bundle, settings: Settings) -> None:
     Raises:
         BundleError: a setting that shapes the features differs; or the pairs door trained it.
     """
+    supplied = bundle.about["settings"].get("rank", {}).get("candidates") is not None
+    if supplied != (settings.rank.candidates is not None):
+        learned, ranks = ("given candidates", "what the sources propose")[:: 1 if supplied else -1]
+        raise BundleError(f"{bundle.folder}: learned to rank {learned}, rank.candidates has it rank {ranks}. Train again.")
     decided = settings.rank.allow_repeats is not None  # else the shop's past decides it when it is read, and this is asked again
     bundles.check_settings(bundle, settings, {name: keys for name, keys in SHAPING.items() if decided or name != "rank"})
 

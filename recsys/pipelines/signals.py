@@ -65,6 +65,7 @@ def shop_state(inputs: ShopInputs, *, end: date, as_of: date | None = None) -> S
     shop = ingest(inputs, end=end)
     inputs = _decided(inputs, shop, as_of=as_of or end)
     settings = inputs.settings
+    given = make_supplied(inputs, shop)
     vocabularies = item_vocabularies(shop.catalog(), settings.features) | shop.user_vocabularies
     signals = Stage(
         settings.run.work,
@@ -91,13 +92,14 @@ def shop_state(inputs: ShopInputs, *, end: date, as_of: date | None = None) -> S
             "label_days": settings.window.label_days,
             "allow_repeats": settings.rank.repeats,
             "rules": rules.in_training(settings),
+            "supplied": given.digest if given else None,
             "shards": len(shop.shards),
             "seed": settings.run.seed,
         },
         lasting=True,
     )
     lists = Stage(settings.run.work, "rules", {"ingest": shop.digest, "rules": settings.rules, "lists": inputs.list_identity()})
-    return ShopState(inputs, shop, signals, lists, labelled, make_supplied(inputs, shop), vocabularies)
+    return ShopState(inputs, shop, signals, lists, labelled, given, vocabularies)
 
 
 def _decided(inputs: ShopInputs, shop: ShopDataset, *, as_of: date) -> ShopInputs:

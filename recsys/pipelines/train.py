@@ -11,9 +11,9 @@ from recsys.data.types import day_of
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units, share
 from recsys.errors import DataError
-from recsys.features import examples
+from recsys.features import candidate_sampling, examples
 from recsys.hashing import sampled, stable_hash
-from recsys.pipelines.examples import labelled, training_cutoffs
+from recsys.pipelines.examples import labelled, shape_as_of, training_cutoffs
 from recsys.pipelines.score import scoring
 from recsys.pipelines.signals import ShopState, examples_of, read_signals, share_of
 from recsys.ranking.bundle import Bundle
@@ -95,6 +95,7 @@ def _calibrate_task(state: ShopState, model: tuple[str, Device], arrays: dict[st
     settings = state.settings
     signals = Signals(**arrays)
     featurizer, scorer = scoring(state, model, signals, None)
+    shape = shape_as_of(state, featurizer)
     start = int(signals.cutoff)
     share = share_of(state.dataset.contents.users_before(day_of(start)), settings.calibration.max_users)
     end = start + settings.window.label_days * DAY_US
@@ -102,8 +103,14 @@ def _calibrate_task(state: ShopState, model: tuple[str, Device], arrays: dict[st
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         histories = state.dataset.histories(unit["shard"])
         hashes = stable_hash(histories.users.column(USER_ID).to_numpy())
+        histories = histories.take(np.flatnonzero(sampled(hashes, share)))
+        only = (
+            candidate_sampling.sample_candidates(shape, featurizer, histories, wanted=None, seed=settings.run.seed)
+            if shape is not None
+            else None
+        )
         found = [(np.empty(0, np.float32), np.empty(0, bool), np.empty(0, np.uint64))]
-        for batch in score_users(histories.take(np.flatnonzero(sampled(hashes, share))), featurizer, scorer):
+        for batch in score_users(histories, featurizer, scorer, only):
             label = examples.bought(batch.candidates, batch.users, window=batch.histories.between(start, end))
             group = stable_hash(batch.histories.users.column(USER_ID).to_numpy())[batch.candidates.user_row]
             kept = batch.modelled[batch.candidates.user_row]

@@ -36,7 +36,6 @@ KUBERNETES = ROOT / "cluster" / "kubernetes"
 SCHEMAS = Path(__file__).parents[1] / "data" / "kuberay"
 KUSTOMIZE = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
 AS_OF = date(2024, 3, 1)
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # of Ray's own defaults
 
 
 # Pins ----------------------------------------------------------------------------------------------------------------------------

@@ -23,8 +23,6 @@ from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
 from recsys.errors import ClusterError, DataError
 
-# a Ray Data job makes a DataContext, which warns of its own defaults
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 
 UNITS = {f"unit-{number}": {"number": number} for number in (3, 1, 2, 0)}
 

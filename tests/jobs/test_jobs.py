@@ -29,8 +29,7 @@ from tests.nights import NEXT, NIGHT, SHARD_0, SHARD_1, change, rows_of
 from tests.pages import Opener
 from tests.processes import alive, descendants
 
-# Ray Data makes a DataContext, which warns of its own defaults
-pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
+pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[2]
 VERBS = sorted({module.name for module in pkgutil.iter_modules(jobs.__path__)} - {"printing"})

@@ -327,7 +327,6 @@ def night(folder: Path, *, items: bool, **candidates_: int) -> tuple[ShopState, 
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_a_new_item_of_a_loved_category_gets_into_lists_with_content_and_never_without(tmp_path: Path, in_process: None) -> None:
     launches(tmp_path / "shop")
     state, table = night(tmp_path / "shop", items=True, content=20)
@@ -345,7 +344,6 @@ def test_a_new_item_of_a_loved_category_gets_into_lists_with_content_and_never_w
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_a_shop_of_events_alone_where_each_user_came_once_has_a_night_too(tmp_path: Path, in_process: None) -> None:
     random = np.random.default_rng(3)
     folder = tmp_path / "shop"

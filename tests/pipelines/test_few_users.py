@@ -13,7 +13,7 @@ from recsys.pipelines.nightly import nightly, open_night
 from recsys.publishing.table import read_night
 from recsys.schema import ITEM_ID, TS, USER_ID
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
+pytestmark = pytest.mark.ray
 
 DAY = date(2024, 6, 1)
 ITEMS = 12

@@ -27,7 +27,7 @@ from recsys.ranking.scorer import chances
 from recsys.schema import ITEM_ID, RANK, REASON, SCORE, USER_ID
 from tests.jobs.test_jobs import ROOT, Ended
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
+pytestmark = pytest.mark.timeout(600)
 
 BEFORE, DAY = date(2024, 6, 5), date(2024, 6, 7)  # the nights that are published; none of the day between
 NEWCOMER = 5  # a user without an event; no planted id

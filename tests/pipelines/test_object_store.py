@@ -30,7 +30,6 @@ from recsys.publishing.table import commit_night, published_nights, published_ru
 from recsys.storage import delta_location, filesystem
 from tests.nights import NIGHT, OTHER_RUN, RUN, SHARD_0, SHARD_1, STRING, rows_of
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 AS_OF = date(2024, 3, 1)
 HOST = "127.0.0.1"
 

@@ -29,8 +29,7 @@ from recsys.ranking.network import build
 from recsys.ranking.scorer import Scorer
 from recsys.ranking.split_scorer import SplitScorer
 
-# Ray Data makes a DataContext, which warns of its own defaults
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 DAY, K = date(2026, 1, 1), 5

@@ -33,9 +33,6 @@ from tests import fits
 from tests.fits import HELD_OUT, SPEC, Files, plan, write
 from tests.processes import alive, descendants
 
-# a Train run makes a DataContext, which warns of its own defaults
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-
 
 class DyingSpec(FeatureSpec):
     """Kills its worker, once, in the middle of the second epoch: an epoch is 11 batches, and a block of validation rows."""

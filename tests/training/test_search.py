@@ -29,8 +29,6 @@ from recsys.training.search import Trial
 from tests import fits
 from tests.fits import SPEC, Files
 
-# Ray Data and Ray Tune make a DataContext, which warns of its own defaults
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 
 ABSURD, SLOW = 1e38, 1e-9  # learning rates: the loss is soon no number, and does not move
 SPACE: dict[str, Any] = {
