@@ -23,7 +23,6 @@ from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
 from recsys.errors import ClusterError, DataError
 
-
 UNITS = {f"unit-{number}": {"number": number} for number in (3, 1, 2, 0)}
 
 

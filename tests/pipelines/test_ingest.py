@@ -28,7 +28,6 @@ from recsys.pipelines.ingest import ingest
 from recsys.schema import AVAILABLE, ITEM, ITEM_ID, KIND, NAME, PRICE, QUANTITY, TIMESTAMP, TS, USER_ID, WANTED, events_schema
 from tests.data.bad_rows import bad_rows, no_utf8
 
-
 END = date(2024, 3, 1)
 LAST = datetime(2024, 2, 29, 23, 59, 59, 999_999, tzinfo=UTC)  # the moment before END
 TOO_LATE = datetime(2024, 3, 1, tzinfo=UTC)

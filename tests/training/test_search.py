@@ -29,7 +29,6 @@ from recsys.training.search import Trial
 from tests import fits
 from tests.fits import SPEC, Files
 
-
 ABSURD, SLOW = 1e38, 1e-9  # learning rates: the loss is soon no number, and does not move
 SPACE: dict[str, Any] = {
     "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
