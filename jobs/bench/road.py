@@ -101,7 +101,7 @@ def measure(folder: Path, path: Path) -> dict[str, Any]:
                     raw = scorer(inputs.dense, inputs.codes)
                 with step(STEPS[3]):
                     scored = ScoredUsers(batch, users, candidates, raw, np.diff(users.matrix.indptr) > 0)
-                    recommendations(scored, listed(scored, settings.rank).ranked, stamp, chance=lambda values: values)
+                    recommendations(scored, listed(scored, settings.rank).ranked, stamp, chance=lambda raw, _: raw)
                 with step(PEER):
                     peer.user_factors = users.vectors
                     peer.recommend(np.arange(len(users)), users.matrix, N=settings.rank.k, filter_already_liked_items=False)

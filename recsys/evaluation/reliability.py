@@ -22,11 +22,11 @@ COLUMNS = ("rows", "bought", "before", "after", "loss_before", "loss_after")  # 
 THIRDS = 3
 
 
-def count(batch: ScoredUsers, *, chance: Callable[[np.ndarray], np.ndarray], end: int) -> dict[str, np.ndarray]:
+def count(batch: ScoredUsers, *, chance: Callable[[np.ndarray, np.ndarray], np.ndarray], end: int) -> dict[str, np.ndarray]:
     """The batch's sums; those of several batches or shards are added array by array.
 
     Args:
-        chance: raw outputs -> the score column.
+        chance: raw outputs and their users' purchases -> the score column.
         end: of the label window, microseconds; it starts at the signals' cutoff.
 
     Returns:
@@ -37,11 +37,10 @@ def count(batch: ScoredUsers, *, chance: Callable[[np.ndarray], np.ndarray], end
     label = examples.bought(candidates, users, window=batch.histories.between(int(users.signals.cutoff), end))
     kept = batch.modelled[candidates.user_row]
     mine, raw, label = candidates.keep(kept), batch.raw[kept], label[kept]
-    purchases = np.bincount(users.purchases[0], minlength=len(users))
-    classes = np.minimum(np.log2(np.maximum(purchases, 1)) * OCTAVE, CLASSES - 1).astype(np.int64)
+    classes = np.minimum(np.log2(np.maximum(users.activity, 1)) * OCTAVE, CLASSES - 1).astype(np.int64)
     own = mine.rank[:, mine.names.index("own")] > 0 if "own" in mine.names else np.zeros(len(mine), bool)
     cell = np.clip((raw + EDGE) / STEP, 0, CELLS - 1).astype(np.int64)
-    before, after = expit(raw.astype(np.float64)), chance(raw).astype(np.float64)
+    before, after = expit(raw.astype(np.float64)), chance(raw, users.activity[mine.user_row]).astype(np.float64)
     columns = (np.ones(len(raw)), label, before, after, metrics.log_losses(label, before), metrics.log_losses(label, after))
     size = (CLASSES + 2) * CELLS
     cells = np.zeros((size, len(COLUMNS)))

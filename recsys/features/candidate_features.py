@@ -127,7 +127,7 @@ class _Activity:
 
 def _activity(users: UserBatch) -> _Activity:
     buyer, bought, days = users.purchases
-    purchases = np.bincount(buyer, minlength=len(users)).astype(np.float64)
+    purchases = users.activity.astype(np.float64)
     visits = np.bincount(np.unique(buyer * DAY_US + days) // DAY_US, minlength=len(users))  # distinct (user, day)
     return _Activity(purchases, visits, _mean(users.signals.log_price[bought], buyer, len(users)))
 

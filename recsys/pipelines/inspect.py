@@ -215,7 +215,7 @@ def attributed(state: ShopState, bundle: Bundle, shown: Shown, *, largest: int) 
         raise DataError(f"{changed}, as an item of the list is no candidate any more. Score the night again.")
     row = place.to_numpy()
     dense, codes = inputs.dense[row], inputs.codes[row]
-    score = chances(bundle)(scorer(dense, codes))
+    score = chances(bundle)(scorer(dense, codes), users.activity[candidates.user_row[row]])
     if not np.allclose(score, scored.column(SCORE).to_numpy(), rtol=0, atol=SAME_SCORE):
         raise DataError(f"{changed}, as a score is another now. Score the night again.")
     found = attribute(bundle, dense, codes)

@@ -82,13 +82,13 @@ def calibrate(state: ShopState, bundle: Bundle, *, cutoff: date) -> Calibrated:
     parts = []
     for name in receipts:
         file = load_arrays(stage.path / f"{name}.npz")
-        parts.append((file["raw"], file["label"], file["group"]))
-    raw, label, group = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        parts.append((file["raw"], file["label"], file["group"], file["purchases"]))
+    raw, label, group, purchases = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if not len(raw):
         raise DataError(
             f"calibration.max_users = {settings.calibration.max_users}: no chosen user has a candidate as of {cutoff}. Raise it."
         )
-    return fit_calibration(raw, label, group)
+    return fit_calibration(raw, label, group, purchases)
 
 
 def _calibrate_task(state: ShopState, model: tuple[str, Device], arrays: dict[str, np.ndarray], folder: Path) -> Task:
@@ -109,14 +109,15 @@ def _calibrate_task(state: ShopState, model: tuple[str, Device], arrays: dict[st
             if shape is not None
             else None
         )
-        found = [(np.empty(0, np.float32), np.empty(0, bool), np.empty(0, np.uint64))]
+        found = [(np.empty(0, np.float32), np.empty(0, bool), np.empty(0, np.uint64), np.empty(0, np.int64))]
         for batch in score_users(histories, featurizer, scorer, only):
             label = examples.bought(batch.candidates, batch.users, window=batch.histories.between(start, end))
             group = stable_hash(batch.histories.users.column(USER_ID).to_numpy())[batch.candidates.user_row]
             kept = batch.modelled[batch.candidates.user_row]
-            found.append((batch.raw[kept], label[kept], group[kept]))
-        raw, label, group = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-        save_arrays(folder / f"{name}.npz", raw=raw, label=label, group=group)
+            purchases = batch.users.activity[batch.candidates.user_row]
+            found.append((batch.raw[kept], label[kept], group[kept], purchases[kept]))
+        raw, label, group, purchases = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        save_arrays(folder / f"{name}.npz", raw=raw, label=label, group=group, purchases=purchases)
         return {"rows": len(raw), "bought": int(label.sum())}
 
     return task

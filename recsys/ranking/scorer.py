@@ -61,9 +61,9 @@ class Scorer:
         return raw
 
 
-def chances(bundle: Bundle) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes a bundle's score column of raw outputs, float32 (B) each: its calibration, else the model's own probabilities."""
-    return bundle.calibration or probabilities
+def chances(bundle: Bundle) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """What makes a bundle's scores of raw outputs and purchases, (B) each: its calibration, else the model's own probabilities."""
+    return bundle.calibration or (lambda raw, purchases: probabilities(raw))  # noqa: ARG005
 
 
 def probabilities(raw: np.ndarray) -> np.ndarray:

@@ -41,12 +41,15 @@ class Stamp:
     run_id: str
 
 
-def recommendations(batch: ScoredUsers, ranked: Ranked, stamp: Stamp, *, chance: Callable[[np.ndarray], np.ndarray]) -> pa.Table:
+def recommendations(
+    batch: ScoredUsers, ranked: Ranked, stamp: Stamp, *, chance: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> pa.Table:
     """The rows of a batch of users with `recommendations_schema`.
 
     Args:
         ranked: of `listed`.
-        chance: raw outputs -> the score column, float32 (B) each; it orders nothing, so what it ties stays in raw order.
+        chance: raw outputs and their users' purchases -> the score column, (B) each; it orders nothing, so what it ties stays in raw
+            order.
     """
     users, candidates = batch.users, batch.candidates
     row = candidates.user_row[ranked.row]
@@ -56,7 +59,7 @@ def recommendations(batch: ScoredUsers, ranked: Ranked, stamp: Stamp, *, chance:
         USER_ID: users.history.users.column(USER_ID).combine_chunks().take(pa.array(row)),
         RANK: pa.array(ranked.rank),
         ITEM_ID: ids.take(pa.array(users.signals.items[candidates.item[ranked.row]])),
-        SCORE: pa.array(chance(batch.raw[ranked.row]), pa.float32(), mask=~batch.modelled[row]),
+        SCORE: pa.array(chance(batch.raw[ranked.row], users.activity[row]), pa.float32(), mask=~batch.modelled[row]),
         SOURCE: pa.array(reasons.source, pa.string()),
         SOURCES: pa.array(reasons.sources, pa.list_(pa.string())),
         REASON: pa.array(reasons.text, pa.string()),

@@ -43,6 +43,11 @@ class UserBatch:
         return user, self.signals.position[item].astype(np.int64), days
 
     @cached_property
+    def activity(self) -> np.ndarray:
+        """int64 (U): purchases of each user, one for each item and day."""
+        return np.bincount(self.purchases[0], minlength=len(self))
+
+    @cached_property
     def own(self) -> "Grouped":
         """The purchases by (user, item)."""
         user, item, days = self.purchases
@@ -77,7 +82,7 @@ class UserBatch:
         has no share.
         """
         user, item, _ = self.purchases
-        count = np.maximum(np.bincount(user, minlength=len(self)), 1).astype(np.float64)
+        count = np.maximum(self.activity, 1).astype(np.float64)
         total = sum(int(codes.max(initial=0)) + 1 for codes in self.categories.values())
         keys, first = [np.empty(0, np.int64)], 0
         for codes in self.categories.values():

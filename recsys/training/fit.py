@@ -252,7 +252,7 @@ def fit_bundle(
             validated = bundles.save(stage.path / "validated", fit.model(fit.validated_weights), fed, metrics=metrics, **about)
             calibrated = calibrate(validated)
             calibration = calibrated.calibration
-            metrics |= {"calibration": {"kind": calibration.kind, "held_out_log_loss": calibrated.held_out}}
+            metrics |= {"calibration": {"kind": calibration.name, "held_out_log_loss": calibrated.held_out}}
         bundles.save(folder, fit.model(), fed, metrics=metrics, calibration=calibration, **about)
         return {"history": fit.history, "best_epoch": fit.best_epoch}
 

@@ -56,7 +56,7 @@ def test_a_shard_without_users_counts_nobody() -> None:
     assert summarised(nobody)["users"] == {"all": 0, "new": 0}
     assert sums(nobody).keys() == sums(shops.whole()).keys()
     (batch,) = batches(nobody)
-    assert reliability.summary(reliability.count(batch, chance=lambda raw: raw, end=END)) is None
+    assert reliability.summary(reliability.count(batch, chance=lambda raw, _: raw, end=END)) is None
 
 
 # ---- what users wanted

@@ -150,7 +150,7 @@ def lists(featurizer: Featurizer, histories: Histories) -> pa.Table:
             batch,
             recommend.listed(batch, config.Rank(k=3)).ranked,
             Stamp(date(1970, 4, 11), "m", "r"),
-            chance=probabilities,
+            chance=lambda raw, _: probabilities(raw),
         )
         for batch in recommend.score_users(histories, featurizer, stand_in)
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -216,7 +217,11 @@ def test_contributions_are_of_the_list_s_rows_and_add_up_to_their_scores(nights:
     assert [row.rank for row in rows] == shown.rows.column(RANK).to_pylist()
     assert [row.name for row in rows] == shown.names
     raw = np.array([row.raw for row in rows], np.float32)
-    np.testing.assert_allclose(chances(made)(raw), shown.rows.column(SCORE).to_numpy(), atol=1e-4)
+    events = pq.read_table(nights.planted.events, filters=[("user_id", "==", shown.user_id)]).to_pandas()
+    days = events[events["ts"] < pd.Timestamp(shown.night.as_of, tz="UTC")]
+    distinct = set(zip(days["item_id"], days["ts"].dt.date, strict=True))
+    purchases = np.full(len(raw), len(distinct))
+    np.testing.assert_allclose(chances(made)(raw, purchases), shown.rows.column(SCORE).to_numpy(), atol=1e-4)
     for row in rows:
         added = [value for _, _, value in row.largest]
         assert len(added) == len(made.spec.dense) + len(made.spec.codes)

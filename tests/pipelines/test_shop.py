@@ -164,8 +164,8 @@ def test_scores_are_the_bundle_s_calibration_of_what_orders_the_lists(night: Nig
     assert calibration is not None
     about = night.trained.bundle.about["metrics"]["calibration"]
     losses = about["held_out_log_loss"]
-    assert about["kind"] == calibration.kind == min(("platt", "isotonic"), key=losses.__getitem__)
-    assert losses[calibration.kind] < losses["sigmoid"]
+    assert about["kind"] == calibration.name == min(losses, key=losses.__getitem__)
+    assert losses.keys() == {"sigmoid", "platt", "isotonic", "platt by activity", "isotonic by activity"}
     score = night.table.filter(pc.not_equal(night.table[USER_ID], NEWCOMER))[SCORE].to_numpy().reshape(-1, K)
     assert (np.diff(score, axis=1) <= 0).all()
     # all candidates of the newest window, by weights that did not see it
@@ -525,8 +525,8 @@ def every_other_under_another_id(events: pa.Table) -> pa.Table:
     return events.set_column(events.column_names.index(USER_ID), USER_ID, pc.add(events[USER_ID], other))
 
 
-# The size of an item is no taste on this shop, so a thousand times as much moves the scores by .40 alone, less than the default stops.
-ORDINARY_DRIFT = 0.25  # the shop's night after moves them by less: it is published under this limit
+# The size of an item is no taste on this shop, so a thousand times as much moves the scores by .11 alone, less than the default stops.
+ORDINARY_DRIFT = 0.05  # the shop's night after moves them by .01: it is published under this limit
 
 
 @pytest.mark.usefixtures("in_process")

@@ -24,7 +24,7 @@ from tests import shops
 DEAR = "item_price"
 
 
-Chance = Callable[[np.ndarray], np.ndarray]
+Chance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Dear:
@@ -40,9 +40,12 @@ class Dear:
         return np.nan_to_num(dense[:, self.column], nan=-9.0)
 
 
-def table(
-    k: int = 3, events: Histories | None = None, settings: config.Settings | None = None, chance: Chance = probabilities
-) -> pa.Table:
+def own(raw: np.ndarray, purchases: np.ndarray) -> np.ndarray:
+    """Of a bundle without a calibration."""
+    return probabilities(raw)
+
+
+def table(k: int = 3, events: Histories | None = None, settings: config.Settings | None = None, chance: Chance = own) -> pa.Table:
     featurizer = shops.featurizer(settings)
     scorer = cast(Scorer, Dear(featurizer))
     stamp = Stamp(date(1970, 4, 11), "m7", "r9")
@@ -169,7 +172,7 @@ def test_a_shard_without_users_gives_no_rows_but_all_columns(rank: config.Rank) 
     for histories in (shops.whole(), shops.whole().select(1, 1)):
         for batch in recommend.score_users(histories, featurizer, scorer):
             made = recommend.listed(batch, rank)
-            tables.append(table_rows.recommendations(batch, made.ranked, stamp, chance=lambda raw: raw))
+            tables.append(table_rows.recommendations(batch, made.ranked, stamp, chance=lambda raw, _: raw))
     some, none = tables
     assert none.num_rows == 0
     assert none.schema == some.schema

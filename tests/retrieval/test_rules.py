@@ -382,7 +382,7 @@ def published(
     for one in recommend.score_users(events, featurizer, cast(Scorer, Model())):
         counted.append(recommend.listed(one, rank))
         stamp = table_rows.Stamp(date(2024, 1, 1), "m", "r")
-        made.append(table_rows.recommendations(one, counted[-1].ranked, stamp, chance=probabilities))
+        made.append(table_rows.recommendations(one, counted[-1].ranked, stamp, chance=lambda raw, _: probabilities(raw)))
     return pa.concat_tables(made), counted
 
 
