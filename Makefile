@@ -6,7 +6,7 @@ CONFIG ?= jobs/demo_shop.toml
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE# without compiled modules TensorFlow takes twice as long to import
 
-.PHONY: cluster-up cluster-down nightly backtest test test-fast drill lint types format docs bench pins here clean
+.PHONY: cluster-up cluster-down nightly backtest shops test test-fast drill lint types format docs bench pins here clean
 
 nightly: .venv/ready
 	.venv/bin/python -m jobs.demo_shop --out var/shop
@@ -16,6 +16,10 @@ backtest: .venv/ready
 	.venv/bin/python -m jobs.demo_shop --out var/shop
 	.venv/bin/python -m jobs.backtest --config $(CONFIG) --as-of 2017-10-08 --horizon-days 91 \
 		--out var/metrics.json --plot var/reliability.png
+
+# Planted shops of every kind, each with default settings.
+shops: .venv/ready
+	.venv/bin/python -m jobs.shops --out var/shops.json
 
 test: .venv/ready
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25

@@ -10,6 +10,7 @@ import typer
 from jobs import job, main
 from recsys.config.paths import local_path
 from recsys.data import synthetic
+from recsys.data.shop_kinds import KINDS, TRAITS
 from recsys.errors import ConfigError
 from recsys.storage import write_atomically
 
@@ -27,7 +28,10 @@ def planted_shop(
     items: Annotated[int, typer.Option(min=LEAST_ITEMS, help="Items of the catalog.")] = 5_000,
     days: Annotated[int, typer.Option(min=1, help="Days of history.")] = 365,
     end: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="The day before which it ends.")] = datetime(2026, 1, 1),
-    events_per_user: Annotated[float, typer.Option(min=1, help="Purchases of a user, about, on average.")] = 40.0,
+    kind: Annotated[str, typer.Option(help=f"Kind of shop, one of {', '.join(KINDS)}.")] = KINDS[0],
+    events_per_user: Annotated[
+        float | None, typer.Option(min=1, help="Purchases of a user, about, on average; absent, as the kind has it.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is random in it.")] = 0,
     without_items: Annotated[bool, typer.Option("--without-items", help="No catalog: neither categories, brands nor prices.")] = False,
     without_users: Annotated[bool, typer.Option("--without-users", help="No ages and regions of users.")] = False,
@@ -37,6 +41,10 @@ def planted_shop(
     with job():
         if out.exists():
             raise ConfigError(f"--out {out}: must not exist yet. Name another folder, or remove it.")
+        if (planted_kind := next((one for one in KINDS if one == kind), None)) is None:
+            raise ConfigError(f"--kind {kind}: must be one of {', '.join(KINDS)}. Choose among these.")
+        if kinds and TRAITS[planted_kind].looks:
+            raise ConfigError(f"--kinds: a shop of {kind} has views and carts of its own. Leave it out.")
         planted = synthetic.shop(
             out,
             users=users,
@@ -44,18 +52,19 @@ def planted_shop(
             days=days,
             seed=seed,
             end=end.date(),
+            kind=planted_kind,
             events_per_user=events_per_user,
             with_items=not without_items,
             with_users=not without_users,
             kinds=kinds,
         )
-        text = _settings(planted, out, kinds=kinds)
+        text = settings_text(planted, out, kinds=kinds or TRAITS[planted_kind].looks)
         write_atomically(out / "shop.toml", lambda file: file.write_text(text, encoding="utf-8"))
         print(f"{planted.rows:,} events of {users:,} users and {items:,} items.")
         print(out / "shop.toml")
 
 
-def _settings(planted: synthetic.Planted, out: Path, *, kinds: bool) -> str:
+def settings_text(planted: synthetic.Planted, out: Path, *, kinds: bool) -> str:
     """The settings that name what the shop has, as TOML; every path is absolute."""
     places = {"events": planted.events, "items": planted.items, "users": planted.users}
     shop = {name: str(place.absolute()) for name, place in places.items() if place is not None}

@@ -5,5 +5,5 @@ Read `listing` (which files), `files` (one opened), `inputs` (their columns), `r
 them, which is not looked for again), `bounds` (of their times), `shop` (opened and held against the settings), `names` (columns called
 nearly as ours), `cleaning` (bad rows counted by reason), then what comes out: `catalog`, `histories`, their `contents` day by day,
 `base` (an earlier night's, added to), and `dataset`, where they lie. `label_windows` are the dates that are learned from. `types` makes
-types one; `synthetic` and `complete_journey` make shops.
+types one; `synthetic`, of the `shop_kinds`, and `complete_journey` make shops.
 """

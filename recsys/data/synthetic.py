@@ -10,6 +10,8 @@ How it is made, so that a test knows what a good list holds:
   `start_weight` on the first day to `end_weight` on the last. Staples were chosen by the first day's weights.
 * With `kinds`, users also view items, along popularity alone whatever their group: views taken for purchases blur every taste.
 * Ages go with groups; item prices lie around their category's.
+* `shop_kinds` says how shops of other kinds than groceries differ: nothing is taken twice, items come and go, have seasons, or are
+  looked at and put into carts before they are bought.
 
 All randomness comes from the seed; a file of events depends on the seed and its own number only, so files are made one by one and
 memory is bounded by one file's events, and the users and items.
@@ -26,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recsys.data.shop_kinds import EVENT_KINDS, TRAITS, Appeal, Kind, Traits, appeal_of, draw_appealing, looks
 from recsys.schema import AVAILABLE, DAY_US, ITEM_ID, KIND, NAME, PRICE, QUANTITY, TIMESTAMP, TS, USER_ID
 
 GROUPS = 5
@@ -90,7 +93,8 @@ def shop(
     seed: int,
     end: date,
     ids: Literal["int", "string"] = "int",
-    events_per_user: float = 40.0,
+    kind: Kind = "groceries",
+    events_per_user: float | None = None,
     columns: Mapping[str, str] | None = None,
     with_items: bool = True,
     with_users: bool = True,
@@ -103,10 +107,15 @@ def shop(
         items: at least 4 for each category.
         days: length of the history, which ends at the start of the day `end`, UTC.
         ids: neither kind starts at 0 nor is without gaps.
-        events_per_user: purchases, about, on average; some users buy many times as much as others, and each at least one thing.
+        kind: of shop, as `shop_kinds` describes it.
+        events_per_user: purchases, about, on average; some users buy many times as much as others, and each at least one thing, if
+            something appeals. Absent: as the kind has it.
         columns: ours = theirs, for columns that the tables shall call otherwise.
         kinds: a column `kind`, and two views for every purchase beyond staples.
     """
+    traits = TRAITS[kind]
+    events_per_user = events_per_user or traits.events_per_user
+    assert not (kinds and traits.looks), f"a shop of {kind} has views of its own"
     assert items >= 4 * CATEGORIES, f"a planted shop needs {4 * CATEGORIES} items, got {items}"
     assert users >= GROUPS, f"a planted shop needs {GROUPS} users, got {users}"
     names = dict(columns or {})
@@ -133,11 +142,15 @@ def shop(
     tail = _Tail(category, start_weight, end_weight)
     activity = np.exp(random.normal(-0.32, 0.8, users))  # lognormal with mean 1
     purchases = days * np.mean(1.0 / interval_days)  # of one staple
-    staples = events_per_user * STAPLE_SHARE / purchases  # of a user, on average; everybody has one where there is more than one
+    staple_share = STAPLE_SHARE if traits.staples else 0.0
+    staples = events_per_user * staple_share / purchases  # of a user, on average; everybody has one where there is more than one
     owner = np.repeat(np.arange(users), (random.random(users) < staples) + random.poisson(activity * max(0.0, staples - 1)))
     staple = tail.draw(favourites[group[owner], random.integers(0, FAVOURED, len(owner))], np.zeros(len(owner)), random)
     pairs = np.unique(owner * items + staple)
     staple_offsets = np.searchsorted(pairs, np.arange(users + 1) * items)
+
+    appeal, on_sale = appeal_of(kind, items=items, days=days, random=random)
+    available &= on_sale
 
     planted = Planted(
         events=out / "events",
@@ -157,7 +170,7 @@ def shop(
         staple_offsets=staple_offsets,
         staple_items=(pairs % items).astype(np.int32),
     )
-    beyond = events_per_user * (1 - STAPLE_SHARE)
+    beyond = events_per_user * (1 - staple_share)
     files = max(LEAST_FILES, round(users * (events_per_user + (2 * beyond if kinds else 0)) / EVENTS_PER_FILE))
     start_us = int(datetime(end.year, end.month, end.day, tzinfo=UTC).timestamp()) * 1_000_000 - days * DAY_US
     planted.events.mkdir(parents=True)
@@ -173,6 +186,8 @@ def shop(
             days=days,
             start_us=start_us,
             kinds=kinds,
+            traits=traits,
+            appeal=appeal,
             random=np.random.default_rng([seed, 1, number]),
         )
         pq.write_table(_renamed(table, names), planted.events / f"part-{number:05d}.parquet")
@@ -230,6 +245,8 @@ def _events(
     days: int,
     start_us: int,
     kinds: bool,
+    traits: Traits,
+    appeal: Appeal | None,
     random: np.random.Generator,
 ) -> pa.Table:
     """All events of some users, in time order; `beyond` is how many purchases beyond staples to expect of each."""
@@ -246,9 +263,17 @@ def _events(
 
     user = np.repeat(buyers, np.maximum(random.poisson(beyond), counts == 0))
     day = random.random(len(user)) * days
-    liked = planted.favourites[planted.group[user], random.integers(0, FAVOURED, len(user))]
-    category = np.where(random.random(len(user)) < TASTE, liked, random.integers(0, CATEGORIES, len(user)))
-    item = tail.draw(category, day / days, random)
+
+    def draw(place: np.ndarray) -> np.ndarray:
+        liked = planted.favourites[planted.group[user[place]], random.integers(0, FAVOURED, len(place))]
+        category = np.where(random.random(len(place)) < TASTE, liked, random.integers(0, CATEGORIES, len(place)))
+        return tail.draw(category, day[place] / days, random)
+
+    item, bought = draw_appealing(draw, day, appeal, random)
+    user, item, day = user[bought], item[bought], day[bought]
+    if not traits.again:
+        first = np.unique(user.astype(np.int64) * len(planted.category) + item, return_index=True)[1]
+        user, item, day = user[first], item[first], day[first]
 
     users, items, day_all = [staple_user, user], [np.repeat(staple, times), item], [staple_day, day]
     if kinds:
@@ -257,7 +282,14 @@ def _events(
         users.append(viewer)
         items.append(tail.draw(random.integers(0, CATEGORIES, len(viewer)), view_day / days, random))
         day_all.append(view_day)
-    purchases = len(staple_user) + len(user)
+    event_kind = np.zeros(len(staple_user) + len(user), np.int8)
+    if kinds:
+        event_kind = np.append(event_kind, np.ones(2 * len(user), np.int8))
+    if traits.looks:
+        *looked, looked_kind = looks(user, item, day, idle=draw, random=random)
+        for series, more in zip((users, items, day_all), looked, strict=True):
+            series.append(more)
+        event_kind = np.append(event_kind, looked_kind.astype(np.int8))
     user, item = np.concatenate(users), np.concatenate(items)
     # A staple that is early at the very start or late at the very end is bought on the edge.
     ts_us = start_us + np.clip((np.concatenate(day_all) * DAY_US).astype(np.int64), 0, days * DAY_US - 1)
@@ -272,8 +304,8 @@ def _events(
         QUANTITY: quantity,
         PRICE: np.round(price[item] * reduced, 2),
     }
-    if kinds:
-        table[KIND] = pa.array(["purchase", "view"]).take(pa.array((order >= purchases).astype(np.int8)))
+    if kinds or traits.looks:
+        table[KIND] = pa.array(EVENT_KINDS).take(pa.array(event_kind[order]))
     return pa.table(table)
 
 

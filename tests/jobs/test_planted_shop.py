@@ -18,7 +18,10 @@ def planted(out: Path, *options: str) -> Result:
     return CliRunner().invoke(app, ["--out", str(out), "--users", "60", "--items", "50", "--events-per-user", "8", *options])
 
 
-@pytest.mark.parametrize("options", [(), ("--without-items",), ("--without-users", "--kinds"), ("--without-items", "--without-users")])
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--without-items",), ("--without-users", "--kinds"), ("--without-items", "--without-users"), ("--kind", "views-and-carts")],
+)
 def test_a_shop_and_settings_that_open_it(tmp_path: Path, options: tuple[str, ...]):
     result = planted(tmp_path / "shop", *options)
     assert result.exit_code == 0, result.output
@@ -28,9 +31,26 @@ def test_a_shop_and_settings_that_open_it(tmp_path: Path, options: tuple[str, ..
     assert (settings.shop.items is None) == ("--without-items" in options)
     assert (settings.shop.users is None) == ("--without-users" in options)
     kinds = pq.read_table(settings.shop.events).column_names.count("kind")
-    assert (kinds == 1) == ("--kinds" in options) == (settings.shop.label_kinds == ("purchase",))
+    assert (kinds == 1) == bool({"--kinds", "views-and-carts"} & set(options)) == (settings.shop.label_kinds == ("purchase",))
     for place in (settings.table.path, settings.run.work, settings.champion.path, settings.report.path):
         assert Path(place).parent == tmp_path / "shop"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("--kind", "gift"),
+            "--kind gift: must be one of groceries, media, fashion, gifts, sparse, views-and-carts. Choose among these.",
+        ),
+        (("--kind", "views-and-carts", "--kinds"), "--kinds: a shop of views-and-carts has views and carts of its own. Leave it out."),
+    ],
+)
+def test_a_kind_that_is_none_is_one_sentence(tmp_path: Path, options: tuple[str, ...], said: str):
+    result = planted(tmp_path / "shop", *options)
+    assert result.exit_code == 1
+    assert said in " ".join(result.output.split())
+    assert not (tmp_path / "shop").exists()
 
 
 def test_a_folder_of_any_name(tmp_path: Path):

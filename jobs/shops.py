@@ -1,0 +1,92 @@
+"""A backtest of every kind of planted shop with default settings, one line each: the model beside its best baseline."""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from jobs import job, main
+from jobs.planted_shop import settings_text
+from recsys import config
+from recsys.config.paths import local_path
+from recsys.data import synthetic
+from recsys.data.shop import open_shop
+from recsys.data.shop_kinds import KINDS, TRAITS, Kind
+from recsys.engine.connect import connect
+from recsys.engine.progress import console, log
+from recsys.errors import ConfigError
+from recsys.evaluation.backtest import OURS, SLICES, best_baselines
+from recsys.pipelines.backtest import measure
+from recsys.pipelines.signals import shop_state
+from recsys.pipelines.train import train_shop
+from recsys.storage import write_atomically
+
+END = date(2026, 1, 1)
+
+
+def shops(
+    kind: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(KINDS)}; may come several times; absent, all.")] = None,
+    users: Annotated[int, typer.Option(min=100, help="Users of each shop.")] = 4_000,
+    items: Annotated[int, typer.Option(min=100, help="Items of each shop.")] = 5_000,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the shops are generated; absent, the temporary one.", parser=local_path, metavar="PATH")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the metrics.", parser=local_path, metavar="PATH")] = None,
+) -> None:
+    """A backtest of every kind of planted shop with default settings, one line each: the model beside its best baseline."""
+    with job():
+        if unknown := sorted(set(kind or KINDS) - set(KINDS)):
+            raise ConfigError(f"--kind {unknown[0]}: must be one of {', '.join(KINDS)}. Choose among these.")
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        results: dict[str, dict[str, Any]] = {}
+        with tempfile.TemporaryDirectory(dir=folder) as place, connect():
+            for one in KINDS:
+                if one in (kind or KINDS):
+                    results[one] = _backtest(one, Path(place) / one, users=users, items=items)
+        console.print(_table(results))
+        console.print("In brackets: 95% intervals, bootstrap over users; differences user by user.")
+        if out is not None:
+            text = json.dumps(results, indent=1) + "\n"
+            write_atomically(out, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _backtest(kind: Kind, folder: Path, *, users: int, items: int) -> dict[str, Any]:
+    """As `backtest.measure`, of one label window that the model does not know, and `events`, the shop's."""
+    log.info("shops: %s", kind)
+    planted = synthetic.shop(folder, users=users, items=items, days=365, seed=0, end=END, kind=kind)
+    (folder / "shop.toml").write_text(settings_text(planted, folder, kinds=TRAITS[kind].looks), encoding="utf-8")
+    settings = config.load(folder / "shop.toml")
+    day = END - timedelta(days=settings.window.label_days)
+    state = shop_state(open_shop(settings, as_of=day), end=END, as_of=day)
+    return {"events": planted.rows, **measure(state, train_shop(state, as_of=day).bundle, as_of=day, end=END)}
+
+
+def _table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(title="NDCG@10 of planted shops with default settings", title_justify="left")
+    columns: Sequence[str] = [f"{name} {part}" for part in SLICES for name in ("mlp,", "best baseline,", "mlp minus it,")]
+    for number, column in enumerate(("shop", "events", "users", *columns)):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for kind, result in results.items():
+        cells = [kind, f"{result['events']:,}", f"{result['users']['all']:,}"]
+        found = best_baselines(result)
+        for part in SLICES:
+            if part not in found:
+                cells += ["-", "-", "-"]
+                continue
+            best = found[part]
+            ours = result["models"][OURS][part]["ndcg@10"]
+            other = result["models"][best["baseline"]][part]["ndcg@10"]
+            cells += [f"{ours:.3f}", f"{best['baseline']} {other:.3f}"]
+            cells.append(f"{best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}]")
+        table.add_row(*cells)
+    return table
+
+
+if __name__ == "__main__":
+    main(shops)
