@@ -66,6 +66,10 @@ class Gate(Section):
     max_drift: Annotated[float, Field(ge=0)] = 0.5
     """drift: the largest population stability index of the scores. Two ordinary nights of the demo shop, each with a model of its own,
     came to 0.08 to 0.28; a feature in another unit, on a small shop, to 0.6."""
+    max_score_shift: Annotated[float, Field(ge=0)] = 0.35
+    """score_shift: how far the scores of users may rise or fall: the mean log-odds of each user's list less those of the same user's
+    list the night before, on average. It sees what drift does not where scores differ much from user to user: prices in another unit
+    moved it by 0.46 on the demo shop, an ordinary night with the same model by 0.004, one with a model of another seed by 0.24."""
     max_source_change: Annotated[float, Field(ge=0, le=1)] = 0.25
     """source_change: the largest change of a source's share of the rows."""
     min_source_kept: Annotated[float, Field(ge=0, le=1)] = 0.2

@@ -46,7 +46,9 @@ class ListFigures:
     user: np.ndarray
     """uint64 (M): rows of users whose pairs are kept: hash of the user …"""
     pair: np.ndarray
-    """uint64 (M): … and of user and item; ascending."""
+    """uint64 (M): … and of user and item; ascending …"""
+    odds: np.ndarray
+    """float32 (M): … and the log-odds of the score, NaN where there is none."""
 
     @property
     def repeated_users(self) -> int:
@@ -70,14 +72,14 @@ def figures_of(batches: Iterable[pa.RecordBatch], *, k: int, share: float, pair_
     Args:
         batches: with COLUMNS; every user's ranks are 1, 2, … as the audit demands.
         share: of the users, chosen by hash, who are sampled: 8 bytes a user.
-        pair_share: of the users whose pairs are kept too, at most `share`: 16 bytes a row.
+        pair_share: of the users whose pairs are kept too, at most `share`: 20 bytes a row.
     """
     rows = users = full = 0
     counts: dict[str, list[pa.Table]] = {SOURCE: [], ITEM_ID: []}
     scores = np.zeros(SCORE_BINS + 1, np.int64)
     low, high = np.inf, -np.inf
     nothing = np.empty(0, np.uint64)
-    chosen, user, pair = [nothing], [nothing], [nothing]
+    chosen, user, pair, odds = [nothing], [nothing], [nothing], [np.empty(0, np.float32)]
     for batch in batches:
         rows += batch.num_rows
         rank = batch.column(RANK).to_numpy()
@@ -97,6 +99,8 @@ def figures_of(batches: Iterable[pa.RecordBatch], *, k: int, share: float, pair_
         kept = sampled(of_user, pair_share)
         user.append(of_user[kept])
         pair.append(mix(of_user[kept] ^ mix(of_item[kept])))
+        score = batch.column(SCORE).to_numpy(zero_copy_only=False).astype(np.float64)  # null is NaN
+        odds.append(_log_odds(score[kept]).astype(np.float32))
     pairs = np.concatenate(pair)
     order = np.argsort(pairs)
     ends = (float(low), float(high)) if np.isfinite(low) else (float("nan"), float("nan"))
@@ -111,6 +115,7 @@ def figures_of(batches: Iterable[pa.RecordBatch], *, k: int, share: float, pair_
         np.sort(np.concatenate(chosen)),
         np.concatenate(user)[order],
         pairs[order],
+        np.concatenate(odds)[order],
     )
 
 
@@ -129,10 +134,14 @@ def _by_value(counts: Sequence[pa.Table]) -> dict[Any, int]:
 
 
 def _bins(scores: np.ndarray) -> np.ndarray:
+    odds = np.nan_to_num(_log_odds(scores), nan=12.0)  # outside 0..1: another check's business
+    return np.clip((odds + 12) / 24 * SCORE_BINS, 0, SCORE_BINS - 1).astype(np.int64)
+
+
+def _log_odds(scores: np.ndarray) -> np.ndarray:
+    """Within -12 and 12; NaN where the score is none or no chance."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        odds = np.log(scores) - np.log1p(-scores)
-    odds = np.nan_to_num(odds, nan=np.inf, posinf=np.inf, neginf=-np.inf)  # outside 0..1: another check's business
-    return np.clip((np.clip(odds, -12, 12) + 12) / 24 * SCORE_BINS, 0, SCORE_BINS - 1).astype(np.int64)
+        return np.clip(np.log(scores) - np.log1p(-scores), -12, 12)
 
 
 def _hashes(column: pa.Array) -> np.ndarray:
@@ -155,6 +164,21 @@ def drift(before: np.ndarray, now: np.ndarray) -> float:
         for counts in (before, now)
     )
     return float(((q - p) * np.log(q / p)).sum())
+
+
+def score_shift(before: ListFigures, now: ListFigures) -> float | None:
+    """By how much the log-odds of a user's scores rose, each list's mean, on average over users with scores in both; None where nobody
+    has."""
+    (users, means), (users_now, means_now) = (_means(one) for one in (before, now))
+    _, place, place_now = np.intersect1d(users, users_now, assume_unique=True, return_indices=True)
+    return float((means_now[place_now] - means[place]).mean()) if len(place) else None
+
+
+def _means(lists: ListFigures) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of users with scores, ascending, and the mean log-odds of each."""
+    known = ~np.isnan(lists.odds)
+    users, row = np.unique(lists.user[known], return_inverse=True)
+    return users, np.bincount(row, weights=lists.odds[known]) / np.maximum(np.bincount(row), 1)
 
 
 def overlap(before: ListFigures, now: ListFigures) -> float | None:

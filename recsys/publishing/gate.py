@@ -9,7 +9,7 @@ import numpy as np
 
 from recsys import config
 from recsys.errors import ConfigError
-from recsys.publishing.figures import ListFigures, drift, overlap, source_shares
+from recsys.publishing.figures import ListFigures, drift, overlap, score_shift, source_shares
 
 NAMES = (
     "repeated_users",
@@ -26,6 +26,7 @@ NAMES = (
     "items",
     "concentration",
     "drift",
+    "score_shift",
     "source_change",
     "source_kept",
 )
@@ -164,6 +165,13 @@ def judge(
             ),
             Check("concentration", now.gini - before.gini, None, limits.max_concentration_rise, "rise of the Gini index over items"),
             Check("drift", drift(before.scores, now.scores), None, limits.max_drift, "population stability index of the scores"),
+            Check(
+                "score_shift",
+                score_shift(before, now),
+                0 - limits.max_score_shift,
+                limits.max_score_shift,
+                "rise of the mean log-odds of a user's scores, over users of both nights",
+            ),
             Check("source_change", change, None, limits.max_source_change, "largest change of a source's share of the rows"),
             Check("source_kept", kept, limits.min_source_kept, None, "smallest part of its share that a source keeps"),
         ]

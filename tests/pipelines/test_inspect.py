@@ -61,6 +61,7 @@ k = 6
 [gate]
 min_overlap = 0
 max_drift = 100
+max_score_shift = 100
 max_source_change = 1
 min_source_kept = 0
 [run]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from recsys.config import Champion, Gate
 from recsys.errors import ConfigError
-from recsys.publishing.figures import ListFigures, drift, figures_of, overlap
+from recsys.publishing.figures import ListFigures, drift, figures_of, overlap, score_shift
 from recsys.publishing.gate import NAMES, NOT_MEASURED, Quality, Verdict, judge, overrides
 from recsys.schema import ITEM_ID, RANK, SCORE, SOURCE, USER_ID
 
@@ -82,9 +82,9 @@ def test_the_same_lists_pass_every_check_with_the_figures_of_no_change():
         pytest.param({"repeated": 1}, {"repeated_users"}, id="a user twice"),
         pytest.param({"first_item": 60}, {"overlap"}, id="other items"),
         pytest.param({"items": 30}, {"overlap", "items"}, id="half the catalog"),
-        pytest.param({"shift": 1.0}, {"drift"}, id="other scores"),
+        pytest.param({"shift": 1.0}, {"drift", "score_shift"}, id="other scores"),
         pytest.param({"source": "popular"}, {"source_change", "source_kept"}, id="a source that is empty"),
-        pytest.param({"same": True}, {"overlap", "items", "drift"}, id="the same list for all"),
+        pytest.param({"same": True}, {"overlap", "items", "drift", "score_shift"}, id="the same list for all"),
     ],
 )
 def test_each_fault_fails_its_checks_alone(bad: dict[str, Any], failing: set[str]):
@@ -236,6 +236,26 @@ def test_figures_equal_a_brute_force_answer_however_the_rows_are_batched(seed: i
         differences = np.abs(counts.to_numpy()[:, None] - counts.to_numpy()[None, :]).sum()
         assert seen.gini == pytest.approx(differences / (2 * len(counts) ** 2 * counts.mean()))  # half the relative mean difference
         assert (seen.low, seen.high) == (frame[SCORE].min(), frame[SCORE].max())
+
+
+@pytest.mark.parametrize("shift", [0.3, -0.3, 0.4, -0.4])
+def test_scores_that_rise_or_fall_for_the_same_users_shift(shift: float):
+    verdict = judged(lists(shift=shift), limits=Gate(max_drift=9.0))
+    (check,) = (one for one in verdict.checks if one.name == "score_shift")
+    assert check.value == pytest.approx(shift, abs=1e-4)
+    assert names(verdict) == (["score_shift"] if abs(shift) > 0.35 else [])
+
+
+def test_the_shift_is_of_users_with_scores_in_both_nights_alone():
+    before, now = lists(users=50), lists(users=60, shift=0.5)
+    user, score = now.column(USER_ID).to_numpy(), now.column(SCORE).to_numpy()
+    without = now.set_column(3, SCORE, pa.array(score, pa.float32(), mask=user < 10))
+    others = before.set_column(
+        3, SCORE, pa.array(np.where(before.column(USER_ID).to_numpy() < 10, 0.9, before.column(SCORE)), pa.float32())
+    )
+    assert score_shift(look(others), look(without)) == pytest.approx(0.5, abs=1e-4)
+    assert score_shift(look(lists(users=9)), look(without)) is None
+    assert score_shift(look(before, rows=3), look(now, rows=7)) == pytest.approx(0.5, abs=1e-4)  # lists cut between batches
 
 
 def test_drift_is_the_population_stability_index():
