@@ -68,6 +68,24 @@ def check_picture(path: Path | None) -> None:
         raise ConfigError(f"--plot {path}: must end in {' or '.join(PICTURES)}, got '{path.suffix}'. Rename it.")
 
 
+def check_files(**files: Path | None) -> None:
+    """Refuse files that cannot be written, so that this is said before the work; nothing is left behind.
+
+    Args:
+        files: by the option's name.
+
+    Raises:
+        ConfigError: a folder stands there, or theirs cannot be made or written to.
+    """
+    from recsys.storage import check_folders
+
+    for option, path in files.items():
+        if path is not None and path.is_dir():
+            raise ConfigError(f"--{option} {path}: must be a file, got a folder. Name a file in it.")
+        if path is not None:
+            check_folders(**{f"--{option}": str(path.absolute().parent)})
+
+
 @contextmanager
 def job() -> Generator[None]:
     """A verb's block: log lines on stderr, errors in one line."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import Config, check_picture, job, main, printing
+from jobs import Config, check_files, check_picture, job, main, printing
 from recsys import config
 from recsys.config.paths import local_path
 from recsys.data.shop import open_shop
@@ -36,6 +36,7 @@ def backtest(
     with job():
         settings = config.load(config_path)
         check_picture(plot)
+        check_files(out=out, plot=plot)
         day = as_of.date()
         inputs = open_shop(settings, as_of=day)
         end = horizon_end(inputs, as_of=day, horizon_days=horizon_days or settings.window.label_days)

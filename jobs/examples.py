@@ -12,6 +12,7 @@ from recsys.data.shop import open_shop
 from recsys.engine.connect import connect
 from recsys.pipelines.examples import export_examples
 from recsys.pipelines.signals import shop_state
+from recsys.storage import check_folders
 
 
 def examples(
@@ -21,6 +22,7 @@ def examples(
 ) -> None:
     """Write the labelled feature rows that a shop's model learns from as Parquet, with the settings to train on them."""
     with job():
+        check_folders(**{"--out": str(out)})
         inputs = open_shop(config.load(config_path), as_of=as_of.date())
         with connect():
             state = shop_state(inputs, end=as_of.date())

@@ -12,7 +12,7 @@ from recsys.config.paths import local_path
 from recsys.data import synthetic
 from recsys.data.shop_kinds import KINDS, TRAITS
 from recsys.errors import ConfigError
-from recsys.storage import write_atomically
+from recsys.storage import check_folders, write_atomically
 
 LEAST_ITEMS = 4 * synthetic.CATEGORIES
 
@@ -41,6 +41,7 @@ def planted_shop(
     with job():
         if out.exists():
             raise ConfigError(f"--out {out}: must not exist yet. Name another folder, or remove it.")
+        check_folders(**{"--out": str(out)})
         if (planted_kind := next((one for one in KINDS if one == kind), None)) is None:
             raise ConfigError(f"--kind {kind}: must be one of {', '.join(KINDS)}. Choose among these.")
         if kinds and TRAITS[planted_kind].looks:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from jobs import job, main
+from jobs import check_files, job, main
 from jobs.planted_shop import settings_text
 from recsys import config
 from recsys.config.paths import local_path
@@ -24,7 +24,7 @@ from recsys.evaluation.backtest import OURS, SLICES, best_baselines
 from recsys.pipelines.backtest import measure
 from recsys.pipelines.signals import shop_state
 from recsys.pipelines.train import train_shop
-from recsys.storage import write_atomically
+from recsys.storage import check_folders, write_atomically
 
 END = date(2026, 1, 1)
 
@@ -42,7 +42,9 @@ def shops(
     with job():
         if unknown := sorted(set(kind or KINDS) - set(KINDS)):
             raise ConfigError(f"--kind {unknown[0]}: must be one of {', '.join(KINDS)}. Choose among these.")
+        check_files(out=out)
         if folder is not None:
+            check_folders(**{"--folder": str(folder)})
             folder.mkdir(parents=True, exist_ok=True)
         results: dict[str, dict[str, Any]] = {}
         with tempfile.TemporaryDirectory(dir=folder) as place, connect():

@@ -12,6 +12,7 @@ from recsys.config import PairsSettings, Settings
 from recsys.config.paths import local_path
 from recsys.engine.connect import connect
 from recsys.ranking import bundle
+from recsys.storage import check_folders
 
 
 def train(
@@ -22,6 +23,8 @@ def train(
     """Train a model and write its bundle: of a shop on what was known before a day, or of labelled feature rows."""
     with job():
         settings = config.load_either(config_path)
+        if out is not None:
+            check_folders(**{"--out": str(out)})
         day = day_of(config_path, settings, as_of)
         made = _of_rows(settings) if isinstance(settings, PairsSettings) else _of_shop(settings, day)
         if out is not None:

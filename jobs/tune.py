@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from jobs import Config, ShopAsOf, check_picture, day_of, job, main
+from jobs import Config, ShopAsOf, check_files, check_picture, day_of, job, main
 from recsys import config
 from recsys.config import PairsSettings
 from recsys.config.paths import local_path
@@ -39,6 +39,7 @@ def tune(
     with job():
         settings = config.load_either(config_path)
         check_picture(plot)
+        check_files(out=out, plot=plot)
         day = day_of(config_path, settings, as_of)
         if isinstance(settings, PairsSettings):
             rows = open_feature_table(settings, "path")

@@ -14,7 +14,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from jobs import job, main
+from jobs import check_files, job, main
 from jobs.bench import road, sample
 from jobs.bench.pairs import compare_encoding, compare_joined, compare_pairs, paired
 from jobs.bench.training import BATCHES, compare_training, first_step
@@ -26,7 +26,7 @@ from recsys.errors import ConfigError
 from recsys.features.spec import FeatureSpec
 from recsys.ranking import bundle
 from recsys.ranking.scorer import Scorer, probabilities
-from recsys.storage import write_atomically
+from recsys.storage import check_folders, write_atomically
 
 PARTS = ("scoring", "training", "pairs", "road", "sample")
 DENSE, CODES, VOCABULARY, SCORED, ENCODED = 80, 6, 1000, 100_000, 500_000
@@ -49,7 +49,9 @@ def bench(
         if unknown := sorted(set(part or PARTS) - set(PARTS)):
             raise ConfigError(f"--part {unknown[0]}: must be one of {', '.join(PARTS)}. Choose among these.")
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+        check_files(out=out)
         if folder is not None:
+            check_folders(**{"--folder": str(folder)})
             folder.mkdir(parents=True, exist_ok=True)
         results: list[dict[str, Any]] = []
         roads: list[dict[str, Any]] = []

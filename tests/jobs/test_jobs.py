@@ -247,6 +247,27 @@ def test_every_stage_refuses_alike(name: str, run: Callable[..., Ended], tmp_pat
     assert "no such settings file" in refused(run(name, "--config", "nowhere.toml", "--as-of", DAY), tmp_path)
 
 
+OF_A_SHOP = {"backtest": (), "tune": ("--trials", "1"), "train": (), "examples": ()}  # and what they need beside the shop
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("name", [*OF_A_SHOP, "shops", "bench", "planted_shop", "demo_shop"])
+@pytest.mark.parametrize("place", ["events.parquet/below/out", "/proc/recsys/out"])  # in a file, nowhere
+def test_an_out_that_cannot_be_written_is_refused_before_any_work(name: str, place: str, run: Callable[..., Ended], tmp_path: Path):
+    arguments = write(tmp_path, Mistake(""))
+    said = refused(run(name, *((*arguments, *OF_A_SHOP[name]) if name in OF_A_SHOP else ()), "--out", str(tmp_path / place)), tmp_path)
+    assert re.match(rf"--out = {tmp_path / place}|--out = {(tmp_path / place).parent}", said), said
+    assert ": must be a folder that can be made and written to, got: " in said
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("name", ["backtest", "tune", "shops", "bench"])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_any_work(name: str, run: Callable[..., Ended], tmp_path: Path):
+    arguments = write(tmp_path, Mistake(""))
+    said = refused(run(name, *((*arguments, *OF_A_SHOP[name]) if name in OF_A_SHOP else ()), "--out", str(tmp_path)), tmp_path)
+    assert said == f"--out {tmp_path}: must be a file, got a folder. Name a file in it."
+
+
 @pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize("setting", ["run.work", "table.path", "champion.path", "report.path"])
 @pytest.mark.parametrize("place", ["events.parquet", "events.parquet/below", "/proc/recsys/below"])  # a file, in a file, nowhere
