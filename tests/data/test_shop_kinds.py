@@ -76,6 +76,7 @@ def test_gifts_sell_around_their_best_day() -> None:
         assert values.max() > 0.99
         assert values.min() == pytest.approx(OFF_SEASON, abs=0.01)
         apart = np.abs((days - best + 182.6) % 365.25 - 182.6)
+        assert values[apart < SEASON_DAYS].min() > 0.6  # across the new year too
         assert values[apart > 4 * SEASON_DAYS].max() < OFF_SEASON + 0.01
 
 

@@ -76,6 +76,22 @@ def test_what_lost_is_kept_and_can_be_promoted_by_hand_as_it_was_tested(tmp_path
     assert registry.decisions()[1:] == [lost, Decision("2026-01-01", entry.version, entry.version, "I know better")]
 
 
+def test_what_a_champion_reached_against_baselines_stands_until_it_is_measured_again(tmp_path: Path, made: list[Bundle]):
+    registry = Registry(tmp_path)
+    first, second = made[0].model_version, made[2].model_version
+    told = [{"all": {"baseline": "factors", "difference": place / 10, "low": 0.0, "high": 0.3}} for place in range(2)]
+    assert registry.baselines(first) == {}
+    registry.keep(made[0], made[1])
+    registry.keep(made[2], made[2])
+    registry.decide(Decision("2026-01-01", first, first, "the first", baselines=told[0]))
+    registry.decide(Decision("2026-01-08", second, second, "better", baselines=told[1]))
+    assert (registry.baselines(first), registry.baselines(second)) == (told[0], told[1])
+    registry.promote(first, as_of=DAY, why="by hand, which measures nothing")
+    assert registry.baselines(first) == told[0]
+    registry.decide(Decision("2026-01-09", first, second, "worse", baselines=told[1]))
+    assert registry.baselines(first) == told[1]
+
+
 def test_rollback_goes_back_step_by_step(tmp_path: Path, made: list[Bundle]):
     registry = Registry(tmp_path)
     for one in made[:3]:
