@@ -53,7 +53,13 @@ def test_users_are_counted_by_their_first_day_and_by_the_windows_that_they_wante
 
 
 few = st.builds(
-    Event, user=st.integers(0, 1), item=st.integers(0, 1), day=st.integers(0, 12).map(lambda half: half / 2), wanted=st.booleans()
+    Event,
+    user=st.integers(0, 1),
+    item=st.integers(0, 1),
+    day=st.integers(0, 12).map(lambda half: half / 2),
+    price=st.just(1.0),
+    quantity=st.just(1.0),
+    wanted=st.booleans(),
 )
 
 
