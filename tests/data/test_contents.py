@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from recsys.data import contents
@@ -64,6 +64,8 @@ few = st.builds(
 
 
 @given(events=st.lists(few, max_size=20), day=st.integers(-1, 8))
+@example(events=[Event(0, 0, 1.0), Event(0, 0, 1.5)], day=5)  # twice on one day
+@example(events=[Event(0, 0, 1.0), Event(0, 0, 2.0), Event(0, 0, 3.0, wanted=False)], day=2)  # the second is of the day itself
 def test_what_was_wanted_on_an_earlier_day_is_wanted_again(events: list[Event], day: int):
     wanted = {(one.user, one.item, one.day // 1) for one in events if one.wanted and one.day < day}
     again = {(user, item, on) for user, item, on in wanted if any((user, item) == other[:2] and other[2] < on for other in wanted)}
