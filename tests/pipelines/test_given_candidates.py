@@ -1,5 +1,6 @@
 """A published protocol on a planted shop where nobody takes an item twice: each user's future items among 99 random ones."""
 
+import json
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tests.small import small
 
 DAY = date(2024, 6, 6)
 END = DAY + timedelta(days=14)
-OTHERS = 99
+OTHERS, PROPOSED = 99, 40
 
 
 @pytest.mark.usefixtures("in_process")
@@ -45,7 +46,7 @@ def test_the_model_is_not_below_its_sources_where_it_ranks_what_it_is_given(tmp_
         tmp_path / "work",
         shop={"events": str(tmp_path / "events.parquet")},
         signals={"factors": 16, "als_iterations": 5},
-        candidates={"per_user": 100},
+        candidates={"per_user": PROPOSED},
         model={"hidden": [64, 32]},
         train={"epochs": 8},
         window={"cutoffs": 5, "history_days": 120},
@@ -53,7 +54,13 @@ def test_the_model_is_not_below_its_sources_where_it_ranks_what_it_is_given(tmp_
     )
     state = shop_state(open_shop(settings, as_of=DAY), end=END, as_of=DAY)
     assert state.settings.rank.allow_repeats is False
-    result = measure(state, train_shop(state, as_of=DAY).bundle, as_of=DAY, end=END)
+    trained = train_shop(state, as_of=DAY)
+    days = [date.fromisoformat(day) for day in trained.bundle.about["window"]["cutoffs"]]
+    users = sum(state.dataset.contents.users_wanting(day) for day in days)
+    assert trained.examples["candidates"] > 1.5 * PROPOSED * users  # they look like the given ones, not like what is proposed
+    scored = [int(json.loads(path.read_text())["rows"]) for path in (tmp_path / "work").glob("calibrate-*/receipts/*.json")]
+    assert sum(scored) > 1.5 * PROPOSED * state.dataset.contents.users_before(days[-1])
+    result = measure(state, trained.bundle, as_of=DAY, end=END)
     best = best_baselines(result)["all"]
     assert best["baseline"] in ("neighbours", "factors")
     assert best["low"] > 0
