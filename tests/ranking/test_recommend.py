@@ -106,6 +106,15 @@ def test_what_the_calibration_ties_stays_in_the_order_of_raw_outputs() -> None:
     assert set(rows(tied, "eve", "score")) == {None}
 
 
+def test_a_score_is_of_the_row_s_own_user_s_purchases() -> None:
+    scored = table(chance=lambda raw, purchases: (purchases / 100).astype(np.float32))  # noqa: ARG005
+    bought = shops.batch().activity
+    assert len(set(bought.tolist())) > 2
+    for number, user in enumerate(shops.users()["user_id"].to_pylist()):
+        if bought[number]:
+            assert set(rows(scored, user, "score")) == {np.float32(bought[number] / 100)}
+
+
 def test_a_user_without_purchases_gets_what_is_popular_without_a_score() -> None:
     found = table()
     assert rows(found, "eve", "item_id") == [10, 30, 40]  # milk, bread, roll, whatever the model says
