@@ -14,6 +14,7 @@ Active positions: milk 0, cheese 1, bread 2, roll 3, cake 4, spade 5.
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ START, CUTOFF, END = 0, 100 * DAY_US, 110 * DAY_US
 MILK, CHEESE, BREAD, ROLL, CAKE, NOTHING, SPADE = range(7)
 P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
 ANN, BOB, CID, DEE, EVE = range(5)
+TONIGHT = Path("no lists")  # as in a night, not as in training; the folder is read only where rules have lists
 VOCABULARIES = {"department": ("bakery", "dairy"), "age": ("30s", "50s")}  # garden and 90s are unseen
 
 
@@ -140,8 +142,8 @@ def fit(events: Histories, changed: config.Settings | None = None, **options: An
 
 
 def featurizer(changed: config.Settings | None = None, items: Catalog | None = None, events: Histories | None = None) -> Featurizer:
-    """The shop's featurizer as of CUTOFF, with signals of other events where they are given."""
-    return Featurizer(changed or settings(), items or catalog(), fit(events or whole()), VOCABULARIES)
+    """The shop's featurizer of the night of CUTOFF, with signals of other events where they are given."""
+    return Featurizer(changed or settings(), items or catalog(), fit(events or whole()), VOCABULARIES, TONIGHT)
 
 
 def batch(changed: config.Settings | None = None, items: Catalog | None = None) -> RuledUsers:

@@ -216,7 +216,7 @@ def read_signals(state: ShopState, cutoff: date, *, lists: bool = False) -> Sign
 def examples_of(state: ShopState, days: Sequence[date]) -> dict[date, str]:
     """The names of the examples as of each day: everything that is in them, so that examples of an earlier night serve as well."""
     settings, contents, catalog = state.settings, state.dataset.contents, state.dataset.catalog()
-    columns = [AVAILABLE, *(field.name for field in state.inputs.item_fields())]
+    columns = [field.name for field in state.inputs.item_fields()]
     names: dict[date, str] = {}
     for day, path in zip(days, fit_signals(state, days), strict=True):
         end = day + timedelta(days=settings.window.label_days)

@@ -60,13 +60,14 @@ class Rules:
     """The rules, held against a catalog.
 
     Args:
-        lists: the folder of `write_list`'s files; None: rules with lists do not act, as in training.
+        lists: the folder of `write_list`'s files; None, as in training: rules with lists do not act, nor does what the catalog has
+            available, as both are of tonight and not of the days that are learned from.
     """
 
     def __init__(self, settings: config.Settings, catalog: Catalog, lists: Path | None) -> None:
         self.names: tuple[str, ...] = names(settings)
         self.caps: list[Cap] = []
-        self._masks: list[_Mask] = [_Mask(0, items=~catalog.available)]
+        self._masks: list[_Mask] = [_Mask(0, items=~catalog.available & (lists is not None))]
         if REPEATS in self.names:
             self._masks.append(_Mask(1, pairs=_bought(None)))
         first = len(self.names) - len(settings.rules)

@@ -237,7 +237,7 @@ LATER = st.builds(
 def test_no_event_from_the_cutoff_on_changes_any_feature(later: list[Event]) -> None:
     def inputs(events: list[Event]) -> ModelInputs:
         histories = shops.group(events)  # signals are fitted on the later events too
-        return run(histories, Featurizer(shops.settings(), shops.catalog(), shops.fit(histories), shops.VOCABULARIES))[2]
+        return run(histories, Featurizer(shops.settings(), shops.catalog(), shops.fit(histories), shops.VOCABULARIES, shops.TONIGHT))[2]
 
     assert equal(inputs([*shops.HISTORY, *later]), inputs(shops.HISTORY))
 
@@ -305,7 +305,7 @@ def test_a_column_of_numbers_in_chunks_is_read_by_item() -> None:
     whole = signals.fit(
         [(shops.whole(), np.ones(5, bool))], items=7, start=START, cutoff=CUTOFF, settings=shops.settings().signals, seed=3
     )
-    assert equal(run(shops.whole(), Featurizer(shops.settings(), chunked, whole, shops.VOCABULARIES))[2], run(shops.whole())[2])
+    assert equal(run(shops.whole(), Featurizer(shops.settings(), chunked, whole, shops.VOCABULARIES, shops.TONIGHT))[2], run(shops.whole())[2])
 
 
 def test_a_feature_with_the_name_of_a_computed_one_stands_beside_it() -> None:

@@ -58,7 +58,7 @@ def shop(table: pa.Table, fewest: int = 1, events: list[Event] | None = None) ->
     chosen = settings(fewest)
     fitted = shops.fit(histories, chosen, groups=AGES)
     vocabularies = {"department": shops.VOCABULARIES["department"], "age": ("30s",), "income_band": ("low",)}
-    return Featurizer(chosen, shops.catalog(), fitted, vocabularies), histories
+    return Featurizer(chosen, shops.catalog(), fitted, vocabularies, shops.TONIGHT), histories
 
 
 def shares(table: pa.Table, fewest: int = 1) -> np.ndarray:
@@ -195,7 +195,7 @@ def content(**limits: int) -> tuple[Featurizer, Histories]:
     chosen = shops.settings(candidates=config.Candidates(**{"content": 20, "cold_buyers": 2, **limits}))
     items = shops.catalog(department=FRESH)
     fitted = shops.fit(shops.whole(), chosen, unseen=np.array([NOTHING]), most_unseen=chosen.candidates.unseen)
-    return Featurizer(chosen, items, fitted, shops.VOCABULARIES), shops.whole()
+    return Featurizer(chosen, items, fitted, shops.VOCABULARIES, shops.TONIGHT), shops.whole()
 
 
 def proposed(found: candidates.Candidates, users: UserBatch, user: int) -> list[int]:

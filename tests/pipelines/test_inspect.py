@@ -219,7 +219,9 @@ def test_contributions_are_of_the_list_s_rows_and_add_up_to_their_scores(nights:
     assert [row.name for row in rows] == shown.names
     raw = np.array([row.raw for row in rows], np.float32)
     events = pq.read_table(nights.planted.events, filters=[("user_id", "==", shown.user_id)]).to_pandas()
-    days = events[events["ts"] < pd.Timestamp(shown.night.as_of, tz="UTC")]
+    end = pd.Timestamp(shown.night.as_of, tz="UTC")
+    start = end - pd.Timedelta(days=nights.state.settings.window.history_days)
+    days = events[(events["ts"] >= start) & (events["ts"] < end)]
     distinct = set(zip(days["item_id"], days["ts"].dt.date, strict=True))
     purchases = np.full(len(raw), len(distinct))
     np.testing.assert_allclose(chances(made)(raw, purchases), shown.rows.column(SCORE).to_numpy(), atol=1e-4)

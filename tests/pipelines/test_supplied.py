@@ -30,7 +30,7 @@ def featurizer(*, repeats: bool = True) -> Featurizer:
     settings = settings.model_copy(update={"rank": settings.rank.model_copy(update={"allow_repeats": repeats})})
     plain = shops.featurizer(settings)
     signals = shops.fit(shops.whole(), extra=GIVEN.item)
-    return Featurizer(settings, plain.catalog, signals, shops.VOCABULARIES)
+    return Featurizer(settings, plain.catalog, signals, shops.VOCABULARIES, shops.TONIGHT)
 
 
 def listed(found: candidates.Candidates, users: UserBatch) -> dict[int, list[int]]:

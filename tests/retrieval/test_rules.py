@@ -52,7 +52,7 @@ def history() -> Histories:
     return shops.group([*shops.BEFORE, *shops.HISTORY, *shops.AFTER], PEOPLE)
 
 
-def described(settings: config.Settings, catalog: Catalog = CATALOG, lists: Path | None = None) -> Featurizer:
+def described(settings: config.Settings, catalog: Catalog = CATALOG, lists: Path | None = shops.TONIGHT) -> Featurizer:
     """The small shop's featurizer."""
     known = settings.model_copy(update={"signals": settings.signals.model_copy(update={"group_users": 1})})
     return Featurizer(settings, catalog, shops.fit(history(), known, groups=("age",)), shops.VOCABULARIES, lists)
@@ -76,7 +76,7 @@ def write_lists(settings: config.Settings, folder: Path, catalog: Catalog) -> Pa
     return folder
 
 
-def batch(settings: config.Settings, lists: Path | None = None) -> RuledUsers:
+def batch(settings: config.Settings, lists: Path | None = shops.TONIGHT) -> RuledUsers:
     """The small shop's users under the settings' rules."""
     return described(settings, lists=lists).users(history())
 
@@ -183,9 +183,10 @@ def test_lists_of_users_items_and_pairs(tmp_path: Path) -> None:
         EVE: ALL - {P_MILK},
     }
     assert [shops.barred_of(users)[EVE, item] for item in (P_CAKE, P_BREAD, P_SPADE)] == [1, 2, 4]  # the first that forbids it
-    # In training lists do not act, and the rules keep their places.
-    training = batch(settings)
-    assert forbidden(training) == NOBODY
+    # In training neither lists nor what is available act, and the rules keep their places.
+    training = batch(settings, None)
+    assert not shops.barred_of(training).any()
+    assert (shops.barred_of(users)[:, P_CAKE] == 1).all()
     assert training.rules.names == users.rules.names == ("available", "only these", "not these", "returned")
 
 
