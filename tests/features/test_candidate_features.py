@@ -305,7 +305,8 @@ def test_a_column_of_numbers_in_chunks_is_read_by_item() -> None:
     whole = signals.fit(
         [(shops.whole(), np.ones(5, bool))], items=7, start=START, cutoff=CUTOFF, settings=shops.settings().signals, seed=3
     )
-    assert equal(run(shops.whole(), Featurizer(shops.settings(), chunked, whole, shops.VOCABULARIES, shops.TONIGHT))[2], run(shops.whole())[2])
+    in_chunks = Featurizer(shops.settings(), chunked, whole, shops.VOCABULARIES, shops.TONIGHT)
+    assert equal(run(shops.whole(), in_chunks)[2], run(shops.whole())[2])
 
 
 def test_a_feature_with_the_name_of_a_computed_one_stands_beside_it() -> None:
