@@ -31,7 +31,7 @@ from recsys.config.rules import (
     RangeRule,
     Rule,
 )
-from recsys.config.search import ABSENT, SPACE, WHOLE, Range
+from recsys.config.search import ABSENT, SPACE, Range, is_whole, needs_lists, title_of
 from recsys.config.section import Section
 from recsys.config.settings import PairsSettings, Settings
 from recsys.config.shop import Candidates, Columns, Examples, Features, Shop, Signals, Window
@@ -42,7 +42,6 @@ __all__ = [
     "AVAILABLE",
     "REPEATS",
     "SPACE",
-    "WHOLE",
     "AnyRule",
     "Audience",
     "BoughtRule",
@@ -77,7 +76,10 @@ __all__ = [
     "Train",
     "Window",
     "Words",
+    "is_whole",
     "load",
     "load_either",
     "load_pairs",
+    "needs_lists",
+    "title_of",
 ]

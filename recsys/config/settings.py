@@ -53,7 +53,8 @@ class Settings(Section):
     train: Train = Train()
     tune: Space = SPACE
     """What `jobs.tune` searches: keys of [model] and [train], each with a list of choices, or a range. The choice "absent" leaves the
-    key out. Without a section [tune] it searches these:"""
+    key out. Keys of [window], [signals], [candidates] and [examples] stand in sections of their own, such as [tune.candidates]; with
+    one of these, trials are judged by their lists instead of by the loss. Without a section [tune] it searches these:"""
     calibration: Calibration = Calibration()
     rank: Rank = Rank()
     rules: Annotated[tuple[Annotated[AnyRule, Field(discriminator="kind")], ...], Strict(False)] = ()

@@ -320,10 +320,11 @@ def best_baselines(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def paired(ours: Sums, other: Sums) -> dict[str, Any]:
-    """NDCG@10 over all items of one bundle's sums less another's, of the same users and seed: `mean`, `interval` and `users`."""
+def paired(ours: Sums, other: Sums, name: str = "all") -> dict[str, Any]:
+    """NDCG@10 over a slice's items of one bundle's sums less another's, of the same users and seed: `mean`, `interval` and `users`."""
     nobody = np.zeros(1 + bootstrap.RESAMPLES)
-    key, users = f"all {OURS} ndcg@10", ours.get("all users", nobody)
+    key, users = f"{name} {OURS} ndcg@10", ours.get(f"{name} users", nobody)
+    assert np.array_equal(users, other.get(f"{name} users", nobody)), "the same users count for both"
     difference = ours.get(key, nobody) - other.get(key, nobody)
     mean = float(difference[0] / users[0]) if users[0] else None
     return {"mean": mean, "interval": bootstrap.interval(difference, users), "users": int(users[0])}

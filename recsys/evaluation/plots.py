@@ -51,6 +51,34 @@ def plot_reliability(figures: Mapping[str, Any], path: Path | BinaryIO, *, kind:
     picture.savefig(path, format=kind.removeprefix("."), dpi=150, metadata=told)
 
 
+def plot_trials(
+    values: Sequence[Mapping[str, str | float]], ndcg: Sequence[Mapping[str, float]], path: Path, *, best: int, kind: str
+) -> None:
+    """A picture of a search's trials: NDCG@10 against each searched setting, a row of panels a slice; the best is black and filled.
+
+    Args:
+        values: what each trial tried, by key: numbers, or words for all that is none.
+        ndcg: of each, by slice; empty where it failed, which leaves it out.
+        best: place of the best trial.
+        kind: the suffix that says the format, .png or .svg.
+    """
+    from matplotlib.figure import Figure
+
+    keys, slices = list(values[best]), list(ndcg[best])
+    picture = Figure(figsize=(3.6 * len(keys), 3.2 * len(slices)), layout="constrained")
+    panels = picture.subplots(len(slices), len(keys), squeeze=False)
+    for row, name in enumerate(slices):
+        for axes, key in zip(panels[row], keys, strict=True):
+            for place, (tried, reached) in enumerate(zip(values, ndcg, strict=True)):
+                if reached:
+                    first = place == best
+                    style = {"color": "0.0" if first else "0.6", "markersize": 9 if first else 6, "zorder": 2 + first}
+                    axes.plot([tried[key]], [reached[name]], marker="o", markerfacecolor="0.0" if first else "white", **style)
+            axes.set(xlabel=key, ylabel=f"NDCG@10, {name} items")
+    picture.suptitle(f"{len(values)} trials; filled: the best")
+    picture.savefig(path, format=kind.removeprefix("."), dpi=150)
+
+
 STYLES = (("o", "-", "0.0"), ("s", "--", "0.45"), ("^", ":", "0.0"), ("D", "-.", "0.45"))  # marker, line, grey
 
 

@@ -70,7 +70,13 @@ def paired(state: ShopState, bundle: Bundle, other: Bundle, *, as_of: date, end:
         `mean`; `interval`, its 95% bounds by the bootstrap over users, whose resamples both bundles share; `users`. None, None and 0
         where no user counts.
     """
-    return backtest.paired(*(_sums(*_measured(state, one, as_of=as_of, end=end), "lists") for one in (bundle, other)))
+    ours, others = (list_sums(state, one, as_of=as_of, end=end) for one in (bundle, other))
+    return backtest.paired(ours, others)
+
+
+def list_sums(state: ShopState, bundle: Bundle, *, as_of: date, end: date) -> dict[str, np.ndarray]:
+    """The sums of `backtest.evaluate` over all users, of what `measure` tells the means."""
+    return _sums(*_measured(state, bundle, as_of=as_of, end=end), "lists")
 
 
 def _sums(stage: Stage, receipts: Mapping[str, Receipt], what: str) -> dict[str, np.ndarray]:

@@ -14,13 +14,13 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tomlkit
 import tomlkit.items
 
-from recsys.config import ABSENT, WHOLE, Model, PairsSettings, Range, Settings, Train
+from recsys.config import ABSENT, PairsSettings, Range, Section, Settings, is_whole, title_of
 from recsys.engine.progress import progress
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.trials import Report, run_trials
@@ -31,6 +31,7 @@ from recsys.training.loop import run_epochs
 from recsys.training.plan import VALIDATE, Plan, best_epoch, next_epoch
 from recsys.training.worker import limit_threads
 
+EitherDoor = TypeVar("EitherDoor", bound=Section)
 DIVERGED = 1e30  # what the scheduler is told in place of a loss that is no number
 
 
@@ -102,12 +103,12 @@ def _search(
         spec = labelled.spec()
         plans: dict[int, Plan] = {}
         for number in pending:
-            model, fitted = applied(settings, drawn[number])
+            tried = applied(settings, drawn[number])
             folder = stage.path / names[number]
             folder.mkdir(exist_ok=True)
-            fitted = fitted.model_copy(update={"workers": 1, "refit": False})
+            fitted = tried.train.model_copy(update={"workers": 1, "refit": False})
             plans[number] = Plan(
-                tuple(labelled.fitting), tuple(labelled.validating), spec, model, fitted, settings.run.seed, run=folder
+                tuple(labelled.fitting), tuple(labelled.validating), spec, tried.model, fitted, settings.run.seed, run=folder
             )
         one = plans[pending[0]]
         check_fit(one.train_files, one.validation_files, spec=spec, train=one.train)
@@ -154,13 +155,14 @@ def draw(settings: Settings | PairsSettings, number: int) -> dict[str, Any]:
     rng = np.random.default_rng([settings.run.seed, number])
     values: dict[str, Any] = {}
     for key, told in sorted(settings.tune.items()):
+        section, name = getattr(settings, title_of(key)), key.rpartition(".")[2]
         if number == 1:
-            standing = getattr(settings.model if key in Model.model_fields else settings.train, key)
+            standing = getattr(section, name)
             values[key] = ABSENT if standing is None else list(standing) if isinstance(standing, tuple) else standing
         elif not isinstance(told, Range):
             chosen = told[int(rng.integers(len(told)))]
             values[key] = list(chosen) if isinstance(chosen, tuple) else chosen
-        elif key in WHOLE:
+        elif is_whole(type(section), name):
             values[key] = min(int(_even(rng, told.low, told.high + 1, log=told.log)), int(told.high))
         else:
             values[key] = min(max(float(f"{_even(rng, told.low, told.high, log=told.log):.3g}"), told.low), told.high)
@@ -172,20 +174,20 @@ def _even(rng: np.random.Generator, low: float, high: float, *, log: bool) -> fl
     return float(np.exp(rng.uniform(np.log(low), np.log(high)))) if log else float(rng.uniform(low, high))
 
 
-def applied(settings: Settings | PairsSettings, values: Mapping[str, Any]) -> tuple[Model, Train]:
-    """[model] and [train] with the values in place."""
-    parts: list[Any] = []
-    for section in (settings.model, settings.train):
-        own = {key: None if value == ABSENT else value for key, value in values.items() if key in type(section).model_fields}
-        parts.append(type(section).model_validate({**section.model_dump(), **own}))
-    return parts[0], parts[1]
+def applied(settings: EitherDoor, values: Mapping[str, Any]) -> EitherDoor:
+    """The settings with the values in place, and nothing more to search."""
+    said = settings.model_dump(exclude_unset=True, exclude={"tune"})
+    for key, value in values.items():
+        said.setdefault(title_of(key), {})[key.rpartition(".")[2]] = None if value == ABSENT else value
+    whole: Any = type(settings)
+    return whole.model_validate(said)
 
 
 def written(text: str, values: Mapping[str, Any]) -> str:
-    """A settings file with the values in place of what [model] and [train] said; all else, comments too, stays."""
+    """A settings file with the values in place of what it said; all else, comments too, stays."""
     document = tomlkit.parse(text)
-    for key, value in values.items():
-        section = "model" if key in Model.model_fields else "train"
+    for searched, value in values.items():
+        section, key = title_of(searched), searched.rpartition(".")[2]
         if section not in document:
             document[section] = tomlkit.table()
         table: Any = document[section]

@@ -454,6 +454,49 @@ def test_a_space_that_cannot_be_searched_is_one_sentence(file: Path, door: str, 
     file.write_text(f"{door}[tune]\n{text}")
     with pytest.raises(ConfigError) as caught:
         config.load_either(file)
+    more = ", window.KEY, signals.KEY, candidates.KEY, examples.KEY" if door == SHOP else ""
+    assert str(caught.value) == f"{file}: {message}".replace(TUNED, TUNED + more)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("candidates = 3", "tune.candidates must be a section with a key at least, got 3; add one or remove it."),
+        ("[tune.candidates]", "tune.candidates must be a section with a key at least, got {}; add one or remove it."),
+        (
+            "[tune.examples]\nnegative = [1]",
+            "unknown key 'tune.examples.negative'. Known here: examples.max_users, examples.negatives.",
+        ),
+        (
+            "[tune.rank]\nk = [1]",
+            f"unknown key 'tune.rank'. Known here: {TUNED}, window.KEY, signals.KEY, candidates.KEY, examples.KEY.",
+        ),
+        (
+            "[tune.candidates]\npopular = 3",
+            "tune.candidates.popular must be a list of choices or a range {low, high, [log]}, got 3; mend it.",
+        ),
+        (
+            "[tune.candidates]\npopular = [100, 0]",
+            "tune.candidates.popular: 'popular': input should be greater than 0, got 0; mend it.",
+        ),
+        (
+            "[tune.candidates]\nown = {low = 0.5, high = 9}",
+            "tune.candidates.own: 'own': input should be a valid integer, got 0.5; mend it.",
+        ),
+        (
+            "[tune.signals]\nals_l2 = {low = 0, high = 9}",
+            "tune.signals.als_l2: 'als_l2': input should be greater than 0, got 0.0; mend it.",
+        ),
+        (
+            "[tune.window]\nhistory_days = [91, 365]",
+            "tune.window.history_days: it says which users have a history, so trials of it would count different users; remove it.",
+        ),
+    ],
+)
+def test_what_is_learned_from_is_searched_too_and_a_wrong_space_of_it_is_one_sentence(file: Path, text: str, message: str) -> None:
+    file.write_text(f"{SHOP}[tune]\n{text}" if text.startswith("candidates") else SHOP + text)
+    with pytest.raises(ConfigError) as caught:
+        config.load(file)
     assert str(caught.value) == f"{file}: {message}"
 
 
@@ -461,6 +504,7 @@ def test_a_space_is_ranges_and_choices_and_travels(file: Path) -> None:
     file.write_text(
         SHOP + "[tune]\nlearning_rate = {low = 1e-4, high = 1e-2, log = true}\nbatch_size = {low = 64, high = 4096}\n"
         'hidden = [[128, 64], [512]]\nnormalisation = ["absent", "layer"]\nclass_weights = ["absent", "balanced", [1.0, 2.0]]\n'
+        "[tune.candidates]\npopular = [100, 300]\n[tune.signals]\nals_l2 = {low = 1, high = 100, log = true}\n"
     )
     settings = config.load(file)
     assert settings.tune == {
@@ -469,6 +513,8 @@ def test_a_space_is_ranges_and_choices_and_travels(file: Path) -> None:
         "hidden": ([128, 64], [512]),
         "normalisation": ("absent", "layer"),
         "class_weights": ("absent", "balanced", [1.0, 2.0]),
+        "candidates.popular": (100, 300),
+        "signals.als_l2": Range(low=1, high=100, log=True),
     }
     assert Settings.model_validate(settings.model_dump(mode="json")) == settings
 

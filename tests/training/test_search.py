@@ -57,7 +57,8 @@ def settings_with(work: Path | str = "work", *, space: dict[str, Any] | None = N
 def test_the_first_trial_has_the_settings_as_they_stand():
     values = search.draw(settings_with(), 1)
     assert values == {"learning_rate": 0.01, "hidden": [16, 8], "dropout": 0.0, "batch_size": fits.BATCH, "normalisation": "absent"}
-    assert search.applied(settings_with(), values) == (settings_with().model, settings_with().train)
+    tried = search.applied(settings_with(), values)
+    assert (tried.model, tried.train) == (settings_with().model, settings_with().train)
 
 
 @given(st.integers(0, 2**32), st.integers(2, 10_000))
@@ -70,7 +71,8 @@ def test_every_value_lies_in_the_space_and_makes_settings(seed: int, number: int
     assert 0 <= values["dropout"] <= 0.5
     assert 16 <= values["batch_size"] <= 64
     assert values["hidden"] in SPACE["hidden"]
-    model, train = search.applied(settings, values)
+    tried = search.applied(settings, values)
+    model, train = tried.model, tried.train
     assert (list(model.hidden), model.dropout) == (values["hidden"], values["dropout"])
     assert model.normalisation == {"absent": None, "batch": "batch"}[values["normalisation"]]
     assert (train.learning_rate, train.batch_size, train.epochs) == (values["learning_rate"], values["batch_size"], 3)
@@ -89,6 +91,22 @@ def test_both_ends_of_a_range_of_whole_numbers_are_drawn_and_a_logarithmic_one_i
     assert {values["batch_size"] for values in drawn} == {1, 2, 3}
     magnitudes = np.log10([values["learning_rate"] for values in drawn])
     assert np.histogram(magnitudes, bins=3, range=(-6, 0))[0].min() > 400 / 3 - 40
+
+
+def test_keys_of_what_is_learned_from_are_drawn_whole_where_they_are_whole_and_take_their_places():
+    told = {"candidates": {"popular": {"low": 50, "high": 52}}, "signals": {"als_l2": {"low": 1, "high": 9}}, "dropout": [0.1]}
+    settings = config.Settings.model_validate({"shop": {"events": "x"}, "candidates": {"own": 7}, "tune": told})
+    assert search.draw(settings, 1) == {"candidates.popular": 100, "signals.als_l2": 10.0, "dropout": 0.2}
+    assert search.applied(settings, search.draw(settings, 1)).candidates == settings.candidates
+    drawn = [search.draw(settings, number) for number in range(2, 62)]
+    assert {values["candidates.popular"] for values in drawn} == {50, 51, 52}
+    tried = search.applied(settings, drawn[0])
+    assert (tried.candidates.own, tried.candidates.popular) == (7, drawn[0]["candidates.popular"])
+    assert (tried.signals.als_l2, tried.model.dropout) == (drawn[0]["signals.als_l2"], 0.1)
+    assert 1 <= tried.signals.als_l2 <= 9
+    said = tomllib.loads(search.written('[shop]\nevents = "x"\n[candidates]\nown = 7 # few\n', drawn[0]))
+    assert said["candidates"] == {"own": 7, "popular": drawn[0]["candidates.popular"]}
+    assert said["signals"] == {"als_l2": drawn[0]["signals.als_l2"]}
 
 
 # The best, as settings ------------------------------------------------------------------------------------------------------------
