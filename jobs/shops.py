@@ -1,8 +1,8 @@
-"""A backtest of every kind of planted shop with default settings, one line each: the model beside its best baseline."""
+"""A backtest of every kind of planted shop with default settings: the model beside its best baseline."""
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +38,7 @@ def shops(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the metrics.", parser=local_path, metavar="PATH")] = None,
 ) -> None:
-    """A backtest of every kind of planted shop with default settings, one line each: the model beside its best baseline."""
+    """A backtest of every kind of planted shop with default settings: the model beside its best baseline."""
     with job():
         if unknown := sorted(set(kind or KINDS) - set(KINDS)):
             raise ConfigError(f"--kind {unknown[0]}: must be one of {', '.join(KINDS)}. Choose among these.")
@@ -71,22 +71,19 @@ def _backtest(kind: Kind, folder: Path, *, users: int, items: int) -> dict[str, 
 
 def _table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(title="NDCG@10 of planted shops with default settings", title_justify="left")
-    columns: Sequence[str] = [f"{name} {part}" for part in SLICES for name in ("mlp,", "best baseline,", "mlp minus it,")]
-    for number, column in enumerate(("shop", "events", "users", *columns)):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for column in ("shop", "events", "items", "users", "mlp", "best baseline", "", "mlp minus it"):
+        table.add_column(column, justify="left" if column in ("shop", "items", "best baseline") else "right", no_wrap=True)
     for kind, result in results.items():
-        cells = [kind, f"{result['events']:,}", f"{result['users']['all']:,}"]
         found = best_baselines(result)
         for part in SLICES:
-            if part not in found:
-                cells += ["-", "-", "-"]
+            cells = [kind, f"{result['events']:,}", part, f"{result['users'][part]:,}"]
+            if part not in found:  # too few users to tell
+                table.add_row(*cells, "-", "-", "-", "-")
                 continue
             best = found[part]
-            ours = result["models"][OURS][part]["ndcg@10"]
-            other = result["models"][best["baseline"]][part]["ndcg@10"]
-            cells += [f"{ours:.3f}", f"{best['baseline']} {other:.3f}"]
-            cells.append(f"{best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}]")
-        table.add_row(*cells)
+            ours, other = (result["models"][model][part]["ndcg@10"] for model in (OURS, best["baseline"]))
+            difference = f"{best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}]"
+            table.add_row(*cells, f"{ours:.3f}", best["baseline"], f"{other:.3f}", difference)
     return table
 
 

@@ -625,6 +625,25 @@ def test_a_user_s_list_is_shown_by_a_word_for_an_id(killed: Killed, run: Callabl
     assert (shown.status, "--user nobody: no such user in the shop before 2024-06-01." in shown.err) == (1, True)
 
 
+# ---- planted shops
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("in_process")
+def test_shops_of_a_kind_are_backtested_and_told_beside_their_best_baseline(run: Callable[..., Ended], tmp_path: Path) -> None:
+    told = ["--users", "300", "--items", "120", "--folder", str(tmp_path / "shops"), "--out", str(tmp_path / "shops.json")]
+    shown = run("shops", "--kind", "fashion", *told)  # whose goods come and go: little of what was sold is still available
+    assert (shown.status, shown.err.count("recsys:")) == (0, 0)
+    result = json.loads((tmp_path / "shops.json").read_text())["fashion"]
+    for part in ("all", "new"):
+        ours = result["models"]["mlp"][part]["ndcg@10"]
+        best = max(tree[part]["ndcg@10"] for name, tree in result["models"].items() if name != "mlp")
+        cells = ["fashion", f"{result['events']:,}", part, f"{result['users'][part]:,}", f"{ours:.3f}", r"\w+", f"{best:.3f}"]
+        row = " +│ +".join([*cells, rf"\{ours - best:+.3f} \["])
+        assert re.search(row, shown.out), shown.out
+    assert not list((tmp_path / "shops").iterdir())
+
+
 # ---- feature rows
 
 
