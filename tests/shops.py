@@ -26,6 +26,7 @@ from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, group_events
 from recsys.features.candidate_features import Featurizer
 from recsys.retrieval import best_kernels, candidates, signals
+from recsys.retrieval.collaborative import Als
 from recsys.retrieval.heaps import Barred, Heaps, empty_heaps
 from recsys.retrieval.rules import RuledUsers
 from recsys.retrieval.signals import Signals
@@ -37,6 +38,7 @@ START, CUTOFF, END = 0, 100 * DAY_US, 110 * DAY_US
 MILK, CHEESE, BREAD, ROLL, CAKE, NOTHING, SPADE = range(7)
 P_MILK, P_CHEESE, P_BREAD, P_ROLL, P_CAKE, P_SPADE = range(6)  # active positions
 ANN, BOB, CID, DEE, EVE = range(5)
+ALS = Als(0.1, 2.0)
 TONIGHT = Path("no lists")  # as in a night, not as in training; the folder is read only where rules have lists
 VOCABULARIES = {"department": ("bakery", "dairy"), "age": ("30s", "50s")}  # garden and 90s are unseen
 
@@ -129,7 +131,7 @@ def settings(**sections: config.Section) -> config.Settings:
         "features": config.Features(
             item_categorical=("department",), item_numeric=("size",), user_categorical=("age",), user_numeric=("income",)
         ),
-        "signals": config.Signals(ease_items=3, ease_l2=0.5, neighbours=4, factors=2, als_iterations=3, als_l2=0.1),
+        "signals": config.Signals(ease_items=3, ease_l2=0.5, neighbours=4, factors=2, als_iterations=3, als_l2=0.1, als_alpha=2.0),
     }
     return config.Settings.model_validate(default | sections)
 
@@ -138,7 +140,7 @@ def fit(events: Histories, changed: config.Settings | None = None, **options: An
     """The signals of [START, CUTOFF), every user taking part."""
     chosen = np.ones(len(events), bool)
     fitted = (changed or settings()).signals
-    return signals.fit([(events, chosen)], items=7, start=START, cutoff=CUTOFF, settings=fitted, seed=3, **options)
+    return signals.fit([(events, chosen)], items=7, start=START, cutoff=CUTOFF, settings=fitted, als=ALS, seed=3, **options)
 
 
 def featurizer(changed: config.Settings | None = None, items: Catalog | None = None, events: Histories | None = None) -> Featurizer:

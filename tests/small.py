@@ -13,7 +13,7 @@ def small(planted: Planted, work: Path, **sections: dict[str, Any]) -> Settings:
         "shop": {"events": str(planted.events), "items": str(planted.items)},
         "features": {"item_categorical": ["category"]},
         "window": {"label_days": 14, "history_days": 90, "cutoffs": 2},
-        "signals": {"factors": 4, "als_iterations": 2, "ease_l2": 20.0},
+        "signals": {"factors": 4, "als_iterations": 2, "als_l2": 10.0, "als_alpha": 2.0, "ease_l2": 20.0},
         "candidates": {"per_user": 30},
         "model": {"hidden": [8]},
         "train": {"epochs": 1, "batch_size": 128},

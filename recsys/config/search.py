@@ -1,7 +1,8 @@
 """[tune]: what a search draws from."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import PlainValidator, ValidationError, ValidationInfo
 
@@ -103,7 +104,14 @@ def title_of(key: str) -> str:
 
 def is_whole(section: type[Section], name: str) -> bool:
     """Whether a range of the key is of whole numbers."""
-    return name in WHOLE or section.model_fields[name].annotation is int
+    return name in WHOLE or int in _types(section, name)
+
+
+def _types(section: type[Section], name: str) -> tuple[Any, ...]:
+    """What a key's values may be: of `float | None` both."""
+    annotation = section.model_fields[name].annotation
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return tuple(get_args(one)[0] if get_origin(one) is Annotated else one for one in parts)
 
 
 def needs_lists(space: Mapping[str, Any]) -> bool:
@@ -112,7 +120,7 @@ def needs_lists(space: Mapping[str, Any]) -> bool:
 
 
 def _check_range(key: str, told: Range, section: Section, name: str) -> None:
-    if key not in RANGED and type(section).model_fields[name].annotation not in (int, float):
+    if key not in RANGED and not {int, float} & set(_types(type(section), name)):
         raise ValueError(f"tune.{key}: a range is of numbers, {key} is none; list choices instead")
     if not told.low < told.high:
         raise ValueError(f"tune.{key}: low must be below high, got {told.low:g} and {told.high:g}; mend them")

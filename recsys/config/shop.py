@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recsys.config.paths import Location, StorageOptions
 from recsys.config.section import Names, Positive, Section
@@ -101,13 +101,21 @@ class Signals(Section):
     """Length of the vectors of users and items that ALS (matrix factorisation, Hu, Koren, Volinsky 2008) learns."""
     als_iterations: Positive = 15
     """Rounds of ALS."""
-    als_l2: Annotated[float, Field(gt=0)] = 10.0
-    """Regularisation of the ALS vectors."""
-    als_alpha: Annotated[float, Field(gt=0)] = 2.0
-    """Weight of purchases in ALS, against what was not bought."""
+    als_l2: Annotated[float, Field(gt=0)] | None = None
+    """Regularisation of the ALS vectors. Absent, with als_alpha: of six pairs of the two the one is taken whose ALS alone ranked best
+    what users had not bought before, in the last label window of the shop's own that ends label_days before the date."""
+    als_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Weight of purchases in ALS, against what was not bought, which weighs 1."""
     group_users: Positive = 50
     """A group of users with the same words must have so many buyers in the last 28 days to have a popularity of its own: fewer would
     show one user what another bought."""
+
+    @model_validator(mode="after")
+    def _als_is_set_as_a_whole(self) -> "Signals":
+        if (self.als_l2 is None) != (self.als_alpha is None):
+            there, other = ("als_l2", "als_alpha") if self.als_alpha is None else ("als_alpha", "als_l2")
+            raise ValueError(f"signals.{there} goes with signals.{other}, as they are chosen together; set both or neither")
+        return self
 
 
 class Candidates(Section):

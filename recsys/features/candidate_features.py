@@ -51,7 +51,7 @@ class Featurizer:
     def users(self, histories: Histories, supplied: Supplied | None = None) -> RuledUsers:
         """The users as of the cutoff: whatever is later in their histories is cut off here and nowhere else."""
         history = histories.between(int(self.signals.start), int(self.signals.cutoff))
-        return RuledUsers(history, self.signals, self.catalog, self.categories, self.settings.signals, supplied, rules=self.rules)
+        return RuledUsers(history, self.signals, self.catalog, self.categories, supplied, rules=self.rules)
 
     def __call__(
         self, histories: Histories, supplied: Supplied | None = None

@@ -17,8 +17,9 @@ from recsys.errors import DataError
 from recsys.evaluation import backtest
 from recsys.evaluation.reliability import count, summary, zero
 from recsys.hashing import mix, sampled, stable_hash
+from recsys.pipelines.past import als_of, share_of
 from recsys.pipelines.score import device_of, scoring
-from recsys.pipelines.signals import ShopState, make_lists, read_signals, share_of, supplied_of
+from recsys.pipelines.signals import ShopState, make_lists, read_signals, supplied_of
 from recsys.ranking.bundle import Bundle
 from recsys.ranking.recommend import score_users
 from recsys.ranking.scorer import Device, chances
@@ -87,7 +88,7 @@ def _measured(state: ShopState, bundle: Bundle, *, as_of: date, end: date) -> tu
     trained_as_of = bundle.about["window"]["as_of"]
     assert trained_as_of <= as_of.isoformat(), f"a bundle as of {trained_as_of} cannot be tested as of {as_of}"
     device = device_of(state.settings.run)
-    signals = read_signals(state, as_of, lists=True)
+    signals = read_signals(state, as_of, lists=True, als=als_of(bundle.about))
     stage = Stage(
         state.settings.run.work,
         "backtest",

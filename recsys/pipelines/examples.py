@@ -155,6 +155,7 @@ def labelled(state: ShopState, *, as_of: date) -> Labelled:
         files[days[-1]],
         identity={"examples": state.examples.digest, "cutoffs": list(made.values())},
         spec=lambda: fit_examples(fitting, parts[0]["features"], embedded(settings.features, state.vocabularies), state.vocabularies),
+        decided={"als": state.als},
         window={"as_of": known.isoformat(), "cutoffs": dates, "label_days": settings.window.label_days},
         counts=counts,
     )

@@ -14,6 +14,7 @@ from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, purchase_days
 from recsys.errors import BundleError, ConfigError, DataError, PublishError
 from recsys.hashing import shard_of
+from recsys.pipelines.past import als_of
 from recsys.pipelines.score import check_bundle, scoring
 from recsys.pipelines.signals import ShopState, make_lists, read_signals, supplied_of
 from recsys.publishing.table import PublishedNight, published_nights, read_night
@@ -203,7 +204,7 @@ def attributed(state: ShopState, bundle: Bundle, shown: Shown, *, largest: int) 
             f"{bundle.model_version}. Pass that one with --bundle."
         )
     check_bundle(bundle, settings)
-    signals = read_signals(state, night.as_of, lists=True)
+    signals = read_signals(state, night.as_of, lists=True, als=als_of(bundle.about))
     featurizer, scorer = scoring(state, (str(bundle.folder), "cpu"), signals, make_lists(state))
     ((_, users, candidates, inputs),) = featurizer(*_find_user(state, shown.user_id, night.as_of))
     check_inputs(inputs, bundle)

@@ -30,6 +30,7 @@ from recsys.errors import GateError
 from recsys.evaluation import report
 from recsys.hashing import stable_hash
 from recsys.pipelines.champion import Chosen
+from recsys.pipelines.past import als_of
 from recsys.pipelines.score import release_of
 from recsys.pipelines.signals import ShopState, read_signals
 from recsys.pipelines.supplied import supplied_rows
@@ -115,7 +116,7 @@ def _collect(
     scored = {shard: receipt for shard, receipt in receipts.items() if receipt is not None}
     assert len(scored) == len(shop.shards), f"{stage.path}: a shard was not scored"
     parts: list[Part] = [receipt["part"] for receipt in scored.values()]
-    catalog, signals = shop.catalog(), read_signals(state, as_of, lists=True)
+    catalog, signals = shop.catalog(), read_signals(state, as_of, lists=True, als=als_of(bundle.about))
     folders = {"ingest": shop.folder, "clean": shop.cleaned, "signals": state.signals.path, "examples": state.examples.path}
     folders["score"] = stage.path
     rows = staging.batches(settings.table.path, parts, columns=COLUMNS, storage_options=night.storage_options)

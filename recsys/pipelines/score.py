@@ -19,6 +19,7 @@ from recsys.engine.units import Task, run_units, share
 from recsys.errors import BundleError
 from recsys.evaluation.backtest import in_order_of
 from recsys.features.candidate_features import Featurizer
+from recsys.pipelines.past import als_of
 from recsys.pipelines.signals import ShopState, make_lists, read_signals, supplied_of
 from recsys.publishing import staging
 from recsys.publishing.gate import NOT_MEASURED, Quality
@@ -113,7 +114,7 @@ def score_shop(
         quality = NOT_MEASURED
     release, stage = release_of(state, bundle, as_of=as_of, baseline=baseline, overrides=overrides)
     with stage.owned():  # until it is published: what is staged must stay
-        signals = read_signals(state, as_of, lists=True)
+        signals = read_signals(state, as_of, lists=True, als=als_of(bundle.about))
         receipts, seconds = score_units(
             stage,
             {f"part-{shard}": {"shard": shard} for shard in state.dataset.shards},
@@ -187,6 +188,8 @@ def check_bundle(bundle: Bundle, settings: Settings) -> None:
     Raises:
         BundleError: a setting that shapes the features differs; or the pairs door trained it.
     """
+    if "shop" in bundle.about["settings"] and "als" not in bundle.about.get("decided", {}):
+        raise BundleError(f"{bundle.folder}: does not say what ALS weighed, as of an older version. Train again.")
     supplied = bundle.about["settings"].get("rank", {}).get("candidates") is not None
     if supplied != (settings.rank.candidates is not None):
         learned, ranks = ("given candidates", "what the sources propose")[:: 1 if supplied else -1]

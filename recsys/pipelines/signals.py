@@ -4,7 +4,7 @@ Each function is one stage: its folder is named by the digest of what goes in, a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,20 @@ from recsys.data.dataset import ShopDataset
 from recsys.data.inputs import log_files
 from recsys.data.shop import ShopInputs
 from recsys.data.types import midnight
-from recsys.engine.progress import log
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
 from recsys.hashing import mix, row_hashes, sampled, stable_hash
 from recsys.pipelines.ingest import ingest
+from recsys.pipelines.past import choose_als, decide_repeats, history_of, share_of
 from recsys.pipelines.supplied import make_supplied
 from recsys.retrieval import rules, supplied
 from recsys.retrieval import signals as signals_module
+from recsys.retrieval.collaborative import Als
 from recsys.retrieval.signals import Signals
 from recsys.retrieval.supplied import Supplied
 from recsys.schema import AVAILABLE, DAY_US, ITEM_ID, USER_ID
 from recsys.storage import digest
 
-LEAST_REPEATS = 0.01  # of purchases: where fewer are of an item bought before, a place in the list for one is a place lost
 SMALL_LISTS_ROWS = 1_000_000  # of ids that rules list: read in less time than an actor starts
 
 
@@ -47,6 +47,8 @@ class ShopState:
     examples: Stage
     supplied: Stage | None
     """The shop's own candidates by shard; None where the sources propose."""
+    als: Als
+    """What ALS weighs in models that learn now; one that learned before scores under its own."""
     vocabularies: dict[str, tuple[str, ...]]
 
     @property
@@ -63,9 +65,10 @@ def shop_state(inputs: ShopInputs, *, end: date, as_of: date | None = None) -> S
     """
     log_files(inputs.events, inputs.items, inputs.users, inputs.supplied, *inputs.lists.values())
     shop = ingest(inputs, end=end)
-    inputs = _decided(inputs, shop, as_of=as_of or end)
+    inputs = decide_repeats(inputs, shop, as_of=as_of or end)
     settings = inputs.settings
     given = make_supplied(inputs, shop)
+    als = choose_als(inputs, shop, as_of=as_of or end)
     vocabularies = item_vocabularies(shop.catalog(), settings.features) | shop.user_vocabularies
     signals = Stage(
         settings.run.work,
@@ -99,19 +102,7 @@ def shop_state(inputs: ShopInputs, *, end: date, as_of: date | None = None) -> S
         lasting=True,
     )
     lists = Stage(settings.run.work, "rules", {"ingest": shop.digest, "rules": settings.rules, "lists": inputs.list_identity()})
-    return ShopState(inputs, shop, signals, lists, labelled, given, vocabularies)
-
-
-def _decided(inputs: ShopInputs, shop: ShopDataset, *, as_of: date) -> ShopInputs:
-    """The inputs with settings in which nothing is left open that the shop's past decides."""
-    settings = inputs.settings
-    if settings.rank.allow_repeats is not None:
-        return inputs
-    share = shop.contents.repeats_before(as_of)
-    allowed = share >= LEAST_REPEATS
-    told = f"{share:.1%}", as_of, "true" if allowed else "false"
-    log.info("shop: %s of what was bought before %s had been bought on an earlier day: rank.allow_repeats is %s", *told)
-    return replace(inputs, settings=settings.model_copy(update={"rank": settings.rank.model_copy(update={"allow_repeats": allowed})}))
+    return ShopState(inputs, shop, signals, lists, labelled, given, als, vocabularies)
 
 
 def supplied_of(state: ShopState, shard: str) -> Supplied | None:
@@ -122,32 +113,26 @@ def supplied_of(state: ShopState, shard: str) -> Supplied | None:
 # Signals ------------------------------------------------------------------------------------------------------------------------
 
 
-def fit_signals(state: ShopState, days: Sequence[date], *, lists: bool = False) -> list[Path]:
+def fit_signals(state: ShopState, days: Sequence[date], *, lists: bool = False, als: Als | None = None) -> list[Path]:
     """The files of the signals as of each day, made where they are not there; `signals.load` takes them.
 
     A unit is named by all that its signals are made of: those of a night that knew more, later, serve as well.
 
     Args:
         lists: they are for lists, so given candidates must be among the active items.
+        als: what ALS weighs; absent, as in models that learn now.
     """
     supplied = lists and state.supplied is not None
     unseen = _content(state.dataset.catalog().table, [AVAILABLE]) if _most_unseen(state.settings) else None
     units: dict[str, dict[str, Any]] = {}
     for day in days:
-        made_of = {**_history(state, day, end=day), "supplied": state.supplied.digest if supplied and state.supplied else None}
+        made_of = {**history_of(state.settings, state.dataset.contents, day, end=day), "als": als or state.als}
+        made_of |= {"supplied": state.supplied.digest if supplied and state.supplied else None}
         made_of["users"] = state.dataset.contents.known_before(day) if state.settings.features.user_categorical else None
         made_of["available"] = unseen
-        units[f"{day}-{digest(made_of)}"] = {"cutoff": day.isoformat(), "supplied": supplied}
+        units[f"{day}-{digest(made_of)}"] = {"cutoff": day.isoformat(), "supplied": supplied, "als": als or state.als}
     run_units(state.signals, units, _signals_task, state, state.signals.path, unit="cut-offs")
     return [state.signals.path / name for name in units]
-
-
-def _history(state: ShopState, day: date, *, end: date) -> dict[str, Any]:
-    """What the events of a day's history are, and those from then to the end; and the share of users that signals are fitted on."""
-    contents, settings = state.dataset.contents, state.settings
-    start = date.fromordinal(max(1, day.toordinal() - settings.window.history_days))
-    share = share_of(contents.users_before(day), settings.signals.max_users)
-    return {"events": contents.of_days(start, day), "after": contents.of_days(day, end), "share": share}
 
 
 def _content(items: pa.Table, columns: Sequence[str]) -> int:
@@ -178,6 +163,7 @@ def _signals_task(state: ShopState, folder: Path) -> Task:
             start=cutoff - settings.window.history_days * DAY_US,
             cutoff=cutoff,
             settings=settings.signals,
+            als=Als(*unit["als"]),
             seed=settings.run.seed,
             extra=_supplied_items(state) if unit["supplied"] else None,
             groups=settings.features.user_categorical,
@@ -188,11 +174,6 @@ def _signals_task(state: ShopState, folder: Path) -> Task:
         return {"items": len(fitted.items), "neighbours": len(fitted.neighbour_items)}
 
     return task
-
-
-def share_of(users: int, at_most: int) -> float:
-    """The share of so many users that about `at_most` are; 1 where there are no more."""
-    return min(1.0, at_most / max(users, 1))
 
 
 def _most_unseen(settings: Settings) -> int:
@@ -207,9 +188,9 @@ def _supplied_items(state: ShopState) -> np.ndarray:
     return np.unique(np.concatenate([np.unique(one.item) for one in found if one is not None]))
 
 
-def read_signals(state: ShopState, cutoff: date, *, lists: bool = False) -> Signals:
-    """The signals as of the cutoff, made if they are not there; `lists` as in `fit_signals`."""
-    (path,) = fit_signals(state, [cutoff], lists=lists)
+def read_signals(state: ShopState, cutoff: date, *, lists: bool = False, als: Als | None = None) -> Signals:
+    """The signals as of the cutoff, made if they are not there; `lists` and `als` as in `fit_signals`."""
+    (path,) = fit_signals(state, [cutoff], lists=lists, als=als)
     return signals_module.load(path, state.dataset.catalog())
 
 
@@ -222,7 +203,7 @@ def examples_of(state: ShopState, days: Sequence[date]) -> dict[date, str]:
         end = day + timedelta(days=settings.window.label_days)
         made_of = {
             "signals": path.name,
-            **_history(state, day, end=end),
+            **history_of(settings, contents, day, end=end),
             "users": contents.known_before(end),
             "items": _content(catalog.table.take(signals_module.active_items(path, catalog)), columns),
         }

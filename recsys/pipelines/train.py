@@ -14,8 +14,9 @@ from recsys.errors import DataError
 from recsys.features import candidate_sampling, examples
 from recsys.hashing import sampled, stable_hash
 from recsys.pipelines.examples import labelled, shape_as_of, training_cutoffs
+from recsys.pipelines.past import share_of
 from recsys.pipelines.score import scoring
-from recsys.pipelines.signals import ShopState, examples_of, read_signals, share_of
+from recsys.pipelines.signals import ShopState, examples_of, read_signals
 from recsys.ranking.bundle import Bundle
 from recsys.ranking.calibration import Calibrated, fit_calibration
 from recsys.ranking.recommend import score_users

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,6 +96,7 @@ def save(
     window: Mapping[str, Any],
     metrics: Mapping[str, Any],
     calibration: Calibration | None = None,
+    decided: Mapping[str, Any] = MappingProxyType({}),
 ) -> Bundle:
     """The bundle, written whole or not at all; what stood at `folder` is replaced.
 
@@ -106,6 +108,7 @@ def save(
         window: the dates it was trained on, as plain values.
         metrics: of the fit, as plain values.
         calibration: of the score column; absent, the model's own probabilities.
+        decided: by the shop's past beside the settings, as plain values.
 
     Raises:
         BundleError: the exported model scores differently from Keras.
@@ -120,6 +123,7 @@ def save(
         about = {
             "model_version": _model_version(model, spec, calibration),
             "settings": settings,
+            "decided": dict(decided),
             "window": window,
             "metrics": metrics,
             "export": {"opset": OPSET, "checked_rows": CHECKED_ROWS, "max_abs_difference": difference},

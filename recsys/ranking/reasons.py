@@ -106,7 +106,7 @@ def _goes_with(row: np.ndarray, item: np.ndarray, users: UserBatch) -> list[Reas
 
 
 def _similar_to(row: np.ndarray, item: np.ndarray, users: UserBatch) -> list[Reason]:
-    shares = purchase_shares(users.matrix, users.signals.factors, users.fitted, gram=users.signals.gram, row=row, item=item)
+    shares = purchase_shares(users.matrix, users.signals.factors, users.signals.als, gram=users.signals.gram, row=row, item=item)
     strongest = _strongest(shares.tocoo())
     beside = users.signals.items[strongest]
     names = users.catalog.names(beside)

@@ -1,6 +1,7 @@
 """Who bought this also bought that: EASE and cosine neighbours, and the factors of ALS."""
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -8,7 +9,24 @@ import scipy.sparse as sp
 from implicit.als import AlternatingLeastSquares
 from implicit.nearest_neighbours import all_pairs_knn
 
-from recsys import config
+from recsys import config, metrics
+
+JUDGED = 10  # items of the lists that ALS is judged by
+JUDGED_USERS = 128  # whose scores of all items are held at once
+
+
+class Als(NamedTuple):
+    """What ALS weighs, in its loss (Hu, Koren, Volinsky 2008, equation 3)."""
+
+    l2: float
+    """Of the squared length of each vector."""
+    alpha: float
+    """Of what was bought, damped as by `confidence`; what was not bought weighs 1."""
+
+
+# A shop takes what ranked best in its own past; one that is too young takes the first. What suits it hangs on how many buy an item and
+# how much a user buys: docs/log.md has six kinds.
+ALS_CHOICES = (Als(10.0, 2.0), Als(30.0, 2.0), Als(30.0, 5.0), Als(100.0, 10.0), Als(100.0, 20.0), Als(300.0, 40.0))
 
 
 def neighbour_weights(purchases: sp.csr_matrix, settings: config.Signals) -> sp.csr_matrix:
@@ -50,12 +68,12 @@ def neighbour_weights(purchases: sp.csr_matrix, settings: config.Signals) -> sp.
     return sp.csr_matrix((weight, (bought_item, scored_item)), shape=(count, count))
 
 
-def item_factors(purchases: sp.csr_matrix, settings: config.Signals, *, seed: int) -> np.ndarray:
+def item_factors(purchases: sp.csr_matrix, settings: config.Signals, als: Als, *, seed: int) -> np.ndarray:
     """float32 (J, D) item factors of implicit-feedback ALS (Hu, Koren, Volinsky 2008)."""
     model = AlternatingLeastSquares(
         factors=settings.factors,
-        regularization=settings.als_l2,
-        alpha=settings.als_alpha,
+        regularization=als.l2,
+        alpha=als.alpha,
         iterations=settings.als_iterations,
         random_state=seed,
         num_threads=1,
@@ -64,7 +82,31 @@ def item_factors(purchases: sp.csr_matrix, settings: config.Signals, *, seed: in
     return np.asarray(model.item_factors, np.float32)
 
 
-def fold_in(purchases: sp.csr_matrix, factors: np.ndarray, settings: config.Signals, *, gram: np.ndarray) -> np.ndarray:
+def als_quality(purchases: sp.csr_matrix, wanted: sp.csr_matrix, settings: config.Signals, als: Als, *, seed: int) -> np.ndarray:
+    """float64 (V,): NDCG@10 of lists by ALS alone, of the V users who want something, in their order.
+
+    Args:
+        purchases: (U, J) purchase days; what is in it is not listed.
+        wanted: (U, J), not zero where the user wanted an item later, none that the user had bought.
+    """
+    factors = item_factors(purchases, settings, als, seed=seed)
+    gram = factors.T @ factors
+    users = np.flatnonzero(np.diff(wanted.indptr))
+    found = [np.empty(0)]
+    for start in range(0, len(users), JUDGED_USERS):
+        rows = users[start : start + JUDGED_USERS]
+        mine, later = purchases[rows], wanted[rows].sorted_indices()
+        scores = fold_in(mine, factors, als, gram=gram) @ factors.T
+        scores[mine.nonzero()] = -np.inf
+        kept = min(JUDGED, scores.shape[1])
+        best = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
+        order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
+        hits = metrics.hits(np.take_along_axis(best, order, axis=1), later.indptr, later.indices)
+        found.append(metrics.ndcg(hits, np.diff(later.indptr), JUDGED))
+    return np.concatenate(found)
+
+
+def fold_in(purchases: sp.csr_matrix, factors: np.ndarray, als: Als, *, gram: np.ndarray) -> np.ndarray:
     """float32 (U, D) user factors for given item factors: the user's half of an ALS iteration (equation 4 of the same paper).
 
     A user's bits depend on the user's purchases alone, not on who else is in the batch. Ours, as the library's wants writable
@@ -79,7 +121,7 @@ def fold_in(purchases: sp.csr_matrix, factors: np.ndarray, settings: config.Sign
     vectors = np.zeros((purchases.shape[0], factors.shape[1]), np.float32)
     for user, (start, stop) in enumerate(pairwise(weight.indptr.tolist())):
         if start < stop:
-            liked, sure, left = _normal_equation(weight, slice(start, stop), factors, settings, gram)
+            liked, sure, left = _normal_equation(weight, slice(start, stop), factors, als, gram)
             vectors[user] = _solve(left, liked.T @ sure)
     return vectors
 
@@ -87,7 +129,7 @@ def fold_in(purchases: sp.csr_matrix, factors: np.ndarray, settings: config.Sign
 def purchase_shares(
     purchases: sp.csr_matrix,
     factors: np.ndarray,
-    settings: config.Signals,
+    als: Als,
     *,
     gram: np.ndarray,
     row: np.ndarray,
@@ -112,7 +154,7 @@ def purchase_shares(
     users, first = np.unique(row[order], return_index=True)
     for user, mine in zip(users.tolist(), np.split(order, first[1:]), strict=True):
         start, stop = weight.indptr[user : user + 2]
-        liked, sure, left = _normal_equation(weight, slice(start, stop), factors, settings, gram)
+        liked, sure, left = _normal_equation(weight, slice(start, stop), factors, als, gram)
         pulled = _solve(left, factors[item[mine]].T)
         places = offsets[mine][:, None] + np.arange(stop - start)
         bought[places] = weight.indices[start:stop]
@@ -121,13 +163,13 @@ def purchase_shares(
 
 
 def _normal_equation(
-    weight: sp.csr_matrix, mine: slice, factors: np.ndarray, settings: config.Signals, gram: np.ndarray
+    weight: sp.csr_matrix, mine: slice, factors: np.ndarray, als: Als, gram: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A user's float32 factors of what was bought (N, D), confidences (N), and left side (D, D)."""
     liked = factors[weight.indices[mine]]
-    sure = settings.als_alpha * weight.data[mine]
+    sure = np.float32(als.alpha) * weight.data[mine]
     left = gram + liked.T @ (liked * (sure - 1)[:, None])
-    left[np.diag_indices_from(left)] += np.float32(settings.als_l2)
+    left[np.diag_indices_from(left)] += np.float32(als.l2)
     return liked, sure, left
 
 

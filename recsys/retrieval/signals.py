@@ -16,7 +16,7 @@ from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, purchase_days
 from recsys.errors import DataError
 from recsys.hashing import mix, stable_hash
-from recsys.retrieval.collaborative import item_factors, neighbour_weights, on_grid, whole_numbers
+from recsys.retrieval.collaborative import Als, item_factors, neighbour_weights, on_grid, whole_numbers
 from recsys.schema import DAY_US, ITEM_ID, USER_ID
 from recsys.storage import load_arrays, save_arrays, write_arrow, write_atomically
 
@@ -63,6 +63,8 @@ class Signals:
     """float32 (N): what a purchase of the row's item adds to the score of that one."""
     factors: np.ndarray
     """float32 (J, D): item factors of ALS."""
+    als_weights: np.ndarray
+    """float64 (2): l2 and alpha, under which they were fitted; users are folded in under the same."""
     groups: np.ndarray
     """uint64 (G): keys of the groups of users that are large enough, ascending; of `group_keys`."""
     group_offsets: np.ndarray
@@ -107,6 +109,11 @@ class Signals:
         """int32: items that anybody bought, those of the highest `share_of_buyers` first, ties by item."""
         order = np.argsort(-self.share_of_buyers, kind="stable")
         return order[: np.count_nonzero(self.share_of_buyers)].astype(np.int32)
+
+    @property
+    def als(self) -> Als:
+        """`als_weights` by name."""
+        return Als(*self.als_weights.tolist())
 
     @cached_property
     def gram(self) -> np.ndarray:
@@ -216,6 +223,7 @@ def fit(
     start: int,
     cutoff: int,
     settings: config.Signals,
+    als: Als,
     seed: int,
     extra: np.ndarray | None = None,
     groups: Sequence[str] = (),
@@ -274,7 +282,7 @@ def fit(
     purchases = purchases[np.diff(purchases.indptr) > 0]
     with threadpool_limits(1, "blas"):  # one fit runs on one CPU
         weights = neighbour_weights(purchases, settings)
-        vectors = item_factors(purchases, settings, seed=seed)
+        vectors = item_factors(purchases, settings, als, seed=seed)
     grouped = group_purchases(np.concatenate(keys, axis=1), sp.vstack(months, format="csr")[:, active], settings.group_users)
     known = position[bought]  # fitted to what was bought, then spread to the active positions
     factors = np.zeros((len(active), vectors.shape[1]), np.float32)
@@ -297,6 +305,7 @@ def fit(
         neighbour_items=known[weights.indices],
         neighbour_weights=weights.data.astype(np.float32),
         factors=factors,
+        als_weights=np.array(als, np.float64),
         groups=grouped[0],
         group_offsets=grouped[1].indptr.astype(np.int64),
         group_items=grouped[1].indices.astype(np.int32),

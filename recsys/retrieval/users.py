@@ -7,7 +7,6 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from recsys import config
 from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, purchase_days
 from recsys.retrieval import score_kernels
@@ -28,8 +27,6 @@ class UserBatch:
     catalog: Catalog
     categories: Mapping[str, np.ndarray]
     """Per categorical item column: int32 (J) code of each active item, 0 where unknown."""
-    fitted: config.Signals
-    """The settings that the signals were fitted under; folding users in needs them."""
     supplied: Supplied | None = None
     """Their only candidates; None where the sources propose them."""
 
@@ -72,7 +69,7 @@ class UserBatch:
     @cached_property
     def vectors(self) -> np.ndarray:
         """float32 (U, D): the users folded in to the factors of ALS; zeros without purchases."""
-        return fold_in(self.matrix, self.signals.factors, self.fitted, gram=self.signals.gram)
+        return fold_in(self.matrix, self.signals.factors, self.signals.als, gram=self.signals.gram)
 
     @cached_property
     def tastes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

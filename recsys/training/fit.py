@@ -12,7 +12,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +187,8 @@ class Labelled:
     """The dates of the examples, as plain values."""
     counts: Mapping[str, int]
     """Of the examples; `rows` at least."""
+    decided: Mapping[str, Any] = field(default_factory=dict)
+    """What the shop's past decided beside the settings, as plain values."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ def fit_bundle(
             name="fit",
             on_epoch=on_epoch,
         )
-        about = {"settings": settings.model_dump(mode="json"), "window": labelled.window}
+        about = {"settings": settings.model_dump(mode="json"), "decided": labelled.decided, "window": labelled.window}
         metrics: dict[str, Any] = {"history": fit.history, "best_epoch": fit.best_epoch, "examples": labelled.counts}
         calibration = None
         if calibrate is not None:

@@ -340,6 +340,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ease_items = 50
         factors = 4
         als_iterations = 2
+        als_l2 = 10
+        als_alpha = 2
         [model]
         hidden = [16]
         [train]

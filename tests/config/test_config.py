@@ -388,7 +388,7 @@ def test_a_mistake_is_one_sentence(file: Path, text: str, message: str) -> None:
 
 
 def test_a_whole_number_does_where_a_fraction_may_stand(file: Path) -> None:
-    file.write_text(SHOP + "[signals]\nals_l2 = 10\n[model]\ndropout = 0\n")
+    file.write_text(SHOP + "[signals]\nals_l2 = 10\nals_alpha = 2\n[model]\ndropout = 0\n")
     settings = config.load(file)
     assert (repr(settings.signals.als_l2), repr(settings.model.dropout)) == ("10.0", "0.0")
 
@@ -484,8 +484,12 @@ def test_a_space_that_cannot_be_searched_is_one_sentence(file: Path, door: str, 
             "tune.candidates.own: 'own': input should be a valid integer, got 0.5; mend it.",
         ),
         (
-            "[tune.signals]\nals_l2 = {low = 0, high = 9}",
+            "[signals]\nals_l2 = 1\nals_alpha = 2\n[tune.signals]\nals_l2 = {low = 0, high = 9}",
             "tune.signals.als_l2: 'als_l2': input should be greater than 0, got 0.0; mend it.",
+        ),
+        (
+            "[signals]\nals_l2 = 1\n",
+            "signals.als_l2 goes with signals.als_alpha, as they are chosen together; set both or neither.",
         ),
         (
             "[tune.window]\nhistory_days = [91, 365]",
@@ -505,6 +509,7 @@ def test_a_space_is_ranges_and_choices_and_travels(file: Path) -> None:
         SHOP + "[tune]\nlearning_rate = {low = 1e-4, high = 1e-2, log = true}\nbatch_size = {low = 64, high = 4096}\n"
         'hidden = [[128, 64], [512]]\nnormalisation = ["absent", "layer"]\nclass_weights = ["absent", "balanced", [1.0, 2.0]]\n'
         "[tune.candidates]\npopular = [100, 300]\n[tune.signals]\nals_l2 = {low = 1, high = 100, log = true}\n"
+        "[signals]\nals_l2 = 10\nals_alpha = 2\n"
     )
     settings = config.load(file)
     assert settings.tune == {

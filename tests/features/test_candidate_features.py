@@ -303,7 +303,13 @@ def test_a_column_of_numbers_in_chunks_is_read_by_item() -> None:
     table = shops.catalog().table
     chunked = Catalog(pa.concat_tables([table.slice(0, 2), table.slice(2)]))
     whole = signals.fit(
-        [(shops.whole(), np.ones(5, bool))], items=7, start=START, cutoff=CUTOFF, settings=shops.settings().signals, seed=3
+        [(shops.whole(), np.ones(5, bool))],
+        items=7,
+        start=START,
+        cutoff=CUTOFF,
+        settings=shops.settings().signals,
+        als=shops.ALS,
+        seed=3,
     )
     in_chunks = Featurizer(shops.settings(), chunked, whole, shops.VOCABULARIES, shops.TONIGHT)
     assert equal(run(shops.whole(), in_chunks)[2], run(shops.whole())[2])

@@ -48,7 +48,9 @@ def people(ages: list[str | None], bands: list[str | None]) -> pa.Table:
 def settings(fewest: int = 1) -> config.Settings:
     return shops.settings(
         features=config.Features(item_categorical=("department",), user_categorical=AGES),
-        signals=config.Signals(ease_items=3, ease_l2=0.5, neighbours=4, factors=2, als_iterations=3, als_l2=0.1, group_users=fewest),
+        signals=config.Signals(
+            ease_items=3, ease_l2=0.5, neighbours=4, factors=2, als_iterations=3, als_l2=0.1, als_alpha=2.0, group_users=fewest
+        ),
     )
 
 
@@ -124,6 +126,7 @@ def test_groups_do_not_depend_on_how_users_are_cut_into_shards(order: list[int],
         start=shops.START,
         cutoff=shops.CUTOFF,
         settings=fitted,
+        als=shops.ALS,
         seed=3,
         groups=AGES,
     )
@@ -311,7 +314,7 @@ def night(folder: Path, *, items: bool, **candidates_: int) -> tuple[ShopState, 
             | ({"items": str(folder / "items.parquet")} if items else {}),
             "features": {"item_categorical": ["category"]} if items else {},
             "window": {"label_days": 14, "history_days": 60, "cutoffs": 3},
-            "signals": {"factors": 4, "als_iterations": 3, "ease_l2": 20.0},
+            "signals": {"factors": 4, "als_iterations": 3, "als_l2": 10.0, "als_alpha": 2.0, "ease_l2": 20.0},
             "candidates": candidates_,
             "model": {"hidden": [16]},
             "train": {"epochs": 12, "batch_size": 128, "learning_rate": 0.01, "workers": 1, "patience": None},

@@ -45,7 +45,7 @@ def test_the_model_is_not_below_its_sources_where_it_ranks_what_it_is_given(tmp_
         planted,
         tmp_path / "work",
         shop={"events": str(tmp_path / "events.parquet")},
-        signals={"factors": 16, "als_iterations": 5},
+        signals={"factors": 16, "als_iterations": 5, "als_l2": 10.0, "als_alpha": 2.0},
         candidates={"per_user": PROPOSED},
         model={"hidden": [64, 32]},
         train={"epochs": 8},
@@ -75,7 +75,9 @@ def test_a_model_that_learned_from_proposals_does_not_rank_what_is_given_nor_the
         (proposed, given, "learned to rank what the sources propose, rank.candidates has it rank given candidates. Train again."),
         (given, proposed, "learned to rank given candidates, rank.candidates has it rank what the sources propose. Train again."),
     ):
-        made = Bundle(tmp_path, FeatureSpec((), (), (), (), {}), {"settings": learned.model_dump(mode="json")})
+        made = Bundle(
+            tmp_path, FeatureSpec((), (), (), (), {}), {"settings": learned.model_dump(mode="json"), "decided": {"als": [10.0, 2.0]}}
+        )
         check_bundle(made, learned)
         with pytest.raises(BundleError, match=said):
             check_bundle(made, ranks)

@@ -47,6 +47,8 @@ cutoffs = 2
 [signals]
 factors = 8
 als_iterations = 4
+als_l2 = 10
+als_alpha = 2
 ease_l2 = 20.0
 [candidates]
 per_user = 50

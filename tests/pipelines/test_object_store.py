@@ -159,7 +159,7 @@ def test_a_shop_in_a_store_gets_its_night_there(endpoint: str, options: dict[str
         values = {
             "shop": {"events": f"{where}/events", "items": f"{where}/items", "storage_options": options},
             "window": {"history_days": 60, "label_days": 7, "cutoffs": 2},
-            "signals": {"ease_items": 50, "factors": 4, "als_iterations": 2},
+            "signals": {"ease_items": 50, "factors": 4, "als_iterations": 2, "als_l2": 10.0, "als_alpha": 2.0},
             "model": {"hidden": [16]},
             "train": {"epochs": 1, "workers": 1, "batch_size": 128},
             "table": {"path": table},

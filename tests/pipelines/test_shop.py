@@ -89,7 +89,7 @@ def night(two_actors: None, tmp_path_factory: pytest.TempPathFactory) -> Night:
             "shop": {"events": str(planted.events), "items": str(planted.items), "users": str(planted.users)},
             "features": {"item_categorical": ["category", "brand"], "item_numeric": ["size"], "user_categorical": ["age"]},
             "window": {"label_days": 14, "history_days": 90, "cutoffs": 3},
-            "signals": {"factors": 8, "als_iterations": 5, "ease_l2": 20.0, "group_users": 10},
+            "signals": {"factors": 8, "als_iterations": 5, "als_l2": 10.0, "als_alpha": 2.0, "ease_l2": 20.0, "group_users": 10},
             "candidates": {"per_user": 60},
             "model": {"hidden": [16]},
             "train": {"epochs": 2, "batch_size": 128, "learning_rate": 0.01},
@@ -774,7 +774,7 @@ def popular_only(trained: Trained, folder: Path) -> Bundle:
             variable.assign(told)
     about = trained.bundle.about
     return bundle.save(
-        folder, model, trained.bundle.spec, settings=about["settings"], window=about["window"], metrics={}, calibration=None
+        folder, model, trained.bundle.spec, **{name: about[name] for name in ("settings", "decided", "window")}, metrics={}
     )
 
 

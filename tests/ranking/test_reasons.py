@@ -181,8 +181,8 @@ def added(users: RuledUsers, user: int, item: int) -> dict[int, float]:
     """What each purchase adds to the ALS score of an item, from equation 4 of Hu, Koren, Volinsky in float64."""
     y = users.signals.factors.astype(float)
     days = users.matrix.toarray()[user]
-    confidence = np.where(days > 0, users.fitted.als_alpha * (1 + np.log(np.maximum(days, 1))), 1.0)
-    inverse = np.linalg.inv(y.T @ np.diag(confidence) @ y + users.fitted.als_l2 * np.eye(y.shape[1]))
+    confidence = np.where(days > 0, users.signals.als.alpha * (1 + np.log(np.maximum(days, 1))), 1.0)
+    inverse = np.linalg.inv(y.T @ np.diag(confidence) @ y + users.signals.als.l2 * np.eye(y.shape[1]))
     return {place: float(confidence[place] * y[item] @ inverse @ y[place]) for place in np.flatnonzero(days).tolist()}
 
 

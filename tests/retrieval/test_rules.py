@@ -577,6 +577,7 @@ def as_settings(chosen: list[dict[str, Any]], folder: Path, rank: dict[str, Any]
                 "factors": 4,
                 "als_iterations": 2,
                 "als_l2": 0.1,
+                "als_alpha": 2.0,
             },
             "candidates": limits,
             "rank": rank,
@@ -614,7 +615,7 @@ def test_no_published_row_breaks_a_rule_whatever_the_settings(data: st.DataObjec
     catalog, events = shop.catalog(), shop.histories()
     unseen = np.array([code for code in range(len(catalog)) if data.draw(st.integers(0, 3)) == 0], np.int64)
     everybody = [(events, np.ones(len(events), bool))]
-    told = {"items": len(catalog), "start": 0, "cutoff": 100 * DAY_US, "settings": settings.signals, "seed": 0}
+    told = {"items": len(catalog), "start": 0, "cutoff": 100 * DAY_US, "settings": settings.signals, "als": shops.ALS, "seed": 0}
     fitted = signals.fit(everybody, **told, extra=unseen, groups=("age",))
     featurizer = Featurizer(
         settings, catalog, fitted, {"department": ("a", "b"), "age": ("x", "y")}, write_lists(settings, folder, catalog)
@@ -676,7 +677,9 @@ def test_counts_and_lists_do_not_depend_on_the_batches(monkeypatch: pytest.Monke
     settings = as_settings(rules_of, tmp_path, {"k": 4, "diversity": 0.4}, {"popular": 20})
     catalog, events = shop.catalog(), shop.histories()
     chosen = np.ones(len(events), bool)
-    fitted = signals.fit([(events, chosen)], items=len(catalog), start=0, cutoff=100 * DAY_US, settings=settings.signals, seed=0)
+    fitted = signals.fit(
+        [(events, chosen)], items=len(catalog), start=0, cutoff=100 * DAY_US, settings=settings.signals, als=shops.ALS, seed=0
+    )
     featurizer = Featurizer(
         settings, catalog, fitted, {"department": ("a", "b"), "age": ("x", "y")}, write_lists(settings, tmp_path, catalog)
     )

@@ -13,6 +13,7 @@ from recsys import config
 from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, purchase_days
 from recsys.retrieval import collaborative, signals
+from recsys.retrieval.collaborative import Als
 from recsys.retrieval.signals import MONTH, Signals
 from recsys.schema import DAY_US
 from tests import shops
@@ -76,7 +77,9 @@ def test_the_whole_history_is_a_window_however_short_or_long_it_is() -> None:
     events = shops.group([Event(ANN, 0, 100 - 400.5), Event(BOB, 1, 99.5)])
     chosen = np.ones(len(events), bool)
     for start in (CUTOFF - 401 * DAY_US, CUTOFF - 401 * DAY_US + 1):
-        found = signals.fit([(events, chosen)], items=7, start=start, cutoff=CUTOFF, settings=shops.settings().signals, seed=0)
+        found = signals.fit(
+            [(events, chosen)], items=7, start=start, cutoff=CUTOFF, settings=shops.settings().signals, als=shops.ALS, seed=0
+        )
         assert found.popularity[-1].tolist() == [1 / 2, 1 / 2]
 
 
@@ -152,7 +155,7 @@ def parts(batch: Histories, cuts: Sequence[int]) -> list[tuple[Histories, np.nda
 
 
 def fit_parts(shards: Sequence[tuple[Histories, np.ndarray]]) -> Signals:
-    return signals.fit(shards, items=7, start=START, cutoff=CUTOFF, settings=shops.settings().signals, seed=3)
+    return signals.fit(shards, items=7, start=START, cutoff=CUTOFF, settings=shops.settings().signals, als=shops.ALS, seed=3)
 
 
 def test_shards_cut_elsewhere_change_no_signal(fitted: Signals) -> None:
@@ -166,7 +169,7 @@ def test_the_order_of_shards_changes_no_signal(fitted: Signals) -> None:
 def test_users_who_are_not_chosen_count_but_fit_no_neighbours() -> None:
     batch = shops.whole()
     chosen = np.array([False, True, True, True, True])
-    some = signals.fit([(batch, chosen)], items=7, start=START, cutoff=CUTOFF, settings=shops.settings().signals, seed=3)
+    some = signals.fit([(batch, chosen)], items=7, start=START, cutoff=CUTOFF, settings=shops.settings().signals, als=shops.ALS, seed=3)
     assert some.buyers[-1].tolist() == [3, 1, 2, 1, 1, 1]
     weights = dense(some.neighbours)
     assert weights[:, 1].tolist() == weights[1, :].tolist() == [0] * 6  # only ann bought cheese
@@ -269,7 +272,7 @@ def test_neighbours_by_scored_are_the_same_weights(fitted: Signals) -> None:
 
 def test_factors_bring_items_of_the_same_buyers_together() -> None:
     rows = [[1, 1, 0, 0, 0]] * 9 + [[0, 0, 1, 1, 1]] * 7
-    factors = collaborative.item_factors(binary(*rows), config.Signals(factors=3, als_l2=0.1), seed=1)
+    factors = collaborative.item_factors(binary(*rows), config.Signals(factors=3), Als(0.1, 2.0), seed=1)
     assert (factors.shape, factors.dtype) == ((5, 3), np.float32)
     unit = factors / np.linalg.norm(factors, axis=1, keepdims=True)
     alike = unit @ unit.T
@@ -282,7 +285,9 @@ def test_the_seed_decides_the_factors(fitted: Signals) -> None:
     again = shops.fit(shops.whole())
     assert same(again, fitted)
     events = shops.whole()
-    other = signals.fit([(events, np.ones(5, bool))], items=7, start=START, cutoff=CUTOFF, settings=shops.settings().signals, seed=4)
+    other = signals.fit(
+        [(events, np.ones(5, bool))], items=7, start=START, cutoff=CUTOFF, settings=shops.settings().signals, als=shops.ALS, seed=4
+    )
     assert same(other, fitted, but=["factors"])
     assert not same(other, fitted)
 

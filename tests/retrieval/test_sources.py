@@ -60,7 +60,7 @@ def test_neighbours_score_the_sum_of_the_weights_of_what_the_user_bought(users: 
 def test_factors_score_by_a_vector_folded_in_from_the_history(users: RuledUsers) -> None:
     scores = shops.scores_of(Factors(), users)
     factors = users.signals.factors.astype(float)
-    alpha, l2 = 2.0, shops.settings().signals.als_l2
+    l2, alpha = shops.ALS
     for user in (ANN, BOB, CID, DEE):
         confidence = np.zeros(6)
         days = users.matrix.toarray()[user]
@@ -165,8 +165,8 @@ class Planted:
         catalog = Catalog(pa.table(table))
         chosen = np.ones(len(histories), bool)
         fitted = signals.fit(
-            [(histories, chosen)], items=items, start=0, cutoff=100 * DAY_US, settings=settings.signals, seed=0, groups=("age",),
-            extra=np.flatnonzero(rng.random(items) < 0.5),
+            [(histories, chosen)], items=items, start=0, cutoff=100 * DAY_US, settings=settings.signals, als=shops.ALS, seed=0,
+            groups=("age",), extra=np.flatnonzero(rng.random(items) < 0.5),
         )  # fmt: skip
         factors = rng.normal(size=(len(fitted.items), 3)) * rng.zipf(1.5, (len(fitted.items), 1)).clip(1, 50)
         factors = np.where(rng.random((len(factors), 1)) < 0.5, np.round(factors), factors)  # many ties

@@ -94,19 +94,19 @@ def test_both_ends_of_a_range_of_whole_numbers_are_drawn_and_a_logarithmic_one_i
 
 
 def test_keys_of_what_is_learned_from_are_drawn_whole_where_they_are_whole_and_take_their_places():
-    told = {"candidates": {"popular": {"low": 50, "high": 52}}, "signals": {"als_l2": {"low": 1, "high": 9}}, "dropout": [0.1]}
+    told = {"candidates": {"popular": {"low": 50, "high": 52}}, "signals": {"ease_l2": {"low": 1, "high": 9}}, "dropout": [0.1]}
     settings = config.Settings.model_validate({"shop": {"events": "x"}, "candidates": {"own": 7}, "tune": told})
-    assert search.draw(settings, 1) == {"candidates.popular": 100, "signals.als_l2": 10.0, "dropout": 0.2}
+    assert search.draw(settings, 1) == {"candidates.popular": 100, "signals.ease_l2": 500.0, "dropout": 0.2}
     assert search.applied(settings, search.draw(settings, 1)).candidates == settings.candidates
     drawn = [search.draw(settings, number) for number in range(2, 62)]
     assert {values["candidates.popular"] for values in drawn} == {50, 51, 52}
     tried = search.applied(settings, drawn[0])
     assert (tried.candidates.own, tried.candidates.popular) == (7, drawn[0]["candidates.popular"])
-    assert (tried.signals.als_l2, tried.model.dropout) == (drawn[0]["signals.als_l2"], 0.1)
-    assert 1 <= tried.signals.als_l2 <= 9
+    assert (tried.signals.ease_l2, tried.model.dropout) == (drawn[0]["signals.ease_l2"], 0.1)
+    assert 1 <= tried.signals.ease_l2 <= 9
     said = tomllib.loads(search.written('[shop]\nevents = "x"\n[candidates]\nown = 7 # few\n', drawn[0]))
     assert said["candidates"] == {"own": 7, "popular": drawn[0]["candidates.popular"]}
-    assert said["signals"] == {"als_l2": drawn[0]["signals.als_l2"]}
+    assert said["signals"] == {"ease_l2": drawn[0]["signals.ease_l2"]}
 
 
 # The best, as settings ------------------------------------------------------------------------------------------------------------
