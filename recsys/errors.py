@@ -6,6 +6,7 @@
     ├── BundleError    a model bundle: missing, damaged, mixed, or made for other columns
     ├── PublishError   the recommendation table: audit failed, staged parts missing, commit refused
     ├── GateError      tonight's lists are not what they may be; the job exits 5
+    ├── LeaseError     another run works on the table; the job exits 6
     └── ClusterError   Ray: a plan that cannot run on the resources there are
 
 A message says where, what was expected, what was seen, and the next step, in that order:
@@ -44,6 +45,12 @@ class GateError(RecsysError):
     """The gate stopped tonight's table; what was published before stands."""
 
     status = 5
+
+
+class LeaseError(RecsysError):
+    """Another run works on the table."""
+
+    status = 6
 
 
 class ClusterError(RecsysError):

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,12 +25,13 @@ SAY_SECONDS = 60.0  # between two lines of one who waits
 
 
 @contextmanager
-def owned(lock: Path, *, what: str) -> Iterator[None]:
+def owned(lock: Path, *, what: str, refuse: Callable[[str], Exception] | None = None) -> Iterator[None]:
     """A block that one process runs at a time; within it, further blocks of the same lock are entered at once.
 
     Args:
         lock: the lock's file; who owns it is told by a file beside it.
         what: it is about, for the line of one who waits.
+        refuse: what is raised instead of waiting, of who owns it, in words.
 
     Raises:
         ConfigError: the lock cannot be made there.
@@ -43,7 +44,7 @@ def owned(lock: Path, *, what: str) -> Iterator[None]:
     owner = lock.with_suffix(".owner")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        _wait(held, owner, what)
+        _wait(held, owner, what, refuse)
     except OSError as error:
         raise ConfigError(
             f"{lock}: must be a file that can be locked, got: {error.strerror}. Check the folder's permissions."
@@ -73,13 +74,15 @@ def is_owned(lock: Path) -> bool:
         return True
 
 
-def _wait(held: FileLock, owner: Path, what: str) -> None:
+def _wait(held: FileLock, owner: Path, what: str, refuse: Callable[[str], Exception] | None) -> None:
     """Take the lock; whoever waits for it says for whom, now and once in a while."""
     seconds, begun = 0.0, time.monotonic()
     while True:
         try:
             held.acquire(timeout=seconds, poll_interval=0.2)
         except Timeout:
+            if refuse is not None:
+                raise refuse(_told(owner)) from None
             log.info("%s: waits for %s, which works on the same", what, _told(owner))
             seconds = SAY_SECONDS
         else:

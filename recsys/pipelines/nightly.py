@@ -7,6 +7,7 @@ from typing import Any
 from recsys.config import Settings
 from recsys.data.dataset import ShopDataset
 from recsys.data.shop import ShopInputs, check_as_of, open_shop
+from recsys.engine.lease import leased
 from recsys.pipelines.champion import Chosen, choose
 from recsys.pipelines.night_record import recorded
 from recsys.pipelines.score import score_shop
@@ -46,14 +47,16 @@ def nightly(
         on_read, on_epoch, on_chosen: told of each step that is done: what was read, each epoch, which bundle scores.
 
     Raises:
+        LeaseError: another run works on the table.
         GateError: the lists are not what they may be; the page says why, and what stood before stands.
         DataError, PublishError, ClusterError: as the stages.
     """
     settings = inputs.settings
-    state = shop_state(inputs, end=as_of)
-    on_read(state.dataset)
-    chosen = choose(state, Registry(settings.champion.path), as_of=as_of, on_epoch=on_epoch)
-    on_chosen(chosen)
-    with recorded(state, chosen.bundle, as_of=as_of, quality=chosen.quality, overrides=overrides, chosen=chosen):
-        published = score_shop(state, chosen.bundle, as_of=as_of, overrides=overrides, quality=chosen.quality)
+    with leased(settings.table.path, settings.shop.storage_options, what=f"the night of {as_of}"):
+        state = shop_state(inputs, end=as_of)
+        on_read(state.dataset)
+        chosen = choose(state, Registry(settings.champion.path), as_of=as_of, on_epoch=on_epoch)
+        on_chosen(chosen)
+        with recorded(state, chosen.bundle, as_of=as_of, quality=chosen.quality, overrides=overrides, chosen=chosen):
+            published = score_shop(state, chosen.bundle, as_of=as_of, overrides=overrides, quality=chosen.quality)
     return state, published

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.config import PairsSettings
+from recsys.engine.lease import leased
 from recsys.engine.progress import log
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task
@@ -95,7 +96,8 @@ def score(
         "score_pairs",
         {"run": release.run_id, "table": absolute(settings.table.path), "all_scores": all_scores and absolute(all_scores)},
     )
-    with stage.owned():  # until it is published: what is staged must stay
+    lease = leased(settings.table.path, release.storage_options, what=f"the night of {as_of}")
+    with lease as still_ours, stage.owned():  # until it is published: what is staged must stay
         buckets = 1 if clustered else max(1, math.ceil(rows.source.rows / MERGE_ROWS))
         units = {f"shard-{shard.number:05d}": shard.unit() for shard in shards}
         _forget_lost(stage, units, all_scores, settings.pairs.storage_options)
@@ -135,7 +137,9 @@ def score(
         total = sum(receipt["rows"] for receipt in receipts.values())
         if not any(part["rows"] for part in parts):
             raise DataError(f"{rows.source.location}: no row could be scored; rejected: {dict(rejected)}. See {stage.path}.")
-        published = publish_parts(release, stage.path, parts, scored=total - rejected.total(), seconds=seconds, words=words)
+        published = publish_parts(
+            release, stage.path, parts, scored=total - rejected.total(), seconds=seconds, words=words, still_ours=still_ours
+        )
     return PairsRun(published, total, dict(rejected), repeated, words, clustered)
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from recsys import config
 from recsys.config import Settings
 from recsys.engine.connect import gpus
+from recsys.engine.lease import leased
 from recsys.engine.progress import log
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units, share
@@ -113,7 +114,8 @@ def score_shop(
         log.warning("score: the model is below %s, whose order is published in its stead", baseline)
         quality = NOT_MEASURED
     release, stage = release_of(state, bundle, as_of=as_of, baseline=baseline, overrides=overrides)
-    with stage.owned():  # until it is published: what is staged must stay
+    lease = leased(settings.table.path, release.storage_options, what=f"the night of {as_of}")
+    with lease as still_ours, stage.owned():  # until it is published: what is staged must stay
         signals = read_signals(state, as_of, lists=True, als=als_of(bundle.about))
         receipts, seconds = score_units(
             stage,
@@ -148,6 +150,7 @@ def score_shop(
             short=dict(short),
             available=available,
             quality=quality,
+            still_ours=still_ours,
         )
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -111,6 +111,7 @@ def publish_parts(
     available: pa.Array | None = None,
     quality: Quality = NOT_MEASURED,
     words: Mapping[str, Sequence[int]] | None = None,
+    still_ours: Callable[[], None] = lambda: None,
 ) -> Published:
     """The staged parts as the table of the night: audited, held against the gate, then visible by one commit.
 
@@ -120,8 +121,10 @@ def publish_parts(
         quality: of the model on days that lie behind, for the gate.
         words: as of `pairs_score.PairsRun`, for the record; None at the shop's door, whose record counts them itself.
         dropped, short: as of `Published`; the door of pairs knows no rules.
+        still_ours: called right before the commit; raises where another run works on the table.
 
     Raises:
+        LeaseError: as `still_ours`. Nothing was published.
         PublishError: the audit refuses the parts, or the commit cannot be made. Nothing was published.
         GateError: the lists are not within the gate's limits. Nothing was published.
     """
@@ -141,6 +144,7 @@ def publish_parts(
         _write_record(record, release, {**counts, "dropped": dict(dropped), "short": dict(short)}, verdict)
     if verdict and not stands:
         _refuse(release, verdict)
+    still_ours()
     figures = {check.name: check.value for check in verdict.checks} if verdict else {}
     noted: dict[str, Mapping[str, Any]] = {"gate": figures, "overrides": release.overrides, "dropped": dropped, "short_users": short}
     version = commit_night(

@@ -627,6 +627,32 @@ def test_a_user_s_list_is_shown_by_a_word_for_an_id(killed: Killed, run: Callabl
     assert (shown.status, "--user nobody: no such user in the shop before 2024-06-01." in shown.err) == (1, True)
 
 
+# ---- one run at a time
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("in_process")
+def test_a_second_run_of_a_table_is_refused_with_a_status_of_its_own(killed: Killed, run: Callable[..., Ended]) -> None:
+    table, code = killed.folder / "table", "import sys\nfrom recsys.engine.lease import leased\n"
+    code += "with leased(sys.argv[1], {}, what='a night'):\n    print('works', flush=True)\n    sys.stdin.read()\n"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(table)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "works\n"
+        bundle = next(killed.folder.glob("work/train-*/bundle"))
+        for verb, *more in (("nightly",), ("score", "--bundle", str(bundle))):
+            shown = run(verb, *killed.arguments, *more)
+            assert shown.status == 6
+            said = f"{table}: one run at a time, got a second one: process {other.pid} on "
+            assert shown.err.splitlines()[-1].startswith(said)
+    finally:
+        other.kill()
+        other.communicate()
+    assert run("nightly", *killed.arguments).status == 0  # it stands
+
+
 # ---- planted shops
 
 

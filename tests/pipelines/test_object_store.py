@@ -21,11 +21,12 @@ from recsys import config
 from recsys.data import synthetic
 from recsys.data.inputs import open_input, read
 from recsys.data.shop import open_shop
-from recsys.errors import PublishError
+from recsys.engine import lease
+from recsys.errors import LeaseError, PublishError
 from recsys.pipelines.score import score_shop
 from recsys.pipelines.signals import shop_state
 from recsys.pipelines.train import train_shop
-from recsys.publishing import staging, table
+from recsys.publishing import gate, release, staging, table
 from recsys.publishing.table import commit_night, published_nights, published_run, read_night, take_back
 from recsys.storage import delta_location, filesystem
 from tests.nights import NIGHT, OTHER_RUN, RUN, SHARD_0, SHARD_1, STRING, rows_of
@@ -109,6 +110,120 @@ def test_two_runs_of_one_night_never_stand_together(options: dict[str, str], mon
     with pytest.raises(PublishError, match="published by another run during this commit"):
         commit(RUN)
     assert published_run(path, as_of=NIGHT, storage_options=options) == OTHER_RUN
+
+
+def test_one_run_at_a_time_works_on_a_table_in_a_store(options: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "s3://shop/leased/table"
+    store, _ = filesystem(path, options)
+
+    def there() -> bool:
+        return store.get_file_info("shop/leased/table.lease").type == pafs.FileType.File
+
+    with lease.leased(path, options, what="the night of 2024-03-01"), lease.leased(path, options, what="within it") as ours:
+        assert there()
+        ours()
+        said = r"^s3://shop/leased/table: one run at a time, got a second one: the night of 2024-03-01, process \d+ on .* \(since 20"
+        with pytest.raises(LeaseError, match=said):
+            lease._ObjectLease(path, options, "a second").take()
+        assert there()
+    assert not there()
+    with lease.leased(path, options, what="the next"):
+        assert there()
+        heir = lease._ObjectLease(path, options, "the heir")
+        monkeypatch.setattr(lease, "EXPIRES_SECONDS", -60.0)
+        heir.take()
+    assert there()  # the one before ended without having noticed, and frees nothing that is another's
+    heir.free()
+    assert not there()
+
+
+def test_a_lease_is_renewed_and_taken_over_where_it_is_not(
+    options: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = "s3://shop/silent/table"
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "EXPIRES_SECONDS", 3.0)  # the store's times are whole seconds
+    first, second = lease._ObjectLease(path, options, "the sleeper"), lease._ObjectLease(path, options, "the heir")
+    first.take()
+    time.sleep(4)
+    first.check()
+    with pytest.raises(LeaseError):
+        second.take()
+
+    def no_network(_mode: object) -> str:
+        raise OSError("no network")
+
+    put = first._put
+    monkeypatch.setattr(first, "_put", no_network)
+    time.sleep(4.2)
+    with pytest.raises(LeaseError, match=r"this run's lease could not be renewed for [45] s. Nothing was published."):
+        first.check()
+    second.take()
+    assert "the sleeper, process" in caplog.text
+    assert "was not heard of for" in caplog.text
+    monkeypatch.setattr(first, "_put", put)  # it wakes
+    assert first.renewing is not None
+    first.renewing.join(timeout=30)
+    with pytest.raises(LeaseError, match=r"this run's lease was taken over by another run. Nothing was published."):
+        first.check()
+    first.free()
+    second.check()  # and frees nothing that is another's
+    with pytest.raises(LeaseError, match="the heir"):
+        lease._ObjectLease(path, options, "a third").take()
+    second.free()
+
+
+def test_a_run_whose_lease_was_taken_over_publishes_nothing(
+    options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "s3://shop/overtaken/table"
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
+    part = staging.stage(path, rows_of(SHARD_0), as_of=NIGHT, run_id=RUN, shard=0, storage_options=options)
+    any_lists = dict.fromkeys(gate.NAMES, "a test")
+    night = release.Release(config.Table(path=path), options, NIGHT, RUN, "m1", 3, STRING, STRING, config.Gate(), any_lists)
+    other = lease._ObjectLease(path, options, "the other")
+    with lease.leased(path, options, what="a night") as ours:
+        with monkeypatch.context() as patch:
+            patch.setattr(lease, "EXPIRES_SECONDS", -60.0)
+            other.take()
+        renewing = lease._HELD[path].renewing
+        assert renewing is not None
+        renewing.join(timeout=30)
+        with pytest.raises(LeaseError, match="Nothing was published"):
+            release.publish_parts(night, tmp_path, [part], scored=1, seconds=0.0, still_ours=ours)
+        assert published_nights(path, options) == []
+    other.free()
+    with lease.leased(path, options, what="a night") as ours:
+        assert release.publish_parts(night, tmp_path, [part], scored=1, seconds=0.0, still_ours=ours).version is not None
+
+
+def test_a_lease_that_is_given_up_by_a_dead_process_is_taken_over(
+    endpoint: str, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "s3://shop/dead/table"
+    code = (
+        "import os, sys\nfrom recsys.engine.lease import leased\n"
+        f"with leased({path!r}, {options!r}, what='the dead'):\n    print('works', flush=True)\n    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "works\n"
+    process.kill()
+    process.communicate()
+    with pytest.raises(LeaseError, match=rf"the dead, process {process.pid} on "), lease.leased(path, options, what="too early"):
+        pass
+    monkeypatch.setattr(lease, "EXPIRES_SECONDS", 1.0)
+    time.sleep(2.1)
+    with lease.leased(path, options, what="the heir") as ours:
+        ours()
+
+
+def test_a_store_that_takes_no_lease_is_one_sentence(options: dict[str, str]) -> None:
+    with (
+        pytest.raises(PublishError, match=r"^s3://nowhere/t: the lease beside the table cannot be written: .* Check the store"),
+        lease.leased("s3://nowhere/t", options, what="a night"),
+    ):
+        pass
 
 
 def test_a_lost_part_is_known_by_its_shard(options: dict[str, str]) -> None:
