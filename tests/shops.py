@@ -136,6 +136,11 @@ def settings(**sections: config.Section) -> config.Settings:
     return config.Settings.model_validate(default | sections)
 
 
+def with_looks() -> config.Settings:
+    """Settings under which events that are not wanted are looks."""
+    return settings(shop=config.Shop(events="events", items="items", users="users", label_kinds=("purchase",)))
+
+
 def fit(events: Histories, changed: config.Settings | None = None, **options: Any) -> Signals:
     """The signals of [START, CUTOFF), every user taking part."""
     chosen = np.ones(len(events), bool)

@@ -123,6 +123,9 @@ class Candidates(Section):
 
     own: Annotated[int, Field(ge=0)] = 200
     """Source own: items that the user bought before."""
+    seen: Annotated[int, Field(ge=0)] = 100
+    """Source seen: items with an event of the user's that is not of shop.label_kinds, such as a view, a cart or a rating, lately first.
+    Without label_kinds every event is wanted, and there is none."""
     popular: Positive = 100
     """Source popular: items that many users bought. It is never off, as it serves those without history."""
     neighbours: Annotated[int, Field(ge=0)] = 150

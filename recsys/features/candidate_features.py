@@ -14,7 +14,7 @@ from recsys.features.spec import ModelInputs
 from recsys.retrieval.candidates import NOT_FEATURES, Candidates, propose, user_batches
 from recsys.retrieval.rules import RuledUsers, Rules
 from recsys.retrieval.signals import MONTH, POPULARITY_DAYS, Signals
-from recsys.retrieval.sources import Source, sources
+from recsys.retrieval.sources import Seen, Source, sources
 from recsys.retrieval.supplied import Supplied
 from recsys.retrieval.users import UserBatch, group_days
 from recsys.schema import DAY_US
@@ -87,6 +87,8 @@ def candidate_features(
     columns |= _of_sources(candidates, users)
     columns |= _of_users(candidates, users, active)
     columns |= _of_own_purchases(candidates, users, active)
+    if Seen.name in candidates.names:
+        columns |= _of_looks(candidates, users)
     _add(columns, _of_categories(candidates, users, active), of="categories")
 
     row, item = candidates.user_row, candidates.item
@@ -214,6 +216,22 @@ def _of_own_purchases(candidates: Candidates, users: UserBatch, active: _Activit
     columns["own_due"] = np.where(known, np.log((last + 1.0) / (usual + 1.0)), np.nan)
     columns["own_known"] = known
     return columns
+
+
+def _of_looks(candidates: Candidates, users: UserBatch) -> dict[str, np.ndarray]:
+    """The user and the item: looked at how often, when last, and since it was last bought."""
+    key = candidates.user_row * len(users.signals.items) + candidates.item
+    seen, own = users.seen, users.own
+    place, known = seen.find(key)
+    bought_place, bought = own.find(key)
+    since = known & (~bought | (seen.last[place] < own.last[bought_place]))
+    return {
+        "seen_count": np.where(known, np.log1p(seen.count[place]), 0.0),
+        "seen_recent": np.where(known, np.log1p(seen.recent[place]), 0.0),
+        "seen_last": np.where(known, np.log1p(seen.last[place]), np.nan),
+        "seen_known": known,
+        "seen_since": since,
+    }
 
 
 def _of_categories(candidates: Candidates, users: UserBatch, active: _Activity) -> dict[str, np.ndarray]:

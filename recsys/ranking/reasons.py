@@ -3,6 +3,7 @@
 A reason's kind says what the other columns hold:
 
     bought_before  the user bought it: the item itself
+    looked_at      seen: the item itself
     goes_with      neighbours: the purchase that adds most to the item's score
     similar_to     ALS: the same, by `collaborative.purchase_shares`; bought_before where that purchase is the item itself
     popular_in     the category, of the item's, that is most the user's own
@@ -36,7 +37,7 @@ class Reason(NamedTuple):
     text: str
     """A sentence for people."""
     item: int = -1
-    """Code of the purchase it rests on; -1 where it rests on none."""
+    """Code of the purchase, or of what was looked at, that it rests on; -1 where it rests on none."""
     category: str | None = None
     """Value of the category it rests on; None where it rests on none."""
 
@@ -92,6 +93,15 @@ def _bought_before(row: np.ndarray, item: np.ndarray, users: UserBatch) -> list[
             code,
         )
         for count, days, code in zip(counts, last, users.signals.items[item].tolist(), strict=True)
+    ]
+
+
+def _looked_at(row: np.ndarray, item: np.ndarray, users: UserBatch) -> list[Reason]:
+    place, _ = users.seen.find(row * len(users.signals.items) + item)
+    last, codes = users.seen.last[place].astype(int).tolist(), users.signals.items[item].tolist()
+    return [
+        Reason("looked_at", f"Looked at {days} {'day' if days == 1 else 'days'} before.", code)
+        for days, code in zip(last, codes, strict=True)
     ]
 
 
@@ -161,6 +171,7 @@ def _supplied(row: np.ndarray, item: np.ndarray, users: UserBatch) -> list[Reaso
 
 REASONS: Mapping[str, Callable[[np.ndarray, np.ndarray, UserBatch], list[Reason]]] = {
     "own": _bought_before,
+    "seen": _looked_at,
     "neighbours": _goes_with,
     "factors": _similar_to,
     "category": _popular_in,

@@ -55,6 +55,23 @@ class Own:
         return np.where(known, users.own.decayed[place], np.nan).astype(np.float32)
 
 
+class Seen:
+    """What the user looked at lately: events of other kinds than are wanted, such as views and carts."""
+
+    name = "seen"
+
+    def best(self, users: UserBatch, barred: Barred, limit: int) -> Heaps:  # noqa: D102
+        found = empty_heaps(len(users), limit)
+        row, item = np.divmod(users.seen.key[:-1], len(users.signals.items))
+        offsets = np.searchsorted(row, np.arange(len(users) + 1)).astype(np.int64)
+        best_kernels.of_rows(offsets, item.astype(np.int32), users.seen.decayed[:-1].astype(np.float32), barred, found)
+        return found
+
+    def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102
+        place, known = users.seen.find(user_row * len(users.signals.items) + item)
+        return np.where(known, users.seen.decayed[place], np.nan).astype(np.float32)
+
+
 class Popular:
     """What most users bought in the last 28 days."""
 
@@ -278,6 +295,7 @@ def sources(settings: config.Settings) -> list[tuple[Source, int]]:
     limits = settings.candidates
     listed: list[tuple[Source, int]] = [
         (Own(), limits.own if settings.rank.repeats else 0),
+        (Seen(), limits.seen if settings.shop.label_kinds is not None else 0),
         (Neighbours(), limits.neighbours),
         (Factors(), limits.factors),
         (Category(), limits.category if settings.features.item_categorical else 0),

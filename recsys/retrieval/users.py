@@ -1,7 +1,7 @@
 """A batch of users as of the signals' cutoff: what they bought, counted."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ from recsys.retrieval.signals import Signals
 from recsys.retrieval.supplied import Supplied
 
 OWN_HALF_LIFE_DAYS = 60.0  # of a purchase's weight among the user's own; not tuned
+SEEN_HALF_LIFE_DAYS = 7.0  # of a look's; not tuned
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,14 @@ class UserBatch:
         """The purchases by (user, item)."""
         user, item, days = self.purchases
         return group_days(user * len(self.signals.items) + item, days)
+
+    @cached_property
+    def seen(self) -> "Grouped":
+        """Events of other kinds than are wanted by (user, item), such as views and carts; several of one day count once."""
+        user, item, days = purchase_days(replace(self.history, wanted=~self.history.wanted), cutoff=int(self.signals.cutoff))
+        position = self.signals.position[item].astype(np.int64)
+        there = position >= 0
+        return group_days(user[there] * len(self.signals.items) + position[there], days[there], half_life=SEEN_HALF_LIFE_DAYS)
 
     @property
     def own_key(self) -> np.ndarray:
@@ -94,27 +103,28 @@ class UserBatch:
 
 @dataclass(frozen=True)
 class Grouped:
-    """Purchases counted by a key; all arrays (K), keys ascending, the last one a sentinel above all keys that counts nothing."""
+    """Purchase days, or days with a look, counted by a key; all arrays (K), keys ascending, the last one a sentinel above all keys that
+    counts nothing."""
 
     key: np.ndarray
     count: np.ndarray
-    """float64: purchase days."""
+    """float64: days."""
     recent: np.ndarray
-    """float64: purchase days in the last 28 days."""
+    """float64: of them in the last 28 days."""
     decayed: np.ndarray
-    """float64: purchase days, each halved every 60 days."""
+    """float64: the days, each halved every half-life."""
     last: np.ndarray
-    """float64: days before the cutoff of the latest purchase."""
+    """float64: days before the cutoff of the latest."""
     first: np.ndarray
-    """float64: days before the cutoff of the earliest purchase."""
+    """float64: days before the cutoff of the earliest."""
 
     def find(self, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Place of each key, and bool whether it is there at all; the place of an absent key is 0."""
         return score_kernels.find(self.key, key)
 
 
-def group_days(key: np.ndarray, days: np.ndarray) -> Grouped:
-    """The purchases of each key, int64 (N), at the given days before the cutoff."""
+def group_days(key: np.ndarray, days: np.ndarray, *, half_life: float = OWN_HALF_LIFE_DAYS) -> Grouped:
+    """The days of each key, int64 (N), before the cutoff; the half-life, in days, of `decayed`."""
     order = np.argsort(key, kind="stable")
     key = np.append(key[order], np.iinfo(np.int64).max)  # the sentinel: every group has an end, no lookup needs a special case
     days = np.append(days[order], 0).astype(np.float64)
@@ -123,7 +133,7 @@ def group_days(key: np.ndarray, days: np.ndarray) -> Grouped:
         key=key[starts],
         count=np.diff(np.append(starts, len(key))).astype(np.float64),
         recent=np.add.reduceat((days < 28).astype(np.float64), starts),
-        decayed=np.add.reduceat(0.5 ** (days / OWN_HALF_LIFE_DAYS), starts),
+        decayed=np.add.reduceat(0.5 ** (days / half_life), starts),
         last=np.minimum.reduceat(days, starts),
         first=np.maximum.reduceat(days, starts),
     )

@@ -28,6 +28,9 @@ def run(events: Histories, featurizer: Featurizer | None = None) -> tuple[UserBa
     return users, found, inputs
 
 
+NAMES_OF_LOOKS = {"seen_count", "seen_recent", "seen_last", "seen_known", "seen_since"}
+
+
 class Described:
     """Features by name of a user and an active position."""
 
@@ -82,6 +85,26 @@ def test_an_infinite_number_in_the_catalog_is_a_missing_one() -> None:
 def test_names_do_not_depend_on_the_users(described: Described) -> None:
     for user in range(5):
         assert run(shops.whole().select(user, user + 1))[2].names == described.inputs.names
+
+
+def test_looks_are_features_where_some_events_are_not_wanted(described: Described) -> None:
+    looks = [Event(BOB, item, day, wanted=False) for item, day in ((shops.CHEESE, 60.5), (shops.MILK, 90.5), (shops.ROLL, 99.5))]
+    events = shops.group([*shops.BEFORE, *shops.HISTORY, *looks, *shops.AFTER])
+    _, found, inputs = run(events, shops.featurizer(shops.with_looks()))
+
+    def row(item: int) -> dict[str, float]:
+        (place,) = np.flatnonzero((found.user_row == BOB) & (found.item == item))
+        dense = inputs.dense[place].tolist()
+        return {name: value for name, value in zip(inputs.names, dense, strict=True) if name in NAMES_OF_LOOKS}
+
+    once = {"seen_count": math.log(2), "seen_recent": math.log(2), "seen_known": 1, "seen_since": 1}
+    assert row(P_CHEESE) == pytest.approx(once | {"seen_count": math.log(3), "seen_last": math.log(4)})  # days 60 and 96; not bought
+    assert row(P_MILK) == pytest.approx(once | {"seen_last": math.log(10), "seen_since": 0})  # day 90; bought on day 95
+    assert row(P_ROLL) == pytest.approx(once | {"seen_last": 0})  # day 99; bought on day 97
+    none = {"seen_count": 0, "seen_recent": 0, "seen_last": math.nan, "seen_known": 0, "seen_since": 0}
+    assert row(P_BREAD) == pytest.approx(none, nan_ok=True)
+    assert not NAMES_OF_LOOKS & set(described.inputs.names)
+    assert NAMES_OF_LOOKS | {"seen_score", "seen_z", "seen_place", "seen_proposed"} <= set(inputs.names)
 
 
 def test_without_categories_and_numbers_there_are_no_codes() -> None:

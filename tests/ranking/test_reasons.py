@@ -56,6 +56,12 @@ def test_every_source_has_its_reasons_and_no_reason_is_left_over() -> None:
     assert {source.name for source, _ in sources.sources(shops.settings())} <= set(REASONS)
 
 
+def test_what_the_user_looked_at_is_a_reason(users: RuledUsers) -> None:
+    candidates = Candidates(("seen",), np.array([BOB]), np.array([P_CHEESE]), np.array([[1]], np.int32), np.ones((1, 1), np.float32))
+    found = reasons_of(Ranked(np.array([0]), np.ones(1, np.int32)), candidates, users)
+    assert (found.kind, found.text, found.item.tolist()) == (["looked_at"], ["Looked at 3 days before."], [CHEESE])
+
+
 # ---- the source
 
 

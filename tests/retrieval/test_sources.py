@@ -14,7 +14,7 @@ from recsys.retrieval import candidates, collaborative, score_kernels, signals, 
 from recsys.retrieval.best_kernels import sort
 from recsys.retrieval.candidates import Candidates
 from recsys.retrieval.rules import RuledUsers
-from recsys.retrieval.sources import Category, Factors, Neighbours, Own, Popular, Source
+from recsys.retrieval.sources import Category, Factors, Neighbours, Own, Popular, Seen, Source
 from recsys.schema import DAY_US
 from tests import shops
 from tests.shops import ANN, BOB, CID, DEE, EVE, P_BREAD, P_CHEESE, P_MILK, P_ROLL, P_SPADE, Event
@@ -36,6 +36,28 @@ def test_own_scores_what_the_user_bought_often_and_lately_first(users: RuledUser
     assert np.isfinite(scores).tolist() == (users.matrix.toarray() > 0).tolist()
     assert scores[BOB, P_ROLL] == pytest.approx(0.5 ** (2 / 60) + 0.5 ** (4 / 60))
     assert shops.items_of(propose(users, (Own(), 9)), ANN, "own") == [P_MILK, P_BREAD, P_CHEESE]
+
+
+def test_seen_scores_what_the_user_looked_at_lately_first(users: RuledUsers) -> None:
+    scores = shops.scores_of(Seen(), users)
+    assert np.argwhere(np.isfinite(scores)).tolist() == [[BOB, P_CHEESE]]  # on day 96 of 100
+    assert scores[BOB, P_CHEESE] == pytest.approx(0.5 ** (3 / 7))
+    more = [
+        (P_ROLL, 99.1),
+        (P_ROLL, 99.9),
+        (P_MILK, 92.5),
+        (P_MILK, 85.5),
+        (shops.NOTHING, 99.5),
+    ]
+    looks = [Event(BOB, item, day, wanted=False) for item, day in more]
+    events = shops.group([*shops.BEFORE, *shops.HISTORY, *looks, *shops.AFTER])
+    batch = shops.featurizer(shops.with_looks()).users(events)
+    scores = shops.scores_of(Seen(), batch)
+    assert scores[BOB, P_ROLL] == pytest.approx(1.0)  # two looks on one day are one
+    assert scores[BOB, P_MILK] == pytest.approx(0.5 ** (7 / 7) + 0.5 ** (14 / 7))
+    assert shops.items_of(propose(batch, (Seen(), 9)), BOB, "seen") == [P_ROLL, P_MILK, P_CHEESE]  # nobody bought what is left out
+    assert shops.items_of(propose(batch, (Seen(), 1)), BOB, "seen") == [P_ROLL]
+    assert shops.items_of(propose(batch, (Seen(), 9)), ANN, "seen") == []
 
 
 def test_popular_is_one_row_for_all_by_buyers_with_the_last_28_days_first(users: RuledUsers) -> None:
@@ -127,6 +149,9 @@ def test_the_settings_say_which_sources_there_are_and_how_much_they_propose() ->
         ("group", 7),
         ("popular", 7),
     ]
+    looks = shops.with_looks()
+    assert names(looks)[:3] == [("own", 200), ("seen", 100), ("neighbours", 150)]
+    assert "seen" not in dict(names(looks.model_copy(update={"candidates": config.Candidates(seen=0)})))
     assert "own" not in dict(names(shops.settings(rank=config.Rank(allow_repeats=False))))
     without = names(shops.settings(features=config.Features(user_categorical=("age",))))
     assert not {"category", "content"} & dict(without).keys()
