@@ -102,7 +102,7 @@ class Signals(Section):
     als_iterations: Positive = 15
     """Rounds of ALS."""
     als_l2: Annotated[float, Field(gt=0)] | None = None
-    """Regularisation of the ALS vectors. Absent, with als_alpha: of six pairs of the two the one is taken whose ALS alone ranked best
+    """Regularisation of the ALS vectors. Absent, with als_alpha: of seven pairs of the two the one is taken whose ALS alone ranked best
     what users had not bought before, in the last label window of the shop's own that ends label_days before the date."""
     als_alpha: Annotated[float, Field(gt=0)] | None = None
     """Weight of purchases in ALS, against what was not bought, which weighs 1."""

@@ -25,8 +25,11 @@ class Als(NamedTuple):
 
 
 # A shop takes what ranked best in its own past; one that is too young takes the first. What suits it hangs on how many buy an item and
-# how much a user buys: docs/log.md has six kinds.
-ALS_CHOICES = (Als(10.0, 2.0), Als(30.0, 2.0), Als(30.0, 5.0), Als(100.0, 10.0), Als(100.0, 20.0), Als(300.0, 40.0))
+# how much a user buys: docs/log.md has six kinds, and three sizes.
+ALS_CHOICES = tuple(
+    Als(l2, alpha)
+    for l2, alpha in ((10.0, 2.0), (30.0, 2.0), (100.0, 10.0), (100.0, 20.0), (300.0, 20.0), (300.0, 40.0), (1000.0, 40.0))
+)
 
 
 def neighbour_weights(purchases: sp.csr_matrix, settings: config.Signals) -> sp.csr_matrix:

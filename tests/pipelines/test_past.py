@@ -154,9 +154,9 @@ def test_a_shop_too_young_to_tell_takes_the_first(shop: Shop, caplog: pytest.Log
     with caplog.at_level(logging.INFO):
         assert past.choose_als(shop.state.inputs, shop.state.dataset, as_of=date(2024, 3, 20)) == ALS_CHOICES[0]
         assert "too young to tell what ALS should weigh" in caplog.text
-        few = [{"users": 29, "ndcg": 0.1 * number} for number in range(6)]
+        few = [{"users": 29, "ndcg": 0.1 * number} for number in range(len(ALS_CHOICES))]
         assert past._chosen(few, day=DAY) == ALS_CHOICES[0]
         assert "29 users wanted something new" in caplog.text
-        enough = [{"users": 30, "ndcg": 0.1 * number} for number in range(6)]
-        assert past._chosen(enough, day=DAY) == ALS_CHOICES[5]
+        enough = [{"users": 30, "ndcg": 0.1 * number} for number in range(len(ALS_CHOICES))]
+        assert past._chosen(enough, day=DAY) == ALS_CHOICES[-1]
         assert past._chosen([{**one, "ndcg": 0.1} for one in enough], day=DAY) == ALS_CHOICES[0]
