@@ -26,12 +26,7 @@ WHOLE = ("max_embedding", "batch_size")  # ranges of them are of whole numbers
 RANGED = (*WHOLE, "dropout", "learning_rate", "warmup_epochs", "momentum", "weight_decay", "l2", "clip_norm")
 CHOSEN = ("hidden", "activation", "normalisation", "initialiser", "optimizer", "schedule", "class_weights")
 # the others say how long or where a fit runs, or, as the loss does, what validation loss means
-OF_LISTS = (
-    "window",
-    "signals",
-    "candidates",
-    "examples",
-)  # what is learned from: no loss compares their values
+OF_LISTS = ("window", "signals", "candidates", "examples")  # what is learned from: no loss compares their values
 COUNTED = "window.history_days"  # says which users have a history, and so which ones count
 
 SPACE: dict[str, Range | tuple[Any, ...]] = {

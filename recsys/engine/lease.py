@@ -80,6 +80,8 @@ class _ObjectLease:
     what: str
     mark: dict[str, str] = field(default_factory=dict)
     """By which the store knows the object as this run wrote it last: its e_tag, and its version where it has one."""
+    once: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """By which a run knows its own lease, where the answer to a write was lost."""
     since: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     renewed: datetime = field(default_factory=lambda: datetime.now(UTC))
     lost: bool = False
@@ -128,7 +130,10 @@ class _ObjectLease:
                 found = obstore.get(self.store, self.name)
             except FileNotFoundError:
                 continue
-            told, meta = _told(bytes(found.bytes())), found.meta
+            text, meta = bytes(found.bytes()), found.meta
+            if self._wrote(text):
+                return _mark(meta)
+            told = _told(text)
             silent = (datetime.now(UTC) - meta["last_modified"]).total_seconds()
             if silent < EXPIRES_SECONDS:
                 raise _refused(self.location, told)
@@ -141,13 +146,14 @@ class _ObjectLease:
         raise _refused(self.location, "another run")
 
     def _put(self, mode: Any) -> dict[str, str]:
-        mine = {"host": platform.node(), "pid": os.getpid(), "since": self.since, "what": self.what, "once": uuid.uuid4().hex}
+        mine = {"host": platform.node(), "pid": os.getpid(), "since": self.since, "what": self.what, "once": self.once}
+        mine["renewal"] = uuid.uuid4().hex  # else two renewals might have one e_tag
         return _mark(obstore.put(self.store, self.name, json.dumps(mine).encode(), mode=mode))
 
     def _renew(self) -> None:
         while not self.ended.wait(RENEW_SECONDS):
             try:
-                self.mark = self._put(self.mark)
+                self.mark = self._put_again()
                 self.renewed = datetime.now(UTC)
             except (PreconditionError, FileNotFoundError):
                 self.lost = True
@@ -155,6 +161,22 @@ class _ObjectLease:
                 return
             except (BaseError, OSError) as error:
                 log.warning("%s: the lease could not be renewed: %s", self.location, " ".join(str(error).split())[:300])
+
+    def _put_again(self) -> dict[str, str]:
+        """The mark of a renewal: of this one, or of an earlier one that the store did and did not tell of."""
+        try:
+            return self._put(self.mark)
+        except PreconditionError:
+            found = obstore.get(self.store, self.name)
+            if self._wrote(bytes(found.bytes())):
+                return _mark(found.meta)
+            raise
+
+    def _wrote(self, text: bytes) -> bool:
+        try:
+            return json.loads(text)["once"] == self.once
+        except (ValueError, KeyError, TypeError):
+            return False
 
     def check(self) -> None:
         """Raise LeaseError where another run took the lease over, or may have."""

@@ -95,7 +95,7 @@ def _told(owner: Path) -> str:
     """Who owns it, in words."""
     try:
         one = json.loads(owner.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        since = datetime.fromtimestamp(one["since"], UTC)
+        return f"process {one['pid']} on {one['host']} (since {since:%Y-%m-%d %H:%M} UTC)"
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # gone meanwhile, or damaged
         return "another run"
-    since = datetime.fromtimestamp(one["since"], UTC)
-    return f"process {one['pid']} on {one['host']} (since {since:%Y-%m-%d %H:%M} UTC)"

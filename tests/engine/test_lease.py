@@ -69,6 +69,14 @@ def test_a_second_run_is_refused_in_one_sentence_while_the_first_lives_and_not_a
     assert works(start("another night"))
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"pid": 1, "host": "a", "since": "b"}'])
+def test_who_holds_it_may_be_damaged(tmp_path: Path, start: Start, text: str) -> None:
+    assert works(start("a night"))
+    (tmp_path / "table.owner").write_text(text)
+    with pytest.raises(LeaseError, match="got a second one: another run works on"), leased(str(tmp_path / "table"), {}, what="b"):
+        pass
+
+
 def test_other_tables_and_blocks_within_are_free(tmp_path: Path, start: Start) -> None:
     assert works(start("a night"))
     with leased(str(tmp_path / "other"), {}, what="a"), leased(str(tmp_path / "other"), {}, what="b") as ours:

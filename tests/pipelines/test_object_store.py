@@ -173,6 +173,33 @@ def test_a_lease_is_renewed_and_taken_over_where_it_is_not(
     second.free()
 
 
+def test_a_write_that_the_store_did_and_did_not_tell_of_loses_no_lease(
+    options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "s3://shop/untold/table"
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
+    ours = lease._ObjectLease(path, options, "a night")
+    ours._put("create")  # done, and its answer lost: the next try finds it there
+    ours.take()
+    mark = ours._put(ours.mark)  # so too a renewal
+    time.sleep(2)
+    assert ours.mark != mark
+    assert not ours.lost
+    ours.check()
+    ours.free()
+    lease._ObjectLease(path, options, "another").take()
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff", b'{"what": 3}'])
+def test_a_damaged_lease_is_another_run_s(options: dict[str, str], text: bytes) -> None:
+    path = "s3://shop/damaged/table"
+    store, _ = filesystem(path, options)
+    with store.open_output_stream("shop/damaged/table.lease") as file:
+        file.write(text)
+    with pytest.raises(LeaseError, match="got a second one: another run works on this table"):
+        lease._ObjectLease(path, options, "a night").take()
+
+
 def test_a_run_whose_lease_was_taken_over_publishes_nothing(
     options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
