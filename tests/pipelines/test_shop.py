@@ -31,10 +31,10 @@ from recsys.engine.units import Task
 from recsys.errors import BundleError, GateError
 from recsys.evaluation import backtest
 from recsys.pipelines import champion
-from recsys.pipelines.examples import _examples_task
+from recsys.pipelines.examples import _examples_task, training_cutoffs
 from recsys.pipelines.night_record import read_record, recorded
 from recsys.pipelines.score import score_shop
-from recsys.pipelines.signals import ShopState, fit_signals, read_signals, share_of, shop_state
+from recsys.pipelines.signals import ShopState, examples_of, fit_signals, read_signals, share_of, shop_state
 from recsys.pipelines.train import _calibrate_task, train_shop
 from recsys.publishing.gate import NAMES, Quality
 from recsys.publishing.release import Published
@@ -480,6 +480,8 @@ def test_a_night_that_most_of_the_catalog_is_gone_for_is_stopped_and_may_be_let_
     gone = pa.array(np.arange(items.num_rows) % 3 == 0)
     pq.write_table(items.append_column("here", gone), tmp_path / "items" / "items.parquet")
     third = state(items=str(tmp_path / "items"), columns=Columns(available="here"))
+    days, whole = training_cutoffs(third, DAY), state()
+    assert (examples_of(third, days), third.examples.digest) == (examples_of(whole, days), whole.examples.digest)  # none made again
     with (
         pytest.raises(
             GateError,
