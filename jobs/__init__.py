@@ -58,6 +58,25 @@ def day_of(path: Path, settings: "Settings | PairsSettings", as_of: datetime | N
     return as_of.date()
 
 
+def days_of(backfill: str, as_of: datetime | None) -> tuple[date, date]:
+    """The first and last day of `A..B`.
+
+    Raises:
+        ConfigError: it is no such range, or there is --as-of as well.
+    """
+    if as_of is not None:
+        raise ConfigError(f"--backfill {backfill} and --as-of {as_of.date()}: one of the two is needed, got both. Leave one out.")
+    try:
+        first, last = map(date.fromisoformat, backfill.split(".."))
+    except ValueError:
+        first, last = date.max, date.min
+    if first > last:
+        raise ConfigError(
+            f"--backfill: must be two dates, the earlier one first, such as 2017-11-01..2017-11-30, got '{backfill}'. Write it so."
+        )
+    return first, last
+
+
 def check_picture(path: Path | None) -> None:
     """Refuse a plot of a format that is not drawn.
 
@@ -98,8 +117,22 @@ def job() -> Generator[None]:
     log.setLevel(logging.INFO)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes are started to ignore
+        signal.signal(signal.SIGTERM, _terminate)
     with without_noise(), one_line_errors():
-        yield
+        try:
+            yield
+        except Terminated:
+            print("Ended by SIGTERM. What is finished is kept: run the same command again to go on.", file=sys.stderr)
+            raise
+
+
+class Terminated(SystemExit):
+    """SIGTERM came, as Kubernetes, `ray job stop` and systemd send it: blocks are left, so that leases are freed, and the job ends."""
+
+
+def _terminate(number: int, frame: object) -> None:  # what a handler gets
+    signal.signal(number, signal.SIG_IGN)  # once is enough: a second one would break off the clearing up
+    raise Terminated(128 + number)
 
 
 def main(verb: Callable[..., None]) -> None:

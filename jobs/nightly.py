@@ -1,41 +1,98 @@
 """The night in order: read the shop, train, choose the bundle, score every user, publish the table."""
 
 import time
+from contextlib import ExitStack
+from datetime import date, datetime
+from typing import Annotated
 
-from jobs import AsOf, Config, Override, Why, job, main, printing
+import typer
+
+from jobs import Config, Override, Why, days_of, job, main, printing
 from recsys import config
+from recsys.data.dataset import ShopDataset
 from recsys.engine.connect import connect
-from recsys.engine.progress import after_commit
+from recsys.engine.progress import after_commit, console
 from recsys.engine.stage import prune
 from recsys.pipelines import nightly as pipeline
 from recsys.pipelines.champion import Chosen, challenger_days
+from recsys.pipelines.runs import NightRun, kept_run
 from recsys.publishing import gate
 
+AsOf = Annotated[
+    datetime | None,
+    typer.Option(
+        "--as-of",
+        formats=["%Y-%m-%d"],
+        help="What was known before this day, 00:00 UTC; no event from then on is used. Absent: today in shop.timezone.",
+    ),
+]
+Backfill = Annotated[
+    str | None,
+    typer.Option(metavar="A..B", help="Instead of one night: those from A to B that are missing, oldest first, until one fails."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Make a night that stands anew, where anything that it depends on has changed.")]
 
-def nightly(config_path: Config, as_of: AsOf, override: Override = None, why: Why = None) -> None:
+
+def nightly(
+    config_path: Config,
+    as_of: AsOf = None,
+    backfill: Backfill = None,
+    force: Force = False,
+    override: Override = None,
+    why: Why = None,
+) -> None:
     """The night in order: read the shop, train, choose the bundle, score every user, publish the table."""
     with job():
         overrides = gate.overrides(override or [], why)
         settings = config.load(config_path)
-        day = as_of.date()
-        inputs = pipeline.open_night(settings, as_of=day)
-        with connect():
-            state, published = pipeline.nightly(
-                inputs, as_of=day, overrides=overrides, on_read=printing.rows, on_epoch=printing.epoch_line, on_chosen=_chosen
-            )
-            with after_commit("nightly"):
-                printing.published(published, state, as_of=day, overrides=overrides)
-        with after_commit("run.work"):
-            days = max(settings.run.keep_work_days, challenger_days(settings) + 1)  # what the next challenger learns from stays
-            prune(settings.run.work, before=time.time() - days * 86_400)
+        pipeline.check_writable(settings)
+        if backfill is None:
+            nights = [as_of.date() if as_of else pipeline.today(settings)]
+        else:
+            nights = pipeline.nights_to_make(settings, *days_of(backfill, as_of), force=force)
+            console.print(f"{len(nights)} nights of {backfill} to make.")
+        with ExitStack() as ray:
+            for day in nights:
+                with kept_run(settings, as_of=day) as run:
+                    _night(settings, day, run, ray, force=force, overrides=overrides)
+        if nights:
+            with after_commit("run.work"):
+                days = max(settings.run.keep_work_days, challenger_days(settings) + 1)  # what the next challenger learns from stays
+                prune(settings.run.work, before=time.time() - days * 86_400)
 
 
-def _chosen(chosen: Chosen) -> None:
-    if chosen.tested is not None:
-        printing.training(chosen.tested)
-    if chosen.metrics is not None:
-        printing.metrics(chosen.metrics)
-    printing.decision(chosen)
+def _night(settings: config.Settings, day: date, run: NightRun, ray: ExitStack, *, force: bool, overrides: dict[str, str]) -> None:
+    if not force and (standing := pipeline.finished(settings, as_of=day)):
+        run.stood(standing)
+        console.print(f"{run.sentence} --force makes it anew where anything changed.")
+        return
+    inputs = pipeline.open_night(settings, as_of=day)
+    ray.enter_context(connect())
+
+    def read(shop: ShopDataset) -> None:
+        run.step("read")
+        printing.rows(shop)
+
+    def chosen(choice: Chosen) -> None:
+        run.step("train")
+        if choice.tested is not None:
+            printing.training(choice.tested)
+        if choice.metrics is not None:
+            printing.metrics(choice.metrics)
+        printing.decision(choice)
+
+    state, published = pipeline.nightly(
+        inputs,
+        as_of=day,
+        overrides=overrides,
+        on_read=read,
+        on_epoch=printing.epoch_line,
+        on_chosen=chosen,
+    )
+    run.step("score")
+    run.published(published)
+    with after_commit("nightly"):
+        printing.published(published, state, as_of=day, overrides=overrides)
 
 
 if __name__ == "__main__":

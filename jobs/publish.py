@@ -1,4 +1,4 @@
-"""The published nights: list them, or take back those after a day."""
+"""The published nights: list them, take back those after a day, or clear away what was never published."""
 
 from datetime import datetime
 from typing import Annotated
@@ -9,8 +9,10 @@ from rich.table import Table
 from jobs import Config, job
 from recsys import config
 from recsys.config import PairsSettings
+from recsys.engine.lease import leased
 from recsys.engine.progress import console
 from recsys.errors import one_line_errors
+from recsys.publishing.delta import leftovers, remove_leftovers
 from recsys.publishing.table import published_nights, take_back
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
@@ -46,6 +48,21 @@ def rollback(
         path, storage = _table(config_path)
         gone = take_back(path, to=to.date(), storage_options=storage)
         console.print(f"Taken back: {', '.join(map(str, gone)) or 'nothing'}. {to.date()} is the newest night of {path}.")
+
+
+@app.command()
+def clean(
+    config_path: Config, dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and leave it.")] = False
+) -> None:
+    """Remove the parts of runs that were given up: files that no commit names, while no run works on the table."""
+    with job():
+        path, storage = _table(config_path)
+        with leased(path, storage, what="clearing away"):
+            left = leftovers(path, storage)
+            if not dry_run:
+                remove_leftovers(path, left, storage)
+        size = sum(info.size for info in left) / 2**20
+        console.print(f"{'Would remove' if dry_run else 'Removed'}: {len(left):,} files, {size:,.1f} MiB, below {path}.")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ A message says where, what was expected, what was seen, and the next step, in th
 """
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 
@@ -42,9 +42,17 @@ class PublishError(RecsysError):
 
 
 class GateError(RecsysError):
-    """The gate stopped tonight's table; what was published before stands."""
+    """The gate stopped tonight's table; what was published before stands.
+
+    Args:
+        figures: checks that failed, with their values.
+    """
 
     status = 5
+
+    def __init__(self, message: str, figures: Mapping[str, float] = {}) -> None:
+        super().__init__(message)
+        self.figures = dict(figures)
 
 
 class LeaseError(RecsysError):
@@ -57,12 +65,16 @@ class ClusterError(RecsysError):
     """Ray cannot run the plan on the resources it has."""
 
 
+def one_line(error: BaseException) -> str:
+    """The message as one line of signs that can be shown: it may quote the shop."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(str(error).split()))
+
+
 @contextmanager
 def one_line_errors() -> Generator[None]:
     """A block whose errors that a user can mend end the program: the message as one line on stderr, and the error's exit status."""
     try:
         yield
     except RecsysError as error:
-        line = "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(str(error).split()))  # it may quote the shop
-        print(line, file=sys.stderr)  # noqa: T201 # the command line's last word
+        print(one_line(error), file=sys.stderr)  # noqa: T201 # the command line's last word
         raise SystemExit(error.status) from error

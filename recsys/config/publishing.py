@@ -1,8 +1,8 @@
-"""[rank], [table], [gate], [champion], [report], [run]: the lists, what may be published, and how the work is cut up."""
+"""[rank], [table], [gate], [champion], [report], [notify], [run]: lists, what may be published, who is told, how the work is cut up."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recsys.config.paths import LocalPath, Location, TableLocation
 from recsys.config.section import Fraction, Positive, Section
@@ -114,7 +114,32 @@ class Report(Section):
 
     path: LocalPath = "var/reports"
     """Folder of the pages: of each published night AS_OF.html and its figures, AS_OF.json; of one that the gate stopped
-    AS_OF-stopped.html. On a cluster a path that every node shares."""
+    AS_OF-stopped.html; and runs, with what became of each run. On a cluster a path that every node shares."""
+
+
+class Notify(Section):
+    """Who is told, by one message, at the end of every run of jobs.nightly.
+
+    The address is named in one of three ways; without one nobody is told.
+    """
+
+    url: str | None = None
+    """Address that gets the message by POST. One that is a secret, as Slack's are, belongs into one of the next two."""
+    url_env: str | None = None
+    """Environment variable that holds the address."""
+    url_file: LocalPath | None = None
+    """File that holds the address, as secrets of Kubernetes are mounted."""
+    format: Literal["json", "slack"] = "json"
+    """What is sent: "json", what jobs.runs shows of the run; "slack", the same as a sentence, as Slack and what imitates it take it."""
+
+    @model_validator(mode="after")
+    def _the_address_is_named_once(self) -> "Notify":
+        named = [key for key in ("url", "url_env", "url_file") if getattr(self, key) is not None]
+        if len(named) > 1:
+            raise ValueError(f"notify: the address must be named once, got {', '.join(named)}; remove all but one")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"notify.url must begin with http:// or https://, got {self.url!r}; write the whole address")
+        return self
 
 
 class Run(Section):

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, Strict, model_validator
 
 from recsys.config.pairs import Pairs
-from recsys.config.publishing import Champion, Gate, Rank, Report, Run, Table
+from recsys.config.publishing import Champion, Gate, Notify, Rank, Report, Run, Table
 from recsys.config.rules import HISTORY_COLUMNS, RULES_BUILT_IN, AnyRule, BoughtRule, CapRule, ColumnRule, RangeRule, Rule
 from recsys.config.search import SPACE, Space
 from recsys.config.section import Section
@@ -64,6 +64,7 @@ class Settings(Section):
     gate: Gate = Gate()
     champion: Champion = Champion()
     report: Report = Report()
+    notify: Notify = Notify()
     run: Run = Run()
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -51,6 +52,7 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     importing = threading.Thread(target=importlib.import_module, args=("ray.data",))  # a second, while Ray's processes start
     importing.start()
+    at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, **quiet)
@@ -66,6 +68,8 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
         raise ClusterError(f"Ray: must start on this machine, {seen}. See memory, disk and the logs below /tmp/ray.") from error
     finally:
         importing.join()
+    if callable(at_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, at_sigterm)  # Ray has set one of its own, which ends the process without a word
     try:
         from ray.data import DataContext
 

@@ -12,6 +12,8 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,33 @@ def receipt_in(folder: Path, unit: str) -> Receipt | None:
         return json.loads((folder / "receipts" / f"{unit}.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """What lies in one stage's folder."""
+
+    name: str
+    units: int
+    """Finished ones."""
+    size: int
+    """Bytes."""
+    used: datetime
+    """When a run last used it, UTC."""
+    owned: bool
+    """A run works in it now."""
+
+
+def stage_folders(root: str | Path) -> list[StageFolder]:
+    """The folders of all stages below `run.work`, those used last first."""
+    found = []
+    for about in Path(root).absolute().glob(f"*/{ABOUT}"):
+        folder = about.parent
+        used = datetime.fromtimestamp(_used(folder), UTC)
+        sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+        units = len(list((folder / "receipts").glob("*.json")))
+        found.append(StageFolder(folder.name, units, sum(sizes), used, is_owned(_lock(folder))))
+    return sorted(found, key=lambda one: (one.used, one.name), reverse=True)
 
 
 def prune(root: str | Path, *, before: float) -> list[str]:

@@ -1,20 +1,69 @@
 """The shop door's night on one page: shop read, challenger trained and tested, champion chosen, users scored, the table published."""
 
 from collections.abc import Callable, Mapping
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from recsys.config import Settings
 from recsys.data.dataset import ShopDataset
 from recsys.data.shop import ShopInputs, check_as_of, open_shop
 from recsys.engine.lease import leased
+from recsys.errors import ConfigError
 from recsys.pipelines.champion import Chosen, choose
-from recsys.pipelines.night_record import recorded
+from recsys.pipelines.night_record import read_record, recorded
 from recsys.pipelines.score import score_shop
 from recsys.pipelines.signals import ShopState, shop_state
 from recsys.publishing.release import Published
+from recsys.publishing.table import PublishedNight, published_nights
 from recsys.ranking.registry import Registry
 from recsys.storage import check_folders
+
+
+def today(settings: Settings) -> date:
+    """The date now, in shop.timezone; in UTC where that is absent or no zone, which `open_night` says."""
+    try:
+        zone = ZoneInfo(settings.shop.timezone or "UTC")
+    except (OSError, ValueError, KeyError):
+        zone = ZoneInfo("UTC")
+    return datetime.now(UTC).astimezone(zone).date()
+
+
+def check_writable(settings: Settings) -> None:
+    """Nothing, where all that a night writes to can be written to.
+
+    Raises:
+        ConfigError: a folder cannot.
+    """
+    places = {"table_path": settings.table.path, "champion_path": settings.champion.path, "report_path": settings.report.path}
+    check_folders(**places, run_work=settings.run.work)
+
+
+def nights_to_make(settings: Settings, first: date, last: date, *, force: bool) -> list[date]:
+    """The nights from first to last, both included, oldest first: those that do not stand; by force all.
+
+    Raises:
+        ConfigError: the table would not keep one of them.
+        PublishError: the table cannot be read.
+    """
+    standing = {night.as_of for night in published_nights(settings.table.path, settings.shop.storage_options)}
+    wanted = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+    kept = sorted({*standing, *wanted})[-settings.table.keep_nights :]
+    if first not in kept:
+        raise ConfigError(
+            f"--backfill {first}..{last}: night {first} must be among the newest {settings.table.keep_nights}, which the table keeps, "
+            f"got those since {kept[0]}. Begin with {kept[0]}, or raise table.keep_nights."
+        )
+    return [day for day in wanted if force or day not in standing]
+
+
+def finished(settings: Settings, *, as_of: date) -> PublishedNight | None:
+    """The night of as_of where it stands with its record: nothing is left to do. None where something is."""
+    nights = published_nights(settings.table.path, settings.shop.storage_options)
+    night = next((one for one in nights if one.as_of == as_of), None)
+    record = read_record(Path(settings.report.path) / f"{as_of}.json")
+    return night if night is not None and record is not None and record["run_id"] == night.run_id else None
 
 
 def open_night(settings: Settings, *, as_of: date) -> ShopInputs:
@@ -24,7 +73,7 @@ def open_night(settings: Settings, *, as_of: date) -> ShopInputs:
         DataError: as `open_shop`; or as_of leaves the challenger, which is tested a label length before it, too little history.
         ConfigError: a folder that the night writes to cannot be written to.
     """
-    check_folders(table_path=settings.table.path, champion_path=settings.champion.path, report_path=settings.report.path)
+    check_writable(settings)
     inputs = open_shop(settings, as_of=as_of)
     check_as_of(inputs, as_of, test_days=settings.window.label_days)
     return inputs

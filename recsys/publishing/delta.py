@@ -2,11 +2,13 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
@@ -20,6 +22,7 @@ RECLAIM_HOURS = 7 * 24  # Delta's own default: how long files that no night refe
 # A checkpoint forgets removed files older than this, and what is forgotten is never reclaimed (delta-rs#3644): so much longer.
 CHANGE_FEED = {"delta.enableChangeDataFeed": "true"}  # readers ask the table what a version added and removed
 TABLE_PROPERTIES = {"delta.deletedFileRetentionDuration": "interval 365 days", **CHANGE_FEED}
+PART = re.compile(rf"{AS_OF}=\d{{4}}-\d\d-\d\d/\.?part-\d{{5,}}-[\w.-]+\.parquet(\.[0-9a-f]{{32}})?")  # as staged, or on its way there
 TERMINAL = re.compile(r"\x1b\[[0-9;]*m|\u21b3")  # colours and arrows in deltalake's messages
 
 
@@ -99,6 +102,34 @@ def add_action(part: Part, as_of: date) -> AddAction:
 def remove_action(file: dict[str, Any], now_ms: int) -> RemoveAction:
     """What takes a file out of the table."""
     return RemoveAction(file["path"], True, now_ms, file["size"], {AS_OF: file[AS_OF].isoformat()})
+
+
+def leftovers(path: str, storage_options: Mapping[str, str]) -> list[pafs.FileInfo]:
+    """The parts below the table's root that no commit knows, whole ones and pieces: of runs that were given up, or of one that works on
+    the table now. Files that a commit removed are not among them: `reclaim` deletes those in their time.
+
+    Raises:
+        PublishError: something else lies there, or the store cannot be reached.
+    """
+    store, root = filesystem(path, storage_options)
+    try:
+        found = store.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True))
+    except OSError as error:
+        raise PublishError(f"{path}: cannot be reached: {error}. Check table.path, the store and its credentials.") from error
+    table = open_table(path, storage_options)
+    known: set[str] = set()
+    if table is not None:
+        removed = table.vacuum(0, dry_run=True, enforce_retention_duration=False)
+        known = {file["path"] for file in table_files(table)} | {unquote(name) for name in removed}
+    parts = [(info, info.path.removeprefix(f"{root}/")) for info in found if info.is_file]
+    return [info for info, name in parts if PART.fullmatch(name) and name not in known]
+
+
+def remove_leftovers(path: str, left: Sequence[pafs.FileInfo], storage_options: Mapping[str, str]) -> None:
+    """Delete what `leftovers` found; only while no run works on the table."""
+    store, _ = filesystem(path, storage_options)
+    for info in left:
+        store.delete_file(info.path)
 
 
 def reclaim(path: str, storage_options: Mapping[str, str]) -> None:

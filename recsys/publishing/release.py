@@ -82,6 +82,7 @@ class Published:
     """Tonight's table."""
 
     run_id: str
+    model_version: str
     version: int | None
     """Of the table; None where this very run stood there already."""
     rows: int
@@ -158,7 +159,19 @@ def publish_parts(
         storage_options=storage,
         **types,
     )
-    return Published(release.run_id, version, audit.rows, audit.users, audit.short_users, scored, verdict, seconds, dropped, short)
+    return Published(
+        release.run_id,
+        release.model_version,
+        version,
+        audit.rows,
+        audit.users,
+        audit.short_users,
+        scored,
+        verdict,
+        seconds,
+        dropped,
+        short,
+    )
 
 
 def _write_record(path: Path, release: Release, counts: Mapping[str, Any], verdict: Verdict) -> None:
@@ -213,5 +226,6 @@ def _refuse(release: Release, verdict: Verdict) -> None:
         raise GateError(
             f"{release.table.path}: gate: {first.name} ({first.meaning}) must be {first.limit}, got {first.value:.4g}{against}.{more} "
             f"Nothing was published for {release.as_of}. See what changed in the input; to publish all the same pass "
-            f"--override {first.name} --why REASON."
+            f"--override {first.name} --why REASON.",
+            {check.name: check.value for check in failed if check.value is not None},
         )

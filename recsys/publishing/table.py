@@ -3,8 +3,8 @@
 The table is a Delta table partitioned by as_of, one partition a night.
 
 Files that no night refers to any more, because it was published anew or is too old, stay on disk for RECLAIM_HOURS, so that
-readers finish and earlier versions can be restored. Files that no commit ever referred to are never deleted: they may be the
-parts of a running night. So the parts of a run that was given up stay until someone removes them.
+readers finish and earlier versions can be restored. Files that no commit ever referred to may be the parts of a running night: those of
+runs that were given up stay until `leftovers` are removed by hand, under the table's lease.
 """
 
 import logging

@@ -642,7 +642,7 @@ def test_a_second_run_of_a_table_is_refused_with_a_status_of_its_own(killed: Kil
         assert other.stdout is not None
         assert other.stdout.readline() == "works\n"
         bundle = next(killed.folder.glob("work/train-*/bundle"))
-        for verb, *more in (("nightly",), ("score", "--bundle", str(bundle))):
+        for verb, *more in (("nightly", "--force"), ("score", "--bundle", str(bundle))):
             shown = run(verb, *killed.arguments, *more)
             assert shown.status == 6
             said = f"{table}: one run at a time, got a second one: process {other.pid} on "
