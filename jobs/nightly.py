@@ -70,7 +70,7 @@ def _night(settings: config.Settings, day: date, run: NightRun, ray: ExitStack, 
     ray.enter_context(connect())
 
     def read(shop: ShopDataset) -> None:
-        run.step("read")
+        run.read(shop)
         printing.rows(shop)
 
     def chosen(choice: Chosen) -> None:
@@ -89,9 +89,9 @@ def _night(settings: config.Settings, day: date, run: NightRun, ray: ExitStack, 
         on_epoch=printing.epoch_line,
         on_chosen=chosen,
     )
-    run.step("score")
-    run.published(published)
     with after_commit("nightly"):
+        run.step("score")
+        run.published(published)
         printing.published(published, state, as_of=day, overrides=overrides)
 
 

@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from recsys.engine.connect import cpus, gpus
+from recsys.engine.metrics import tell
 from recsys.engine.progress import log, progress
 from recsys.engine.stage import Receipt, Stage
 from recsys.errors import ClusterError, RecsysError
@@ -155,10 +156,12 @@ def run_units(
                 mistakes = _here(worker, pending) if here else _on_ray(worker, pending, actors=actors, device=device)
                 # closed here and now: a job that a mistake leaves behind must not outlive the Ray it runs on
                 with closing(mistakes), progress(label or stage.name, len(pending), unit=unit) as advance:
-                    for mistake in mistakes:
+                    for done, mistake in enumerate(mistakes, start=1):
                         if mistake is not None:
                             raise mistake
                         advance(1)
+                        tell("units_done", done, stage=stage.name)
+                        tell("units_left", len(pending) - done, stage=stage.name)
     stage.use(name for name in units if stage.receipt(name) is not None)
     receipts: dict[str, Receipt] = {}
     for name in units:

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from recsys.config import Notify, Settings
+from recsys.data.dataset import ShopDataset
+from recsys.engine.metrics import tell
 from recsys.engine.notify import post
 from recsys.engine.owner import is_owned, owned
-from recsys.engine.progress import log
+from recsys.engine.progress import after_commit, log
 from recsys.engine.secret import secret
 from recsys.errors import GateError, LeaseError, RecsysError, one_line
 from recsys.publishing.release import Published
 from recsys.publishing.table import PublishedNight
-from recsys.storage import check_folders, write_atomically
+from recsys.storage import write_atomically
 
 RUNS = "runs"  # below report.path
 
@@ -71,11 +73,25 @@ class NightRun:
         now = time.monotonic()
         self.seconds[name] = round(now - self._since, 1)
         self._since = now
+        tell("step_seconds", self.seconds[name], step=name)
+
+    def read(self, shop: ShopDataset) -> None:
+        """The shop was read."""
+        self.step("read")
+        for table in ("events", "items", "users"):
+            tell("rows_read", shop.rows[table], table=table)
+            for reason, count in shop.rejected.get(table, {}).items():
+                tell("rows_rejected", count, table=table, reason=reason)
 
     def published(self, table: Published) -> None:
         """The night stands; where this very run stood there before, so says the state."""
         self.state = STOOD if table.version is None else PUBLISHED
         self.run_id, self.model_version, self.rows, self.users = table.run_id, table.model_version, table.rows, table.users
+        tell("table_rows", table.rows)
+        tell("table_users", table.users)
+        for check in table.verdict.checks if table.verdict else ():
+            if check.value is not None:
+                tell("gate", check.value, check=check.name)
 
     def stood(self, night: PublishedNight) -> None:
         """There was nothing to do."""
@@ -126,7 +142,6 @@ def kept_run(settings: Settings, *, as_of: date) -> Iterator[NightRun]:
     Raises:
         ConfigError: `[notify]` names an address that is not there, or report.path cannot be written to.
     """
-    check_folders(report_path=settings.report.path)
     notify = settings.notify
     url = secret(key="notify.url", variable=notify.url_env, file=notify.url_file) or notify.url
     run = NightRun(as_of.isoformat(), settings.table.path)
@@ -145,6 +160,11 @@ def kept_run(settings: Settings, *, as_of: date) -> Iterator[NightRun]:
             run.exit_status = 0
         finally:
             run.ended = _now().isoformat(timespec="seconds")
+            with after_commit("metrics"):
+                for check, figure in run.figures.items():
+                    tell("gate_stopped", figure, check=check)
+                if run.exit_status is not None:
+                    tell("exit_status", run.exit_status, night=run.as_of)
             try:
                 _write(file, run)
             finally:

@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from recsys import config
+from recsys.engine.metrics import GAUGES
 from recsys.errors import ConfigError
 from recsys.pipelines import nightly as pipeline
 from recsys.pipelines.runs import read_runs
@@ -147,6 +150,41 @@ def test_a_night_that_the_gate_stops_ends_a_backfill_and_is_told(tmp_path: Path,
         assert here.messages[1]["figures"] == {"rows": 1.0}
         assert here.messages[1]["exit_status"] == 5
         assert here.messages[1]["said"] in ended.err
+    shown = _scraped()
+    assert shown["exit_status", f'night="{DAY}"'] == 0
+    assert shown["exit_status", f'night="{DAY + ONE}"'] == 5
+    assert shown["gate_stopped", 'check="rows"'] == 1.0
+    assert shown["rows_read", 'table="events"'] == 4_000
+    assert shown["table_rows", ""] == 200
+    assert shown["table_users", ""] == 40
+    assert shown["gate", 'check="unknown_items"'] == 0
+    assert shown["units_left", 'stage="score"'] == 0
+    assert shown["units_done", 'stage="score"'] == 2
+    assert shown["step_seconds", 'step="score"'] > 0  # of the night that was published
+
+
+def _scraped() -> dict[tuple[str, str], float]:
+    """What Prometheus would read of us at the node's port, by name and tag, once the last night's figures are there."""
+    import ray
+
+    (node,) = ray.nodes()
+    deadline = time.monotonic() + 60
+    while True:
+        with urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics") as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        ours = [sample for family in families for sample in family.samples if sample.name.startswith("ray_recsys_")]
+        tags = sorted({tag for _, tags in GAUGES.values() for tag in tags})
+        found = {
+            (
+                sample.name.removeprefix("ray_recsys_"),
+                ",".join(f'{tag}="{sample.labels[tag]}"' for tag in tags if tag in sample.labels),
+            ): (sample.value)
+            for sample in ours
+        }
+        if ("exit_status", f'night="{DAY + ONE}"') in found:
+            return found
+        assert time.monotonic() < deadline, sorted(found)
+        time.sleep(0.5)
 
 
 @pytest.mark.parametrize(
