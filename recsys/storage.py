@@ -18,6 +18,8 @@ from pydantic import BaseModel
 
 from recsys.errors import ConfigError
 
+RETRY = pafs.AwsStandardS3RetryStrategy(max_attempts=5)  # with pauses of up to 1, 2, 4 and 8 s; a wrong endpoint is told after that
+
 
 def filesystem(location: str, storage_options: Mapping[str, str]) -> tuple[pafs.FileSystem, str]:
     """Arrow's file system of a path or URI, and the path within it; a plain path becomes absolute.
@@ -33,13 +35,18 @@ def filesystem(location: str, storage_options: Mapping[str, str]) -> tuple[pafs.
     if location.startswith("s3://") and storage_options:
         endpoint = urlsplit(storage_options.get("endpoint", ""))
         store = pafs.S3FileSystem(
-            region=storage_options.get("region"), endpoint_override=endpoint.netloc or None, scheme=endpoint.scheme or None
+            region=storage_options.get("region"),
+            endpoint_override=endpoint.netloc or None,
+            scheme=endpoint.scheme or None,
+            retry_strategy=RETRY,
         )
         return store, location.removeprefix("s3://").rstrip("/")
     try:
         store, root = pafs.FileSystem.from_uri(location)
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigError(f"{location}: cannot be opened: {error}. Check the URI.") from error
+    if isinstance(store, pafs.S3FileSystem) and "?" not in location:
+        store = pafs.S3FileSystem(region=store.region, retry_strategy=RETRY)
     return store, root.rstrip("/")
 
 

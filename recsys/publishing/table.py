@@ -104,6 +104,8 @@ def commit_night(
             files = table_files(table)
             standing = {file["path"] for file in files if file[AS_OF] == as_of}
             if standing == staged.keys():
+                if before is not None:  # the store did our commit, and its answer was lost
+                    version = next((one.version for one in published_nights(path, storage_options) if one.as_of == as_of), None)
                 break
             if before is not None and standing != before:
                 raise PublishError(

@@ -30,6 +30,7 @@ from recsys.publishing import gate, release, staging, table
 from recsys.publishing.table import commit_night, published_nights, published_run, read_night, take_back
 from recsys.storage import delta_location, filesystem
 from tests.nights import NIGHT, OTHER_RUN, RUN, SHARD_0, SHARD_1, STRING, rows_of
+from tests.proxies import FAULTS, flaky, made
 
 AS_OF = date(2024, 3, 1)
 HOST = "127.0.0.1"
@@ -272,6 +273,15 @@ def test_a_store_that_cannot_be_reached_is_one_sentence(options: dict[str, str])
         staging.missing("s3://shop/reached", [part], storage_options={**options, "endpoint": f"http://{HOST}:1"})
 
 
+def test_a_store_that_fails_again_and_again_is_asked_again(endpoint: str, options: dict[str, str]) -> None:
+    with flaky(endpoint, tries=4) as proxy:  # Arrow's own default gives up after the third
+        told = {**options, "endpoint": proxy}
+        part = staging.stage("s3://shop/again", rows_of(SHARD_0), as_of=NIGHT, run_id=RUN, shard=0, storage_options=told)
+        assert staging.missing("s3://shop/again", [part], storage_options=told) == []
+        assert sum(made(proxy).values()) >= 8
+    assert staging.missing("s3://shop/again", [part], storage_options=options) == []
+
+
 def test_an_input_in_a_store_is_listed_and_read_as_one_here(options: dict[str, str]) -> None:
     store, _ = filesystem("s3://shop", options)
     for name in ("kind=view/a.PARQUET", "kind=a%2Fb/a.parquet", "_temporary/0/a.parquet", "_temporary/1/a.parquet"):
@@ -290,32 +300,43 @@ def test_a_delta_table_in_a_store_is_read_through_its_log(options: dict[str, str
     assert sorted(tuple(row.values()) for row in rows) == [(1, "a b"), (3, "c")]
 
 
+def night(folder: Path, where: str, table: str, options: dict[str, str], *, rows: int, versions: tuple[int, ...] = (1,)) -> None:
+    """A shop's night, published; its inputs and its table may lie in the store."""
+    values = {
+        "shop": {"events": f"{where}/events", "items": f"{where}/items", "storage_options": options},
+        "window": {"history_days": 60, "label_days": 7, "cutoffs": 2},
+        "signals": {"ease_items": 50, "factors": 4, "als_iterations": 2, "als_l2": 10.0, "als_alpha": 2.0},
+        "model": {"hidden": [16]},
+        "train": {"epochs": 1, "workers": 1, "batch_size": 128},
+        "table": {"path": table},
+        "run": {"work": str(folder / "work"), "shards": 3},
+    }
+    settings = config.Settings.model_validate(values)
+    state = shop_state(open_shop(settings, as_of=AS_OF), end=AS_OF)
+    assert state.dataset.rows["events"] == rows
+    published = score_shop(state, train_shop(state, as_of=AS_OF).bundle, as_of=AS_OF)
+    assert published.rows == 600
+    assert published.version in versions  # None: nothing was committed
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("in_process")
-def test_a_shop_in_a_store_gets_its_night_there(endpoint: str, options: dict[str, str], tmp_path: Path) -> None:
+def test_a_shop_in_a_store_gets_its_night_there_also_where_the_store_fails_now_and_then(
+    endpoint: str, options: dict[str, str], tmp_path: Path
+) -> None:
     planted = synthetic.shop(tmp_path / "shop", users=60, items=60, days=70, seed=3, end=AS_OF, events_per_user=20)
     store, _ = filesystem("s3://shop", options)
     pafs.copy_files(str(tmp_path / "shop"), "shop/in", destination_filesystem=store)
-
-    def night(where: str, table: str) -> config.Settings:
-        values = {
-            "shop": {"events": f"{where}/events", "items": f"{where}/items", "storage_options": options},
-            "window": {"history_days": 60, "label_days": 7, "cutoffs": 2},
-            "signals": {"ease_items": 50, "factors": 4, "als_iterations": 2, "als_l2": 10.0, "als_alpha": 2.0},
-            "model": {"hidden": [16]},
-            "train": {"epochs": 1, "workers": 1, "batch_size": 128},
-            "table": {"path": table},
-            "run": {"work": str(tmp_path / "work"), "shards": 3},
-        }
-        settings = config.Settings.model_validate(values)
-        state = shop_state(open_shop(settings, as_of=AS_OF), end=AS_OF)
-        assert state.dataset.rows["events"] == planted.rows
-        published = score_shop(state, train_shop(state, as_of=AS_OF).bundle, as_of=AS_OF)
-        assert (published.version, published.rows) == (1, 600)
-        return settings
-
-    night("s3://shop/in", "s3://shop/recommendations")
-    night(str(tmp_path / "shop"), str(tmp_path / "recommendations"))
+    night(tmp_path, "s3://shop/in", "s3://shop/recommendations", options, rows=planted.rows)
+    night(tmp_path, str(tmp_path / "shop"), str(tmp_path / "recommendations"), options, rows=planted.rows)
+    with flaky(endpoint) as proxy:
+        night(tmp_path / "other", "s3://shop/in", "s3://shop/flaky", {**options, "endpoint": proxy}, rows=planted.rows, versions=(1, 2))
+        faults = made(proxy)
+    print(f"faults that the night went through: {faults}")
+    assert all(faults[fault] >= 5 for fault in FAULTS)
     lists = ["user_id", "rank", "item_id", "score", "reason"]  # run and model are named by where the inputs lie
     there, here = by_polars("s3://shop/recommendations", endpoint), pl.read_delta(str(tmp_path / "recommendations"))
     assert there.select(lists).equals(here.sort("as_of", "user_id", "rank").select(lists))
+    assert by_polars("s3://shop/flaky", endpoint).select(lists).equals(there.select(lists))
+    assert len(published_nights("s3://shop/flaky", options)) == 1  # as version 2 where Delta's own retry makes the table twice
+    assert not [info for info in store.get_file_info(pafs.FileSelector("shop", recursive=True)) if info.path.endswith("flaky.lease")]
