@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
 from recsys.errors import ConfigError, PublishError
 from recsys.publishing import delta, staging
@@ -463,3 +464,18 @@ def test_an_object_store_gets_the_options_in_both_dialects() -> None:
     )
     with pytest.raises(ConfigError, match="may be region and endpoint, got 'secret'"):
         filesystem("s3://bucket/table", {"secret": "x"})
+
+
+def test_a_commit_whose_answer_was_lost_is_told_as_the_commit_that_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, real, calls = tmp_path / "table", DeltaTable.create_write_transaction, 0
+
+    def lost(self: DeltaTable, *arguments: Any, **options: Any) -> None:
+        nonlocal calls
+        calls += 1
+        real(self, *arguments, **options)
+        raise CommitFailedError("the store did it, and tells of another version that is there")
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", lost)
+    assert commit(table, stage(table, SHARD_0, SHARD_1)) == 1
+    assert calls == 1
+    assert by_polars(table) == EXPECTED
