@@ -18,6 +18,7 @@ import logging
 import shutil
 import uuid
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ SPEC = "spec.json"
 CALIBRATION = "calibration.json"
 ABOUT = "bundle.json"
 FILES = (KERAS, ONNX, SPEC)
+MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}  # of KERAS
 
 OPSET = 17  # the newest that needs nothing newer than ONNX Runtime 1.13; the graph is MatMul, Gather, Concat and Relu
 CHECKED_ROWS = 1024
@@ -73,18 +75,39 @@ class Bundle:
         """ONNX Runtime on one thread: inputs `dense`, normalised, and `codes`, where there are any; one output, the logit.
 
         One thread, because a second would split sums by batch size and change the last bits of a score.
+
+        Raises:
+            BundleError: ONNX Runtime does not take the file, as where its weights lie in another one.
         """
         return _session(self.folder / ONNX)
 
     def split(self) -> tuple[dict[str, np.ndarray], onnxruntime.InferenceSession]:
-        """What `network.split` returns, the rest in ONNX Runtime as `session`; of a bundle whose rows are joined to tables."""
-        return load_arrays(self.folder / FIRST), _session(self.folder / REST)
+        """What `network.split` returns, the rest in ONNX Runtime as `session`; of a bundle whose rows are joined to tables.
+
+        Raises:
+            BundleError: as `session`, and of FIRST as `keras_model`.
+        """
+        path = self.folder / FIRST
+        _check_archive(path, None)
+        try:
+            return load_arrays(path), _session(self.folder / REST)
+        except (ValueError, OSError) as error:
+            raise _not_ours(path, error) from error
 
     def keras_model(self) -> "keras.Model":
-        """The Keras model, which imports Keras and TensorFlow; code inside the file is refused (safe mode)."""
+        """The Keras model, which imports Keras and TensorFlow.
+
+        Raises:
+            BundleError: the file is none of ours: it carries code, which safe mode refuses, or other files, or more than it weighs.
+        """
         import keras
 
-        return keras.saving.load_model(self.folder / KERAS, compile=False, safe_mode=True)
+        path = self.folder / KERAS
+        _check_archive(path, MEMBERS)
+        try:
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:  # of any kind: whatever stands in the file, it is not run
+            raise _not_ours(path, error) from error
 
 
 def save(
@@ -163,10 +186,13 @@ def load(folder: str | Path) -> Bundle:
                 f"{folder / name}: damaged or from another bundle: SHA-256 must be {checksum[:12]}…, got {seen[:12]}…. "
                 "Copy the bundle again, or run jobs.train again."
             )
-    spec = FeatureSpec.from_json(json.loads((folder / SPEC).read_text(encoding="utf-8")))
-    calibration = None
-    if CALIBRATION in about["files"]:
-        calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text(encoding="utf-8")))
+    try:
+        spec = FeatureSpec.from_json(json.loads((folder / SPEC).read_text(encoding="utf-8")))
+        calibration = None
+        if CALIBRATION in about["files"]:
+            calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _not_ours(folder / SPEC, error) from error
     return Bundle(folder=folder, spec=spec, about=about, calibration=calibration)
 
 
@@ -265,7 +291,35 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own, a class for each kind of failure, and only Exception in common
+        raise _not_ours(path, error) from error
+
+
+def _check_archive(path: Path, members: set[str] | None) -> None:
+    """Nothing, where a zip file holds no more bytes than it weighs, as ours are not compressed, and only these members.
+
+    Raises:
+        BundleError: else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise _not_ours(path, error) from error
+    size = sum(one.file_size for one in found)
+    if size > path.stat().st_size:
+        raise _not_ours(path, f"{size:,} bytes in a file of {path.stat().st_size:,}")
+    if members is not None and (more := {one.filename for one in found} - members):
+        raise _not_ours(path, f"a member {min(more)!r}")
+
+
+def _not_ours(path: Path, seen: object) -> BundleError:
+    said = " ".join(str(seen).split())[:200]
+    return BundleError(
+        f"{path}: must be a file that jobs.train wrote, got {said or type(seen).__name__}. Train again; do not use this one."
+    )
 
 
 def _model_version(model: "keras.Model", spec: FeatureSpec, calibration: Calibration | None) -> str:
