@@ -29,10 +29,10 @@ test-fast: .venv/ready
 	@changed=$$( (git diff --name-only HEAD; git ls-files --others --exclude-standard) | sed -nE \
 		-e 's:^recsys/((.+/)?)([a-z_]+)\.py$$:tests/\1test_\3.py:p' -e 's:^(jobs|cluster)/([a-z_]+)\.py$$:tests/\1/test_\2.py:p' \
 		-e '/^tests\/(.+\/)?test_[a-z_]+\.py$$/p' | sort -u | while read -r file; do [ ! -f $$file ] || echo $$file; done); \
-	(set -x; .venv/bin/python -m pytest -q -m "not ray" $$changed) || { [ $$? = 5 ] && echo "all tests of $$changed need Ray: make test"; }
+	(set -x; .venv/bin/python -m pytest -q -m "not ray and not long" $$changed) || { [ $$? = 5 ] && echo "all tests of $$changed need Ray: make test"; }
 
 drill: .venv/ready
-	.venv/bin/python -m pytest -m drill -v -rP --durations=0
+	.venv/bin/python -m pytest -m "drill or long" -v -rP --durations=0
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from recsys.errors import DataError
 
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # what Arrow raises of a damaged file; the last of a name of a column
+
 
 def open_parquet(handle: pa.NativeFile, **options: Any) -> pq.ParquetFile:
     """A Parquet file; int96 holds microseconds, which reach from the year 1 to beyond 9999, where nanoseconds would turn over."""
@@ -28,7 +30,7 @@ def parquet_footer(store: pafs.FileSystem, path: str) -> tuple[pa.Schema, int, i
         raise DataError(
             f"{path}: is gone, though the listing or the table's log names it. Restore it, or write the table again."
         ) from error
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: not a Parquet file: {error}. Remove it or write it again.") from error
 
 
@@ -38,7 +40,7 @@ def csv_footer(store: pafs.FileSystem, types: Mapping[str, pa.DataType], path: s
         with store.open_input_file(path) as handle:
             table = read_csv(handle, path, types)
             return table.schema, table.num_rows, 1
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: not a CSV file with a header: {error}. Mend it, or write Parquet.") from error
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from typing_extensions import override
 
-from recsys.data.files import csv_footer, open_parquet, parquet_footer, read_csv
+from recsys.data.files import UNREADABLE, csv_footer, open_parquet, parquet_footer, read_csv
 from recsys.data.listing import list_input
 from recsys.data.types import common_type, family
 from recsys.errors import DataError
@@ -199,7 +199,7 @@ def read(source: Input, file: File, row_groups: Sequence[int] | None, columns: S
             table = parquet.read_row_groups(numbers, columns=inside, use_threads=False)
             found = [_of_type(_column(source, file, table, name), source.columns[name], file, name) for name in columns]
             return pa.table(found, names=list(columns))
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         raise _unreadable(file.path, error) from error
 
 
@@ -218,7 +218,7 @@ def batches(source: Input, path: str, row_groups: Sequence[int], columns: Sequen
                     yield batch
                 else:
                     yield pa.record_batch([_column(source, file, batch, name) for name in columns], names=list(columns))
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 

@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import date
 from typing import Any
 from urllib.parse import unquote
@@ -32,16 +33,32 @@ def open_table(path: str, storage_options: Mapping[str, str]) -> DeltaTable | No
     Raises:
         PublishError: something else lies there, or the store cannot be reached.
     """
-    try:
+    with _told(path), suppress(TableNotFoundError):
         uri, options = delta_location(path, storage_options)
         return DeltaTable(uri, storage_options=options)
-    except TableNotFoundError:
-        return None
+    return None
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """A block that reads a table's log; what is wrong with it, or with the store, is one sentence."""
+    try:
+        yield
     except (DeltaError, OSError) as error:  # the latter where a store cannot be reached
         said = " ".join(TERMINAL.sub("", str(error)).split())
         raise PublishError(
             f"{path}: cannot be opened as a Delta table: {said}. Check table.path, the store and its credentials."
         ) from error
+
+
+def history(table: DeltaTable) -> list[dict[str, Any]]:
+    """What the log tells of every commit that it still holds, newest first.
+
+    Raises:
+        PublishError: the log is damaged, or the store cannot be reached.
+    """
+    with _told(table.table_uri):
+        return table.history()
 
 
 def create_table(path: str, schema: pa.Schema, storage_options: Mapping[str, str]) -> DeltaTable:
@@ -82,16 +99,28 @@ def feed_changes(table: DeltaTable) -> None:
 
 
 def table_files(table: DeltaTable) -> list[dict[str, Any]]:
-    """The files the table consists of: path, bytes, rows, night, and the run and model that its statistics name."""
+    """The files the table consists of: path, bytes, rows, night, and the run and model that its statistics name.
+
+    Raises:
+        PublishError: the log does not tell, or cannot be read.
+    """
     names = {"path": "path", "size_bytes": "size", "num_records": "rows", f"partition.{AS_OF}": AS_OF}
     names |= {f"min.{name}": name for name in (RUN_ID, MODEL_VERSION)}
-    files = pa.table(table.get_add_actions(flatten=True))
+    with _told(table.table_uri):
+        files = pa.table(table.get_add_actions(flatten=True))
     if missing := [name.split(".")[-1] for name in names if name not in files.column_names]:
         raise PublishError(
             f"{table.table_uri}: must be a table of recommendations, by night, got files that do not tell "
             f"{', '.join(missing)}. Set table.path to the table that jobs.nightly published."
         )
-    return files.select(list(names)).rename_columns(names).to_pylist()
+    found = files.select(list(names)).rename_columns(names).to_pylist()
+    for file in found:
+        if odd := [name for name, value in file.items() if value is None]:
+            raise PublishError(
+                f"{table.table_uri}: its log must tell {', '.join(names.values())} of every file, got no {odd[0]} of {file['path']}. "
+                "The log is damaged, or something else wrote to the table: go back to a version of before, or set table.path anew."
+            )
+    return found
 
 
 def add_action(part: Part, as_of: date) -> AddAction:

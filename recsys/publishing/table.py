@@ -10,6 +10,7 @@ runs that were given up stay until `leftovers` are removed by hand, under the ta
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -26,6 +27,7 @@ from recsys.publishing.delta import (
     check_table,
     create_table,
     feed_changes,
+    history,
     open_table,
     reclaim,
     remove_action,
@@ -187,7 +189,7 @@ def published_nights(path: str, storage_options: Mapping[str, str] = {}) -> list
     if table is None:
         return []
     entries: dict[tuple[str, str], dict[str, Any]] = {}
-    for entry in table.history():  # newest first
+    for entry in history(table):
         if RUN_ID in entry and AS_OF in entry:
             entries.setdefault((entry[AS_OF], entry[RUN_ID]), entry)
     found = []
@@ -215,7 +217,7 @@ def read_night(path: str, *, as_of: date, user_id: str | int | None = None, stor
     Columns are those of `recommendations_schema`, in its order; one that the table was made before is null.
 
     Raises:
-        PublishError: there is no table, no such night, or `user_id` is not of the table's type.
+        PublishError: there is no table, no such night, a file of it is damaged, or `user_id` is not of the table's type.
     """
     table = open_table(path, storage_options)
     known = {file[AS_OF] for file in table_files(table)} if table else set()
@@ -229,7 +231,9 @@ def read_night(path: str, *, as_of: date, user_id: str | int | None = None, stor
         if isinstance(user_id, str) != pa.types.is_string(dtype):
             raise PublishError(f"{path}: user ids are {dtype}, got {user_id!r}. Pass one of that type.")
         wanted &= pc.field(USER_ID) == pa.scalar(user_id, dtype)
-    found = rows.to_table(filter=wanted).sort_by([(USER_ID, "ascending"), (RANK, "ascending")])
+    with _readable(path, as_of):
+        found = rows.to_table(filter=wanted)
+    found = found.sort_by([(USER_ID, "ascending"), (RANK, "ascending")])
     schema = recommendations_schema(rows.schema.field(USER_ID).type, rows.schema.field(ITEM_ID).type)
     for field in schema:
         if field.nullable and field.name not in found.column_names:
@@ -247,7 +251,24 @@ def table_schema(path: str, storage_options: Mapping[str, str] = {}) -> pa.Schem
 def night_batches(
     path: str, *, as_of: date, columns: Sequence[str], storage_options: Mapping[str, str] = {}
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a published night batch by batch, in any order."""
+    """The rows of a published night batch by batch, in any order.
+
+    Raises:
+        PublishError: a file of it is damaged.
+    """
     table = open_table(path, storage_options)
     assert table is not None, f"{path}: no table"
-    yield from table.to_pyarrow_dataset().to_batches(columns=list(columns), filter=pc.field(AS_OF) == as_of)
+    with _readable(path, as_of):
+        yield from table.to_pyarrow_dataset().to_batches(columns=list(columns), filter=pc.field(AS_OF) == as_of)
+
+
+@contextmanager
+def _readable(path: str, as_of: date) -> Iterator[None]:
+    """A block that reads a night's files; a damaged one is one sentence."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise PublishError(
+            f"{path}: night {as_of} cannot be read: {said}. Publish it anew, or go back to a night before it: jobs.publish rollback."
+        ) from error
