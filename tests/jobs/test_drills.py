@@ -27,7 +27,7 @@ from tests.processes import alive, descendants
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(3_600)]
 
 STOPS = 50
-ROWS = ["as_of", "user_id", "rank", "item_id", "score", "source", "reason", "model_version", "run_id"]
+ROWS = ["as_of", "user_id", "rank", "item_id", "score", "source", "reason", "model_version"]
 # Holds still before or after the commit, as it takes milliseconds: a file says that it is there.
 HELD = """
 import runpy, sys, time
