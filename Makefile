@@ -6,7 +6,7 @@ CONFIG ?= jobs/demo_shop.toml
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE# without compiled modules TensorFlow takes twice as long to import
 
-.PHONY: cluster-up cluster-down nightly backtest shops test test-fast drill lint types format docs bench pins here clean
+.PHONY: cluster-up cluster-down nightly backtest shops test test-fast drill lint types audit format docs bench pins here clean
 
 nightly: .venv/ready
 	.venv/bin/python -m jobs.demo_shop --out var/shop
@@ -40,6 +40,10 @@ lint: .venv/ready
 
 types: .venv/ready
 	.venv/bin/pyrefly check
+
+# Known vulnerabilities of the pins that a cluster runs on; where no source of advisories answers, that is said.
+audit: .venv/ready
+	.venv/bin/python .ci/audit.py
 
 format: .venv/ready
 	.venv/bin/ruff check --fix .

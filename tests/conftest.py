@@ -1,5 +1,6 @@
 """What tests share: one Ray for the whole session, a browser, and hypothesis without clocks."""
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import hypothesis
 import pytest
 
 from tests.pages import Opened, Opener
+from tests.verbs import Ended, run_verb
 
 if TYPE_CHECKING:
     from tests.fits import Files
@@ -35,6 +37,12 @@ def ray_cluster() -> Iterator[None]:
     with connect(cpus=CPUS):
         yield
     assert not ray.is_initialized()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """A verb as `python -m jobs.NAME` runs it, in this process."""
+    return functools.partial(run_verb, monkeypatch, capsys)
 
 
 def _in_this_process(patch: pytest.MonkeyPatch) -> None:

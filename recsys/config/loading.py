@@ -85,6 +85,8 @@ def _sentence(error: ValidationError, door: type[BaseModel]) -> str:
             text = f"key '{key}' is missing. Add it."
         case "value_error":
             text = f"{first['msg'].removeprefix('Value error, ')}."
+        case "secret":  # what was written is not shown
+            text = f"key '{key}': {first['msg']}."
         case _:
             text = f"key '{key}': {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}."
     return text + (f" ({len(mistakes) - 1} more mistakes.)" if len(mistakes) > 1 else "")

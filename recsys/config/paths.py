@@ -40,6 +40,8 @@ def _among(schemes: tuple[str, ...]) -> Callable[[str], str]:
         scheme = _scheme(text)
         if scheme in (None, "file"):
             return _local(text)
+        if re.match(r"\w+://[^/]*:[^/]*@", text):
+            raise PydanticCustomError("secret", "must name no user and no password, which come from the environment")
         if scheme not in schemes or not re.match(r"\w+://[^/]", text):
             raise _mistake(f"must be a path, or a URI of {', '.join(f'{name}://' for name in schemes)} with a bucket or a host")
         return text
@@ -71,6 +73,8 @@ TableLocation = Annotated[str, AfterValidator(_among(TABLE)), _Place]
 """A setting of the table."""
 StorageOptions = Annotated[dict[str, str], _Place]
 """Options of the object store."""
+Address = Annotated[str, _Place]
+"""A setting of whom to tell."""
 
 
 def local_path(text: str | Path) -> Path:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recsys.config.paths import LocalPath, Location, TableLocation
+from recsys.config.paths import Address, LocalPath, Location, TableLocation
 from recsys.config.section import Fraction, Positive, Section
 
 
@@ -123,7 +123,7 @@ class Notify(Section):
     The address is named in one of three ways; without one nobody is told.
     """
 
-    url: str | None = None
+    url: Address | None = None
     """Address that gets the message by POST. One that is a secret, as Slack's are, belongs into one of the next two."""
     url_env: str | None = None
     """Environment variable that holds the address."""
@@ -138,7 +138,7 @@ class Notify(Section):
         if len(named) > 1:
             raise ValueError(f"notify: the address must be named once, got {', '.join(named)}; remove all but one")
         if self.url is not None and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"notify.url must begin with http:// or https://, got {self.url!r}; write the whole address")
+            raise ValueError("notify.url must begin with http:// or https://, got another text; write the whole address")
         return self
 
 

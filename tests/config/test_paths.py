@@ -33,6 +33,15 @@ def read(settings: config.Settings, key: str) -> str:
     return getattr(getattr(settings, section), name)
 
 
+def test_a_secret_in_a_place_is_refused_and_not_shown(tmp_path: Path) -> None:
+    for key, written in (("shop.events", "s3://KEY:SECRET@bucket/events"), ("table.path", "s3://KEY:SECRET@bucket/table")):
+        with pytest.raises(ConfigError, match=r"must name no user and no password, which come from the environment\.$") as error:
+            read(settings_with(tmp_path, key, written), key)
+        assert "SECRET" not in str(error.value)
+    azure = "abfss://container@account.dfs.core.windows.net/table"
+    assert read(settings_with(tmp_path, "table.path", azure), "table.path") == azure
+
+
 @pytest.mark.parametrize("key", [*FOLDERS, *READ, "table.path"])
 @pytest.mark.parametrize(
     ("written", "meant"),

@@ -20,9 +20,10 @@ from deltalake import DeltaTable
 from recsys import config
 from recsys.pipelines.runs import read_runs
 from recsys.publishing.delta import leftovers
-from tests.jobs.test_jobs import ROOT, receipts
+from tests.jobs.test_jobs import receipts
 from tests.jobs.test_nights import DAY, write_shop
 from tests.processes import alive, descendants
+from tests.verbs import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(3_600)]
 

@@ -2,7 +2,6 @@ import json
 import os
 import pkgutil
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -28,36 +27,12 @@ from recsys.schema import ITEM_ID, RANK, TIMESTAMP, TS, USER_ID
 from tests.nights import NEXT, NIGHT, SHARD_0, SHARD_1, change, rows_of
 from tests.pages import Opener
 from tests.processes import alive, descendants
+from tests.verbs import ROOT, Ended
 
 pytestmark = pytest.mark.timeout(600)
 
-ROOT = Path(__file__).parents[2]
 VERBS = sorted({module.name for module in pkgutil.iter_modules(jobs.__path__)} - {"printing"})
 STAGES = ("ingest", "train", "score", "backtest", "nightly")  # verbs that take a shop and a day
-
-
-class Ended(NamedTuple):
-    """How a verb ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """A verb as `python -m jobs.NAME` runs it, in this process."""
-
-    def verb(name: str, *arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", [f"jobs.{name}", *arguments])
-        file = ROOT / "jobs" / f"{name}.py"
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(file if file.exists() else file.with_suffix("")), run_name="__main__")
-        shown = capsys.readouterr()
-        assert isinstance(ended.value.code, int | None)
-        return Ended(ended.value.code or 0, shown.out, shown.err)
-
-    return verb
 
 
 # ---- help

@@ -25,8 +25,8 @@ from recsys.pipelines.runs import read_runs
 from recsys.publishing.table import published_nights
 from recsys.schema import ITEM_ID, TS, USER_ID
 from tests.addresses import Address, address
-from tests.jobs.test_jobs import ROOT, Ended, run  # noqa: F401 # a fixture
 from tests.processes import alive, descendants
+from tests.verbs import ROOT, Ended
 
 DAY = date(2024, 6, 6)
 ONE = timedelta(days=1)
@@ -96,7 +96,7 @@ def nights(file: Path) -> dict[date, str]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("in_process")
-def test_nights_that_are_missing_are_made_and_those_that_stand_are_left(tmp_path: Path, run: Callable[..., Ended]) -> None:  # noqa: F811
+def test_nights_that_are_missing_are_made_and_those_that_stand_are_left(tmp_path: Path, run: Callable[..., Ended]) -> None:
     with address() as here:
         file = write_shop(tmp_path, here.url)
         made = run("nightly", "--config", str(file), "--as-of", str(DAY))
@@ -139,7 +139,7 @@ def test_nights_that_are_missing_are_made_and_those_that_stand_are_left(tmp_path
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("in_process")
-def test_a_night_that_the_gate_stops_ends_a_backfill_and_is_told(tmp_path: Path, run: Callable[..., Ended]) -> None:  # noqa: F811
+def test_a_night_that_the_gate_stops_ends_a_backfill_and_is_told(tmp_path: Path, run: Callable[..., Ended]) -> None:
     with address() as here:
         file = write_shop(tmp_path, here.url)
         file.write_text(file.read_text().replace("[gate]\n", "[gate]\nmin_rows = 3.0\nmax_growth = 9.0\n"))
@@ -200,7 +200,7 @@ def test_a_backfill_that_cannot_be_is_refused_before_the_work(
     arguments: list[str],
     sentence: str,
     tmp_path: Path,
-    run: Callable[..., Ended],  # noqa: F811
+    run: Callable[..., Ended],
 ) -> None:
     file = write_shop(tmp_path, "http://127.0.0.1:9/")
     refused = run("nightly", "--config", str(file), *arguments)
@@ -210,7 +210,7 @@ def test_a_backfill_that_cannot_be_is_refused_before_the_work(
     assert {path.name for path in tmp_path.iterdir()} == {"events", "shop.toml"}
 
 
-def test_without_a_day_it_is_today_where_the_shop_is(tmp_path: Path, run: Callable[..., Ended]) -> None:  # noqa: F811
+def test_without_a_day_it_is_today_where_the_shop_is(tmp_path: Path, run: Callable[..., Ended]) -> None:
     def today(zone: str) -> date:
         return pipeline.today(config.Settings.model_validate({"shop": {"events": "e", "timezone": zone}}))
 

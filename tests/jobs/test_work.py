@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recsys.engine.stage import Stage, stage_folders
-from tests.jobs.test_jobs import Ended, run  # noqa: F401 # a fixture
+from tests.verbs import Ended
 
 DAY = 86_400
 
 
-def test_what_lies_there_is_listed_and_what_no_run_used_lately_goes(tmp_path: Path, run: Callable[..., Ended]) -> None:  # noqa: F811
+def test_what_lies_there_is_listed_and_what_no_run_used_lately_goes(tmp_path: Path, run: Callable[..., Ended]) -> None:
     work = tmp_path / "work"
     old, new, held = (Stage(work, name, {"of": name}) for name in ("old", "new", "held"))
     old.finish("unit", {"seconds": 1.0})
@@ -40,7 +40,7 @@ def test_what_lies_there_is_listed_and_what_no_run_used_lately_goes(tmp_path: Pa
         assert [one.name for one in stage_folders(work)] == [new.path.name, held.path.name]
 
 
-def test_where_nothing_lies_nothing_is_listed(tmp_path: Path, run: Callable[..., Ended]) -> None:  # noqa: F811
+def test_where_nothing_lies_nothing_is_listed(tmp_path: Path, run: Callable[..., Ended]) -> None:
     file = tmp_path / "shop.toml"
     file.write_text(f'[shop]\nevents = "{tmp_path}/events"\n[run]\nwork = "{tmp_path}/work"\n')
     shown = run("work", "list", "--config", str(file))

@@ -26,7 +26,7 @@ from recsys.pipelines.signals import ShopState, shop_state
 from recsys.publishing.table import read_night
 from recsys.ranking.scorer import chances
 from recsys.schema import ITEM_ID, RANK, REASON, SCORE, USER_ID
-from tests.jobs.test_jobs import ROOT, Ended
+from tests.verbs import ROOT, Ended
 
 pytestmark = pytest.mark.timeout(600)
 

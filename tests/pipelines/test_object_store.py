@@ -1,10 +1,11 @@
 """Inputs and table in an object store: a server that speaks S3's protocol, and the file systems and Delta writer that a shop uses."""
 
+import json
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from urllib.error import URLError
@@ -29,11 +30,15 @@ from recsys.pipelines.train import train_shop
 from recsys.publishing import gate, release, staging, table
 from recsys.publishing.table import commit_night, published_nights, published_run, read_night, take_back
 from recsys.storage import delta_location, filesystem
+from tests.addresses import SECRET, address
+from tests.jobs.test_nights import DAY, write_shop
 from tests.nights import NIGHT, OTHER_RUN, RUN, SHARD_0, SHARD_1, STRING, rows_of
 from tests.proxies import FAULTS, flaky, made
+from tests.verbs import Ended
 
 AS_OF = date(2024, 3, 1)
 HOST = "127.0.0.1"
+SECRET_KEY = "marked-secret-of-the-store"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,8 @@ def endpoint() -> Iterator[str]:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        told = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_EC2_METADATA_DISABLED": "true"}
+        for name, value in told.items():
             patch.setenv(name, value)
         command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -340,3 +346,39 @@ def test_a_shop_in_a_store_gets_its_night_there_also_where_the_store_fails_now_a
     assert by_polars("s3://shop/flaky", endpoint).select(lists).equals(there.select(lists))
     assert len(published_nights("s3://shop/flaky", options)) == 1  # as version 2 where Delta's own retry makes the table twice
     assert not [info for info in store.get_file_info(pafs.FileSelector("shop", recursive=True)) if info.path.endswith("flaky.lease")]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("in_process")
+def test_secrets_of_a_night_are_nowhere(
+    options: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., Ended],
+) -> None:
+    import ray
+
+    store, _ = filesystem("s3://shop", options)
+    with address() as here:
+        file = write_shop(tmp_path, "unused")
+        pafs.copy_files(str(tmp_path / "events"), "shop/secret/events", destination_filesystem=store)
+        text = file.read_text().replace('url = "unused"', 'url_env = "SHOP_WEBHOOK"')
+        text = text.replace(f"{tmp_path}/events", "s3://shop/secret/events").replace(f"{tmp_path}/table", "s3://shop/secret/table")
+        stored = "\n".join(f'{name} = "{value}"' for name, value in options.items())
+        file.write_text(f"{text}[shop.storage_options]\n{stored}\n")
+        monkeypatch.setenv("SHOP_WEBHOOK", here.url)
+        ended = run("nightly", "--config", str(file), "--as-of", str(DAY))
+        assert ended.status == 0, ended.err
+        assert [message["state"] for message in here.messages] == ["published"]
+        stopped = run("nightly", "--config", str(file), "--as-of", str(DAY), "--force", "--override", "rows", "--why", "a test")
+        assert stopped.status == 0
+        shown = [ended.out, ended.err, stopped.out, stopped.err, json.dumps(here.messages), run("runs", "--config", str(file)).out]
+    session = Path(ray.nodes()[0]["RayletSocketName"]).parents[1]
+    assert (session / "logs").is_dir()
+    files = [path for folder in (tmp_path, session / "logs") for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    for secret in (SECRET_KEY, SECRET):
+        assert not [text for text in shown if secret in text]
+        assert not [path for path in files if secret.encode() in path.read_bytes()]
+        for info in store.get_file_info(pafs.FileSelector("shop/secret", recursive=True)):
+            assert not info.is_file or secret.encode() not in store.open_input_file(info.path).read()

@@ -12,9 +12,9 @@ import pytest
 from recsys.engine.lease import leased
 from recsys.publishing.delta import RECLAIM_HOURS, leftovers, remove_leftovers
 from recsys.publishing.staging import missing
-from tests.jobs.test_jobs import Ended, run  # noqa: F401 # a fixture
 from tests.nights import NEXT, NIGHT, OTHER_RUN, SHARD_0, SHARD_1, parts_on_disk, stage
 from tests.publishing.test_table import EXPECTED, by_polars, commit
+from tests.verbs import Ended
 
 
 def names(table: Path) -> set[str]:
@@ -55,7 +55,7 @@ def test_what_a_commit_removed_long_ago_is_left_to_the_next_commit(tmp_path: Pat
     assert names(table) == set()
 
 
-def test_the_verb_clears_away_and_gives_way_to_a_run(tmp_path: Path, run: Callable[..., Ended]) -> None:  # noqa: F811
+def test_the_verb_clears_away_and_gives_way_to_a_run(tmp_path: Path, run: Callable[..., Ended]) -> None:
     table = tmp_path / "table"
     commit(table, stage(table, SHARD_0, SHARD_1))
     stage(table, SHARD_0, as_of=NEXT)
