@@ -50,7 +50,7 @@ def nightly(
             nights = [as_of.date() if as_of else pipeline.today(settings)]
         else:
             nights = pipeline.nights_to_make(settings, *days_of(backfill, as_of), force=force)
-            console.print(f"{len(nights)} nights of {backfill} to make.")
+            console.print(f"Nights of {backfill} to make: {len(nights)}.")
         with ExitStack() as ray:
             for day in nights:
                 with kept_run(settings, as_of=day) as run:

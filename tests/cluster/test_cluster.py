@@ -24,7 +24,6 @@ import ray
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
-from polars.testing import assert_frame_equal
 
 from cluster import entrypoint, local, processes
 from cluster.kubernetes import nightly
@@ -494,53 +493,3 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(ClusterError, match="the port is taken"):
             local.up(tmp_path, gcs_port=other.getsockname()[1])
     assert not local.token_file(tmp_path).exists()
-
-
-# One bundle, any number of nodes -------------------------------------------------------------------------------------------------
-
-SCORE_ON_NODES = """
-import os, sys
-from datetime import date
-import ray
-from ray.cluster_utils import Cluster
-from recsys import config
-from recsys.data.shop import open_shop
-from recsys.engine.connect import connect
-from recsys.pipelines.score import score_shop
-from recsys.pipelines.signals import shop_state
-from recsys.pipelines.train import train_shop
-
-def main():
-    day = date.fromisoformat(sys.argv[2])
-    loaded = config.load(sys.argv[1])
-    for nodes in (1, 3):
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3 // nodes, "include_dashboard": False})
-        for _ in range(nodes - 1):
-            cluster.add_node(num_cpus=1)
-        os.environ["RAY_ADDRESS"] = cluster.address
-        table = loaded.table.model_copy(update={"path": f"{loaded.table.path}-{nodes}"})
-        inputs = open_shop(loaded.model_copy(update={"table": table}), as_of=day)
-        with connect():
-            assert len([node for node in ray.nodes() if node["Alive"]]) == nodes
-            state = shop_state(inputs, end=day)
-            bundle = train_shop(state, as_of=day).bundle
-            print(nodes, bundle.model_version, score_shop(state, bundle, as_of=day).rows)
-        cluster.shutdown()
-
-main()
-"""
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-def test_one_node_and_three_give_the_same_table(shop: Path, tmp_path: Path) -> None:
-    script = tmp_path / "score.py"
-    script.write_text(SCORE_ON_NODES)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    clean |= {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, script, shop, str(AS_OF)], env=clean, capture_output=True, text=True, timeout=550)
-    assert ended.returncode == 0, ended.stderr
-    one, three = (pl.read_delta(f"{shop.parent}/table-{nodes}").sort("user_id", "rank") for nodes in (1, 3))
-    assert one.height == 600
-    assert_frame_equal(one, three, check_exact=True)
-    assert ended.stdout.split()[1] == ended.stdout.split()[4]

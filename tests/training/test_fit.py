@@ -549,7 +549,7 @@ sys.exit(0 if said.exists() else 1)
 
 
 @pytest.mark.ray
-@pytest.mark.drill
+@pytest.mark.long
 def test_an_elastic_fit_starts_with_what_there_is_grows_and_shrinks_with_the_cluster(files: Files, tmp_path: Path):
     process = start(ELASTIC, files.train[0].parent, tmp_path, tmp_path / "said.json")
     said = process.communicate(timeout=240)[0]
