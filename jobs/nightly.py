@@ -13,8 +13,10 @@ from recsys.data.dataset import ShopDataset
 from recsys.engine.connect import connect
 from recsys.engine.progress import after_commit, console
 from recsys.engine.stage import prune
+from recsys.errors import ConfigError
 from recsys.pipelines import nightly as pipeline
 from recsys.pipelines.champion import Chosen, challenger_days
+from recsys.pipelines.deadline import Deadline, next_deadline
 from recsys.pipelines.runs import NightRun, kept_run
 from recsys.publishing import gate
 
@@ -30,6 +32,10 @@ Backfill = Annotated[
     str | None,
     typer.Option(metavar="A..B", help="Instead of one night: those from A to B that are missing, oldest first, until one fails."),
 ]
+By = Annotated[
+    str | None,
+    typer.Option("--deadline", metavar="HH:MM", help="When the table must be there, in shop.timezone; users cut off keep older rows."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Make a night that stands anew, where anything that it depends on has changed.")]
 
 
@@ -37,6 +43,7 @@ def nightly(
     config_path: Config,
     as_of: AsOf = None,
     backfill: Backfill = None,
+    deadline: By = None,
     force: Force = False,
     override: Override = None,
     why: Why = None,
@@ -51,17 +58,29 @@ def nightly(
         else:
             nights = pipeline.nights_to_make(settings, *days_of(backfill, as_of), force=force)
             console.print(f"Nights of {backfill} to make: {len(nights)}.")
+        if backfill is not None and deadline is not None:
+            raise ConfigError(f"--backfill {backfill} and --deadline {deadline}: nights that lie behind have none. Leave one out.")
+        until = next_deadline(settings, deadline) if deadline is not None else None
         with ExitStack() as ray:
             for day in nights:
                 with kept_run(settings, as_of=day) as run:
-                    _night(settings, day, run, ray, force=force, overrides=overrides)
+                    _night(settings, day, run, ray, force=force, overrides=overrides, deadline=until)
         if nights:
             with after_commit("run.work"):
                 days = max(settings.run.keep_work_days, challenger_days(settings) + 1)  # what the next challenger learns from stays
                 prune(settings.run.work, before=time.time() - days * 86_400)
 
 
-def _night(settings: config.Settings, day: date, run: NightRun, ray: ExitStack, *, force: bool, overrides: dict[str, str]) -> None:
+def _night(
+    settings: config.Settings,
+    day: date,
+    run: NightRun,
+    ray: ExitStack,
+    *,
+    force: bool,
+    overrides: dict[str, str],
+    deadline: Deadline | None,
+) -> None:
     if not force and (standing := pipeline.finished(settings, as_of=day)):
         run.stood(standing)
         console.print(f"{run.sentence} --force makes it anew where anything changed.")
@@ -85,12 +104,14 @@ def _night(settings: config.Settings, day: date, run: NightRun, ray: ExitStack, 
         inputs,
         as_of=day,
         overrides=overrides,
+        deadline=deadline,
         on_read=read,
         on_epoch=printing.epoch_line,
         on_chosen=chosen,
+        on_scored=lambda: run.step("score"),
     )
     with after_commit("nightly"):
-        run.step("score")
+        run.step("publish")
         run.published(published)
         printing.published(published, state, as_of=day, overrides=overrides)
 

@@ -183,13 +183,15 @@ def verdict(gate: Verdict | None, overrides: Mapping[str, str]) -> None:
 
 def published(night: Published, state: ShopState, *, as_of: date, overrides: Mapping[str, str]) -> None:
     """Counts, speed, one user's list, the place of the table and how to query it."""
-    from recsys.evaluation.report import fallback_text
+    from recsys.evaluation.report import carried_text, fallback_text
     from recsys.evaluation.unknown import warnings_of
     from recsys.pipelines.night_record import read_record
 
     settings = state.settings
     short = f", {night.short_users:,} of them with fewer than {settings.rank.k}" if night.short_users else ""
     console.print(f"{night.rows:,} rows for {night.users:,} users{short}; run {night.run_id}.")
+    if night.carried is not None:
+        console.print(carried_text(night.carried))
     if (record := read_record(Path(settings.report.path) / f"{as_of}.json")) is not None:
         if record.get("fallback"):
             console.print(fallback_text(record["fallback"]))

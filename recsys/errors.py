@@ -7,6 +7,7 @@
     ├── PublishError   the recommendation table: audit failed, staged parts missing, commit refused
     ├── GateError      tonight's lists are not what they may be; the job exits 5
     ├── LeaseError     another run works on the table; the job exits 6
+    ├── DeadlineError  the deadline passed before there was anything to publish; the job exits 7
     └── ClusterError   Ray: a plan that cannot run on the resources there are
 
 A message says where, what was expected, what was seen, and the next step, in that order:
@@ -59,6 +60,12 @@ class LeaseError(RecsysError):
     """Another run works on the table."""
 
     status = 6
+
+
+class DeadlineError(RecsysError):
+    """The deadline passed before there was anything to publish."""
+
+    status = 7
 
 
 class ClusterError(RecsysError):

@@ -37,6 +37,7 @@ REASON_ITEM_ID = "reason_item_id"
 REASON_CATEGORY = "reason_category"
 MODEL_VERSION = "model_version"
 RUN_ID = "run_id"
+CARRIED_FROM = "carried_from"
 BASELINE = "baseline-"  # a model_version that begins so: no model stands behind the night, but a baseline's order
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -103,6 +104,7 @@ def recommendations_schema(user_id: pa.DataType, item_id: pa.DataType) -> pa.Sch
             pa.field(REASON_CATEGORY, pa.string()),  # the category's value the reason rests on, where there is one
             pa.field(MODEL_VERSION, pa.string(), nullable=False),
             pa.field(RUN_ID, pa.string(), nullable=False),
+            pa.field(CARRIED_FROM, pa.date32()),  # the night that made the row, where tonight's run did not reach the user in time
         ]
     )
 

@@ -126,8 +126,9 @@ def run_units(
     actors: int | None = None,
     device: str = "cpu",
     here: bool = False,
+    until: float | None = None,
 ) -> dict[str, Receipt]:
-    """The receipts of all units of a stage, in the order of `units`; only the unfinished ones are worked on.
+    """The receipts of all units of a stage, in the order of `units`; only the unfinished ones are worked on, in that order.
 
     While another process owns the stage, this one waits, and works on what is unfinished then.
 
@@ -140,6 +141,8 @@ def run_units(
         actors: how many work at once; absent, one a CPU, or one a GPU.
         device: "gpu" gives every actor one.
         here: work on the units in this process, one after the other: for what takes less time than an actor's start.
+        until: seconds since 1970; from the first unit that is finished after it no more are, and only the receipts of finished ones
+            are returned. Absent: all are worked on.
 
     Raises:
         ClusterError: more actors than the cluster has CPUs or GPUs, or Ray gave up on a unit.
@@ -151,7 +154,7 @@ def run_units(
             pending = {name: values for name, values in units.items() if stage.receipt(name) is None}
             for name in pending:
                 stage.forget(name)  # and with it the attempts of earlier runs
-            if pending:
+            if pending and (until is None or time.time() < until):
                 worker = _Worker(stage, make, arguments)
                 mistakes = _here(worker, pending) if here else _on_ray(worker, pending, actors=actors, device=device)
                 # closed here and now: a job that a mistake leaves behind must not outlive the Ray it runs on
@@ -162,14 +165,18 @@ def run_units(
                         advance(1)
                         tell("units_done", done, stage=stage.name)
                         tell("units_left", len(pending) - done, stage=stage.name)
+                        if until is not None and time.time() >= until:
+                            break
     stage.use(name for name in units if stage.receipt(name) is not None)
     receipts: dict[str, Receipt] = {}
     for name in units:
         receipt = stage.receipt(name)
+        if receipt is None and until is not None and time.time() >= until:
+            continue
         if receipt is None:
             raise ClusterError(f"{stage.path}: unit {name} left no receipt. Is run.work a folder that every node shares?")
         receipts[name] = receipt
-    nodes = Counter(receipts[name]["node"] for name in pending if receipts[name].get("node"))
+    nodes = Counter(receipts[name]["node"] for name in pending if name in receipts and receipts[name].get("node"))
     if len(nodes) > 1:
         shares = ", ".join(f"{node} {count:,}" for node, count in sorted(nodes.items()))
         log.info("%s: %s by node: %s", label or stage.name, unit, shares)

@@ -41,6 +41,7 @@ def render(record: Record) -> str:
     fallback = fallback_text(record["fallback"]) if record["fallback"] else ""
     told = {
         "fallback": fallback,
+        "carried": carried_text(record["carried"]) if record.get("carried") else "",
         "weekday": _weekday(record["as_of"]),
         "warnings": warnings_of(words=record["words"], given=record["given"]),
     }
@@ -62,6 +63,12 @@ def compared(record: Record) -> dict[str, Any]:
         "ndcg_interval": figure(metrics["intervals"], *ours) if metrics else None,
         "scores": record["lists"]["scores"],
     }
+
+
+def carried_text(carried: Mapping[str, Any]) -> str:
+    """Whom the deadline cut off, in a sentence."""
+    without = f"; {carried['without']:,} have no list, as they had none then" if carried["without"] else ""
+    return f"The deadline came before all users were scored: {carried['users']:,} keep their rows of {carried['since']}{without}."
 
 
 def fallback_text(fallback: Mapping[str, Any]) -> str:

@@ -30,8 +30,9 @@ from recsys.errors import GateError
 from recsys.evaluation import report
 from recsys.hashing import stable_hash
 from recsys.pipelines.champion import Chosen
+from recsys.pipelines.deadline import Deadline, units_of
 from recsys.pipelines.past import als_of
-from recsys.pipelines.score import release_of
+from recsys.pipelines.score import CARRIED, release_of
 from recsys.pipelines.signals import ShopState, read_signals
 from recsys.pipelines.supplied import supplied_rows
 from recsys.publishing import staging
@@ -61,6 +62,7 @@ def recorded(
     quality: Quality = NOT_MEASURED,
     overrides: Iterable[str] = (),
     chosen: Chosen | None = None,
+    deadline: Deadline | None = None,
 ) -> Iterator[None]:
     """A block that publishes the night; after it the night's record and page are there, whether the gate let it through or not.
 
@@ -69,6 +71,7 @@ def recorded(
         quality: of it.
         overrides: checks of the gate that may fail.
         chosen: how that came to be; None where it was given by hand.
+        deadline: of `score_shop`.
     """
     baseline = quality.fallback(state.settings.gate, overrides)
     fallback = dict(quality.baselines["all"]) if baseline else None
@@ -76,25 +79,32 @@ def recorded(
         yield
     except GateError:
         try:
-            _write(state, bundle, as_of=as_of, fallback=fallback, chosen=chosen, stopped=True)
+            _write(state, bundle, as_of=as_of, fallback=fallback, chosen=chosen, deadline=deadline, stopped=True)
         except OSError as error:  # why the night was stopped is not lost over its page
             log.warning("report: cannot be written: %s", error)
         raise
     with after_commit("report"):
-        _write(state, bundle, as_of=as_of, fallback=fallback, chosen=chosen, stopped=False)
+        _write(state, bundle, as_of=as_of, fallback=fallback, chosen=chosen, deadline=deadline, stopped=False)
 
 
 def _write(
-    state: ShopState, bundle: Bundle, *, as_of: date, fallback: Mapping[str, Any] | None, chosen: Chosen | None, stopped: bool
+    state: ShopState,
+    bundle: Bundle,
+    *,
+    as_of: date,
+    fallback: Mapping[str, Any] | None,
+    chosen: Chosen | None,
+    deadline: Deadline | None,
+    stopped: bool,
 ) -> None:
     """The record and its page, where this very run and verdict have none yet."""
     folder = Path(state.settings.report.path)
     name = f"{as_of}-stopped" if stopped else str(as_of)
     place, kept = folder / f"{name}.html", read_record(folder / f"{name}.json")
-    night, stage = release_of(state, bundle, as_of=as_of, baseline=fallback["baseline"] if fallback else None)
+    night, stage = release_of(state, bundle, as_of=as_of, baseline=fallback["baseline"] if fallback else None, deadline=deadline)
     run = json.loads((stage.path / RECORD).read_text(encoding="utf-8"))
     if not place.exists() or kept is None or {**kept, **run} != kept:
-        told = _collect(state, bundle, night, stage, run, chosen=chosen, stopped=stopped)
+        told = _collect(state, bundle, night, stage, run, units=units_of(state, deadline), chosen=chosen, stopped=stopped)
         record = {**run, **told, "fallback": fallback}
         html, text = report.render(record), json.dumps(record, indent=1) + "\n"
         write_atomically(place, lambda file: file.write_text(html, encoding="utf-8"))
@@ -108,14 +118,23 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def _collect(
-    state: ShopState, bundle: Bundle, night: Release, stage: Stage, run: Mapping[str, Any], *, chosen: Chosen | None, stopped: bool
+    state: ShopState,
+    bundle: Bundle,
+    night: Release,
+    stage: Stage,
+    run: Mapping[str, Any],
+    *,
+    units: Iterable[str],
+    chosen: Chosen | None,
+    stopped: bool,
 ) -> dict[str, Any]:
     """The record of a night beside what the stage that scored it keeps."""
     settings, shop, as_of = state.settings, state.dataset, night.as_of
-    receipts = {shard: stage.receipt(f"part-{shard}") for shard in shop.shards}
-    scored = {shard: receipt for shard, receipt in receipts.items() if receipt is not None}
-    assert len(scored) == len(shop.shards), f"{stage.path}: a shard was not scored"
+    receipts = {name.removeprefix("part-"): stage.receipt(name) for name in units}
+    scored = {name: receipt for name, receipt in receipts.items() if receipt is not None}
     parts: list[Part] = [receipt["part"] for receipt in scored.values()]
+    parts += (stage.receipt(CARRIED) or {"parts": []})["parts"]
+    assert len(scored) == len(receipts) or run.get("carried"), f"{stage.path}: a shard was not scored"
     catalog, signals = shop.catalog(), read_signals(state, as_of, lists=True, als=als_of(bundle.about))
     folders = {"ingest": shop.folder, "clean": shop.cleaned, "signals": state.signals.path, "examples": state.examples.path}
     folders["score"] = stage.path

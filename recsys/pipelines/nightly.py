@@ -12,6 +12,7 @@ from recsys.data.shop import ShopInputs, check_as_of, open_shop
 from recsys.engine.lease import leased
 from recsys.errors import ConfigError
 from recsys.pipelines.champion import Chosen, choose
+from recsys.pipelines.deadline import Deadline
 from recsys.pipelines.night_record import read_record, recorded
 from recsys.pipelines.score import score_shop
 from recsys.pipelines.signals import ShopState, shop_state
@@ -84,19 +85,23 @@ def nightly(
     *,
     as_of: date,
     overrides: Mapping[str, str] = {},
+    deadline: Deadline | None = None,
     on_read: Callable[[ShopDataset], None] = lambda _: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda _: None,
     on_chosen: Callable[[Chosen], None] = lambda _: None,
+    on_scored: Callable[[], None] = lambda: None,
 ) -> tuple[ShopState, Published]:
     """The table of as_of, published, with its page; and the shop as it was read for it.
 
     Args:
         inputs: of `open_night`.
         overrides: checks of the gate that may fail, and why.
-        on_read, on_epoch, on_chosen: told of each step that is done: what was read, each epoch, which bundle scores.
+        deadline: ends scoring; what is before it is not cut short.
+        on_read, on_epoch, on_chosen, on_scored: told of each step that is done: what was read, each epoch, which bundle scores.
 
     Raises:
         LeaseError: another run works on the table.
+        DeadlineError: the deadline came before anybody was scored, or on the first night of a table.
         GateError: the lists are not what they may be; the page says why, and what stood before stands.
         DataError, PublishError, ClusterError: as the stages.
     """
@@ -106,6 +111,7 @@ def nightly(
         on_read(state.dataset)
         chosen = choose(state, Registry(settings.champion.path), as_of=as_of, on_epoch=on_epoch)
         on_chosen(chosen)
-        with recorded(state, chosen.bundle, as_of=as_of, quality=chosen.quality, overrides=overrides, chosen=chosen):
-            published = score_shop(state, chosen.bundle, as_of=as_of, overrides=overrides, quality=chosen.quality)
+        told: dict[str, Any] = {"as_of": as_of, "overrides": overrides, "quality": chosen.quality, "deadline": deadline}
+        with recorded(state, chosen.bundle, chosen=chosen, **told):
+            published = score_shop(state, chosen.bundle, on_scored=on_scored, **told)
     return state, published

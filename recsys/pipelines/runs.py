@@ -51,13 +51,15 @@ class NightRun:
     begun: str = field(default_factory=lambda: _now().isoformat(timespec="seconds"))
     ended: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    """Step -> how long it took, wall clock: read, train, score."""
+    """Step -> how long it took, wall clock: read, train, score, publish."""
     exit_status: int | None = None
     run_id: str | None = None
     model_version: str | None = None
     rows: int | None = None
     """Of the night that stands after the run, as `users` and the two before."""
     users: int | None = None
+    carried: int | None = None
+    """Users whom a deadline cut off: they keep rows of an earlier night."""
     figures: dict[str, float] = field(default_factory=dict)
     """Checks of the gate that stopped it, with their values."""
     said: str = ""
@@ -87,6 +89,7 @@ class NightRun:
         """The night stands; where this very run stood there before, so says the state."""
         self.state = STOOD if table.version is None else PUBLISHED
         self.run_id, self.model_version, self.rows, self.users = table.run_id, table.model_version, table.rows, table.users
+        self.carried = table.carried["users"] if table.carried else None
         tell("table_rows", table.rows)
         tell("table_users", table.users)
         for check in table.verdict.checks if table.verdict else ():
@@ -120,7 +123,9 @@ class NightRun:
         night, minutes = f"Night {self.as_of} of {self.table}", f"{sum(self.seconds.values()) / 60:.0f} min"
         match self.state:
             case "published":
-                return f"{night} is published: {self.rows:,} rows for {self.users:,} users, model {self.model_version}, in {minutes}."
+                late = f" The deadline came before {self.carried:,} of them, who keep rows of an earlier night." if self.carried else ""
+                told = f"{self.rows:,} rows for {self.users:,} users, model {self.model_version}, in {minutes}"
+                return f"{night} is published: {told}.{late}"
             case "stood":
                 return f"{night} stood already: {self.rows:,} rows, model {self.model_version}."
             case "stopped":

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys import config
 from recsys.config import Settings
@@ -20,6 +21,7 @@ from recsys.engine.units import Task, run_units, share
 from recsys.errors import BundleError
 from recsys.evaluation.backtest import in_order_of
 from recsys.features.candidate_features import Featurizer
+from recsys.pipelines.deadline import Deadline, carry, part_number, quarter_of, units_of
 from recsys.pipelines.past import als_of
 from recsys.pipelines.signals import ShopState, make_lists, read_signals, supplied_of
 from recsys.publishing import staging
@@ -31,9 +33,10 @@ from recsys.ranking.recommend import listed, score_users
 from recsys.ranking.scorer import Device, Scorer, chances
 from recsys.ranking.table_rows import Stamp, recommendations
 from recsys.retrieval.signals import Signals
-from recsys.schema import BASELINE
+from recsys.schema import BASELINE, USER_ID, recommendations_schema
 from recsys.storage import absolute
 
+CARRIED = "carried"  # the unit whose receipt holds parts that were carried over
 SHAPING = {  # settings that say what the inputs of a model mean; None: all of the section
     "features": None,
     "signals": None,
@@ -67,12 +70,19 @@ def score_units(
 
 
 def release_of(
-    state: ShopState, bundle: Bundle, *, as_of: date, baseline: str | None = None, overrides: Mapping[str, str] = {}
+    state: ShopState,
+    bundle: Bundle,
+    *,
+    as_of: date,
+    baseline: str | None = None,
+    overrides: Mapping[str, str] = {},
+    deadline: Deadline | None = None,
 ) -> tuple[Release, Stage]:
-    """The table that a bundle would publish as of a date, and the stage that scores it; a shard's receipt is `part-SHARD`.
+    """The table that a bundle would publish as of a date, and the stage that scores it; its units are `deadline.units_of`.
 
     Args:
         baseline: whose order is published in the bundle's stead.
+        deadline: what it cuts off makes another table, so a run with one is another run.
     """
     settings = state.settings
     identity = {
@@ -86,6 +96,7 @@ def release_of(
     ids = state.inputs.user_id, state.inputs.item_id
     version = f"{BASELINE}{baseline}" if baseline else bundle.model_version
     identity |= {"candidates_of": bundle.model_version} if baseline else {}
+    identity |= {"deadline": deadline.at.isoformat()} if deadline else {}
     release = Release.of(settings, identity, as_of=as_of, model_version=version, ids=ids, overrides=overrides)
     stage = Stage(
         settings.run.work, "score", {"run": release.run_id, "ingest": state.dataset.digest, "table": absolute(settings.table.path)}
@@ -94,17 +105,27 @@ def release_of(
 
 
 def score_shop(
-    state: ShopState, bundle: Bundle, *, as_of: date, overrides: Mapping[str, str] = {}, quality: Quality = NOT_MEASURED
+    state: ShopState,
+    bundle: Bundle,
+    *,
+    as_of: date,
+    overrides: Mapping[str, str] = {},
+    quality: Quality = NOT_MEASURED,
+    deadline: Deadline | None = None,
+    on_scored: Callable[[], None] = lambda: None,
 ) -> Published:
     """The recommendation table of as_of: a shard of users is a unit, its receipt names a staged part; one commit publishes all.
 
     Args:
         overrides: checks of the gate that may fail, and why.
         quality: of the bundle, for the gate; where that says so, the best baseline's order is published.
+        deadline: ends scoring; users who were not reached keep the rows of the night before.
+        on_scored: called when the last unit is done, before the audit.
 
     Raises:
         BundleError: as `check_bundle`.
         GateError, PublishError: as `release.publish_parts`.
+        DeadlineError: as `deadline.carry`.
     """
     settings = state.settings
     check_bundle(bundle, settings)
@@ -113,13 +134,14 @@ def score_shop(
     if baseline is not None:
         log.warning("score: the model is below %s, whose order is published in its stead", baseline)
         quality = NOT_MEASURED
-    release, stage = release_of(state, bundle, as_of=as_of, baseline=baseline, overrides=overrides)
+    release, stage = release_of(state, bundle, as_of=as_of, baseline=baseline, overrides=overrides, deadline=deadline)
+    units = units_of(state, deadline)
     lease = leased(settings.table.path, release.storage_options, what=f"the night of {as_of}")
     with lease as still_ours, stage.owned():  # until it is published: what is staged must stay
         signals = read_signals(state, as_of, lists=True, als=als_of(bundle.about))
         receipts, seconds = score_units(
             stage,
-            {f"part-{shard}": {"shard": shard} for shard in state.dataset.shards},
+            units,
             _score_task,
             state,
             (str(bundle.folder), device),
@@ -130,9 +152,15 @@ def score_shop(
             release=release,
             actors=settings.run.actors,
             device=device,
-            unit="shards",
+            unit="shards" if deadline is None else "quarters of shards",
+            until=deadline.stop if deadline else None,
         )
         parts = [receipt["part"] for receipt in receipts.values()]
+        carried = carry(state, release, receipts, deadline) if deadline and len(receipts) < len(units) else None
+        if deadline is not None:
+            stage.finish(CARRIED, {"parts": carried.parts if carried else []})
+            parts += carried.parts if carried else []
+        on_scored()
         scored = sum(receipt["candidates"] for receipt in receipts.values())
         dropped, short = Counter[str](), Counter[str]()
         for receipt in receipts.values():
@@ -151,6 +179,7 @@ def score_shop(
             available=available,
             quality=quality,
             still_ours=still_ours,
+            carried={"users": carried.users, "without": carried.without, "since": carried.since.isoformat()} if carried else None,
         )
 
 
@@ -168,16 +197,23 @@ def _score_task(
         tables: list[pa.Table] = []
         dropped, short = Counter[str](), Counter[str]()
         histories, only = state.dataset.histories(unit["shard"]), supplied_of(state, unit["shard"])
+        if "quarter" in unit:
+            rows = quarter_of(histories, unit["quarter"])
+            histories, only = histories.take(rows), only.take(rows) if only is not None else None
         for batch in score_users(histories, featurizer, scorer, only):
             candidates += len(batch.candidates)
             if baseline is not None:
                 batch = in_order_of(baseline, batch)
-            made = listed(batch, rank)
-            dropped.update(made.dropped)
-            short.update(made.short)
-            tables.append(recommendations(batch, made.ranked, stamp, chance=chance))
-        part = release.stage(pa.concat_tables(tables), shard=int(unit["shard"]))
-        return {"part": part, "candidates": candidates, "dropped": dropped, "short": short}
+            cut = listed(batch, rank)
+            dropped.update(cut.dropped)
+            short.update(cut.short)
+            tables.append(recommendations(batch, cut.ranked, stamp, chance=chance))
+        made = pa.concat_tables(tables) if tables else recommendations_schema(release.user_id, release.item_id).empty_table()
+        receipt = {"part": release.stage(made, shard=part_number(unit)), "candidates": candidates, "dropped": dropped, "short": short}
+        if "quarter" in unit:  # who was reached and has no list keeps none of the night before
+            users = histories.users.column(USER_ID)
+            receipt["without"] = users.filter(pc.invert(pc.is_in(users, value_set=made.column(USER_ID)))).to_pylist()
+        return receipt
 
     return task
 

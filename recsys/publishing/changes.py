@@ -25,11 +25,11 @@ import pyarrow.parquet as pq
 from recsys.errors import PublishError
 from recsys.hashing import shard_of
 from recsys.publishing.table import PublishedNight, night_batches, published_nights, table_schema
-from recsys.schema import AS_OF, ITEM_ID, MODEL_VERSION, RANK, RUN_ID, USER_ID
+from recsys.schema import AS_OF, CARRIED_FROM, ITEM_ID, MODEL_VERSION, RANK, RUN_ID, USER_ID
 from recsys.storage import check_folders, filesystem, write_file
 
 BUCKET_ROWS = 1_000_000  # of both nights together, some 300 MB in memory
-OF_THE_RUN = (AS_OF, RUN_ID, MODEL_VERSION)  # columns that differ in every row of two nights
+OF_THE_RUN = (AS_OF, RUN_ID, MODEL_VERSION, CARRIED_FROM)  # columns that differ though the lists are alike
 
 
 @dataclass(frozen=True)

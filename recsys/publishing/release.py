@@ -98,6 +98,8 @@ class Published:
     """Rule -> candidates that it kept out, as `recommend.Listed` counts them; all rules, in the order in which they act."""
     short: Mapping[str, int] = field(default_factory=dict)
     """Rule -> users with fewer than k rows from whom it took the most; "" where no rule took anything."""
+    carried: Mapping[str, Any] | None = None
+    """Where a deadline cut the run off: `users` who keep rows of the night `since`, and those `without` any; None where it did not."""
 
 
 def publish_parts(
@@ -112,6 +114,7 @@ def publish_parts(
     available: pa.Array | None = None,
     quality: Quality = NOT_MEASURED,
     words: Mapping[str, Sequence[int]] | None = None,
+    carried: Mapping[str, Any] | None = None,
     still_ours: Callable[[], None] = lambda: None,
 ) -> Published:
     """The staged parts as the table of the night: audited, held against the gate, then visible by one commit.
@@ -121,7 +124,7 @@ def publish_parts(
         available: ids of the items that may be recommended; None where that is not known.
         quality: of the model on days that lie behind, for the gate.
         words: as of `pairs_score.PairsRun`, for the record; None at the shop's door, whose record counts them itself.
-        dropped, short: as of `Published`; the door of pairs knows no rules.
+        dropped, short, carried: as of `Published`; the door of pairs knows neither rules nor deadlines.
         still_ours: called right before the commit; raises where another run works on the table.
 
     Raises:
@@ -142,6 +145,8 @@ def publish_parts(
         counts: dict[str, Any] = {"rows": audit.rows, "users": audit.users, "short_users": audit.short_users, "scored": scored}
         if words is not None:
             counts["words"] = words
+        if carried is not None:
+            counts["carried"] = dict(carried)
         _write_record(record, release, {**counts, "dropped": dict(dropped), "short": dict(short)}, verdict)
     if verdict and not stands:
         _refuse(release, verdict)
@@ -171,6 +176,7 @@ def publish_parts(
         seconds,
         dropped,
         short,
+        carried,
     )
 
 

@@ -231,7 +231,7 @@ def read_night(path: str, *, as_of: date, user_id: str | int | None = None, stor
         if isinstance(user_id, str) != pa.types.is_string(dtype):
             raise PublishError(f"{path}: user ids are {dtype}, got {user_id!r}. Pass one of that type.")
         wanted &= pc.field(USER_ID) == pa.scalar(user_id, dtype)
-    with _readable(path, as_of):
+    with readable(path, as_of):
         found = rows.to_table(filter=wanted)
     found = found.sort_by([(USER_ID, "ascending"), (RANK, "ascending")])
     schema = recommendations_schema(rows.schema.field(USER_ID).type, rows.schema.field(ITEM_ID).type)
@@ -258,13 +258,17 @@ def night_batches(
     """
     table = open_table(path, storage_options)
     assert table is not None, f"{path}: no table"
-    with _readable(path, as_of):
+    with readable(path, as_of):
         yield from table.to_pyarrow_dataset().to_batches(columns=list(columns), filter=pc.field(AS_OF) == as_of)
 
 
 @contextmanager
-def _readable(path: str, as_of: date) -> Iterator[None]:
-    """A block that reads a night's files; a damaged one is one sentence."""
+def readable(path: str, as_of: date) -> Iterator[None]:
+    """A block that reads a night's files.
+
+    Raises:
+        PublishError: one is damaged, or cannot be reached.
+    """
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

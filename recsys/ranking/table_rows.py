@@ -15,6 +15,7 @@ from recsys.ranking.top_k import Ranked
 from recsys.retrieval.supplied import SUPPLIED
 from recsys.schema import (
     AS_OF,
+    CARRIED_FROM,
     ITEM_ID,
     MODEL_VERSION,
     RANK,
@@ -95,6 +96,7 @@ def _stamped(columns: dict[str, Any], stamp: Stamp) -> pa.Table:
         AS_OF: _same(stamp.as_of, pa.date32(), len(user_id)),
         MODEL_VERSION: _same(stamp.model_version, pa.string(), len(user_id)),
         RUN_ID: _same(stamp.run_id, pa.string(), len(user_id)),
+        CARRIED_FROM: pa.nulls(len(user_id), pa.date32()),
     }
     return pa.table(columns | alike, schema=recommendations_schema(user_id.type, item_id.type))
 

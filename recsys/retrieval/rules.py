@@ -79,6 +79,11 @@ class Rules:
             elif lists is not None or not rule.lists():
                 self._masks.append(_mask(rule, first + place, place, catalog, lists))
 
+    def forbidden(self) -> np.ndarray:
+        """bool (I): items that no user may be shown, whoever it is."""
+        masks = [mask.items for mask in self._masks if mask.items is not None and mask.audience is None]
+        return np.logical_or.reduce(masks)
+
     def barred(self, users: UserBatch) -> Barred:
         """What the rules forbid the users; a pair that several forbid is the first one's."""
         everybody = np.ones(len(users), bool)

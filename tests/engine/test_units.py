@@ -94,6 +94,31 @@ def test_an_error_of_ours_comes_out_as_it_is_and_the_next_run_takes_up_what_is_l
     assert all(called.count(name) == 1 for name in finished)
 
 
+def slowly(folder: Path) -> Task:
+    """As `squares`, half a second a unit."""
+    square = squares(folder)
+
+    def task(name: str, unit: dict[str, Any]) -> Receipt:
+        time.sleep(0.5)
+        return square(name, unit)
+
+    return task
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_deadline_ends_the_stage_and_the_next_run_does_what_is_left(stage: Stage):
+    units = {f"unit-{number}": {"number": number} for number in range(12)}
+    passed = run_units(stage, units, slowly, stage.path, unit="units", actors=2, until=time.time() - 1)
+    assert (passed, calls(stage)) == ({}, [])
+    some = run_units(stage, units, slowly, stage.path, unit="units", actors=2, until=time.time() + 0.5)
+    assert 0 < len(some) < 12
+    assert list(some) == [name for name in units if name in some]
+    whole = run_units(stage, units, slowly, stage.path, unit="units", actors=2, until=time.time() + 600)
+    assert list(whole) == list(units)
+    assert {name: whole[name] for name in some} == some
+
+
 def divides() -> Task:
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         return {"quotient": 1 // 0}
