@@ -24,9 +24,10 @@ from recsys.pipelines import deadline as module
 from recsys.pipelines.deadline import QUARTERS, Deadline, next_deadline
 from recsys.pipelines.night_record import recorded
 from recsys.pipelines.runs import kept_run
-from recsys.pipelines.score import score_shop
+from recsys.pipelines.score import release_of, score_shop
 from recsys.pipelines.signals import ShopState, shop_state
 from recsys.pipelines.train import train_shop
+from recsys.publishing.carry import ids_of
 from recsys.publishing.release import Published
 from recsys.publishing.table import published_nights, read_night
 from recsys.ranking.bundle import Bundle
@@ -150,6 +151,18 @@ def test_what_was_carried_twice_says_the_night_that_made_it(shop: Shop, monkeypa
     score_shop(state, shop.bundle, as_of=NEXT + timedelta(days=1), deadline=stop_after(monkeypatch, SHARDS))
     table = read_night(shop.settings.table.path, as_of=NEXT + timedelta(days=1))
     assert set(table.column(CARRIED_FROM).to_pylist()) >= {None, DAY}
+
+
+def test_who_was_reached_and_has_no_list_keeps_none(shop: Shop) -> None:
+    state = state_of(shop.settings, NEXT)
+    release, _ = release_of(state, shop.bundle, as_of=NEXT, deadline=FAR)
+    before = read_night(shop.settings.table.path, as_of=DAY)
+    barred = before.column(USER_ID)[0].as_py()
+    nothing: Any = {"rows": 0}
+    carried = module.carry(state, release, {"part-00000-0": {"part": nothing, "without": [barred]}}, FAR)
+    kept = set(ids_of(release, carried.parts).to_pylist())
+    assert kept == set(before.column(USER_ID).to_pylist()) - {barred}
+    assert carried.users == len(kept)
 
 
 def test_a_deadline_before_anybody_was_scored_publishes_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
