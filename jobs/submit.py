@@ -24,8 +24,10 @@ NOT_JOBS = {
     "submit",
     "publish",
     "bundles",
+    "runs",
+    "work",
     "docs",
-}  # publish and bundles read and write a table's or a registry's few small files: no work for a cluster
+}  # publish, bundles, runs and work read and write a few small files: no work for a cluster
 LEFT_RUNNING = 130  # as of a command that Ctrl-C ended
 
 

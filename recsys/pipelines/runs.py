@@ -183,7 +183,11 @@ def read_runs(settings: Settings) -> list[NightRun]:
     """All runs of the shop's nights that are kept, newest first."""
     found = []
     for file in sorted((Path(settings.report.path).absolute() / RUNS).glob("*.json"), reverse=True):
-        run = NightRun(**json.loads(file.read_text(encoding="utf-8")))
+        try:
+            run = NightRun(**json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, OSError) as error:
+            log.warning("%s: no record of a run, is passed over: %s", file, error)
+            continue
         if run.state == RUNNING and not is_owned(file.with_suffix(".lock")):
             run.state = DIED
         found.append(run)

@@ -162,6 +162,18 @@ def test_runs_are_shown_newest_first(tmp_path: Path) -> None:
     assert read_runs(settings_of(tmp_path / "elsewhere")) == []
 
 
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b'{"as_of": "2024-06-06"}', b"\xff", b'{"as_of": "d", "table": "t", "from": "a later version"}']
+)
+def test_a_record_that_cannot_be_read_is_passed_over_and_said(text: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = settings_of(tmp_path)
+    with kept_run(settings, as_of=DAY) as run:
+        run.published(TABLE)
+    (tmp_path / "reports" / "runs" / "20240606T000000.000000-1.json").write_bytes(text)
+    assert [run.state for run in read_runs(settings)] == ["published"]
+    assert "no record of a run, is passed over" in caplog.text
+
+
 def test_the_sentence_of_a_night_that_stood_counts_no_users() -> None:
     run = NightRun("2024-06-06", "table", state="stood", rows=7, model_version="m")
     assert run.sentence == "Night 2024-06-06 of table stood already: 7 rows, model m."
