@@ -305,7 +305,7 @@ def test_changes_are_written_for_a_store_and_counted(run: Callable[..., Ended], 
     assert "must be empty" in again.err
 
 
-@pytest.mark.parametrize("verb", ["publish", "bundles", "submit", "nothing"])
+@pytest.mark.parametrize("verb", ["publish", "bundles", "runs", "work", "submit", "nothing"])
 def test_what_no_cluster_runs_is_not_submitted(verb: str, run: Callable[..., Ended], tmp_path: Path):
     shown = run("submit", verb, "--address", "http://127.0.0.1:1")
     assert shown.status == 1
