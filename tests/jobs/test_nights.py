@@ -128,7 +128,7 @@ def test_nights_that_are_missing_are_made_and_those_that_stand_are_left(tmp_path
         states = [(row["as_of"], row["state"]) for row in reversed(rows)]
         days = [str(DAY), str(DAY), str(DAY - ONE), str(DAY)]
         assert states == list(zip(days, ["published", "stood", "published", "published"], strict=True))
-        assert rows[-1]["seconds"].keys() == {"read", "train", "score"}
+        assert rows[-1]["seconds"].keys() == {"read", "train", "score", "publish"}
         assert rows[-1]["rows"] == 200
         assert [message["state"] for message in here.messages] == [state for _, state in states]
         table = run("runs", "--config", str(file), "--last", "1").out
