@@ -65,8 +65,8 @@ Sums = Mapping[str, np.ndarray]  # by name, each (1 + RESAMPLES): over the users
 def evaluate(batch: ScoredUsers, *, start: int, end: int, seed: int, diversity: float = 0.0) -> dict[str, np.ndarray]:
     """Sums over the batch's users that `summary` turns into means and intervals.
 
-    Users count who bought within the history before `start`, have a relevant item in [start, end), and, where candidates are given,
-    have one of these; the baselines then rank these alone.
+    Users count who bought or looked at something within the history before `start`, have a relevant item in [start, end), and, where
+    candidates are given, have one of these; the baselines then rank these alone.
 
     Args:
         seed: of the resamples.

@@ -9,7 +9,7 @@ A reason's kind says what the other columns hold:
     popular_in     the category, of the item's, that is most the user's own
     new_in         the same, of an item that few or none bought
     popular        neither
-    popular_with   neither: the user, who bought nothing yet, is of a group
+    popular_with   neither: the user, who has no history yet, is of a group
     given          neither: the shop chose it
 
 A new source adds its line to REASONS; a test goes over all sources.

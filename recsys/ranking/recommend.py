@@ -30,7 +30,7 @@ class ScoredUsers:
     raw: np.ndarray
     """float32 (N): what lists are ordered by."""
     modelled: np.ndarray
-    """bool (U): the model stands behind the user's rows; else the user bought nothing yet and gets what is popular."""
+    """bool (U): the model stands behind the user's rows; else the user has no history yet and gets what is popular."""
 
 
 def score_users(
@@ -47,7 +47,7 @@ def score_users(
     for batch, users, candidates, inputs in featurizer(histories, supplied):
         check_inputs(inputs, scorer.bundle)
         raw = scorer(inputs.dense, inputs.codes)
-        modelled = np.diff(users.matrix.indptr) > 0
+        modelled = users.known
         candidates, popular = _fallback(candidates, modelled)
         yield ScoredUsers(batch, users, candidates, np.where(modelled[candidates.user_row], raw, popular), modelled)
 

@@ -59,6 +59,12 @@ class UserBatch:
         there = position >= 0
         return group_days(user[there] * len(self.signals.items) + position[there], days[there], half_life=SEEN_HALF_LIFE_DAYS)
 
+    @cached_property
+    def known(self) -> np.ndarray:
+        """bool (U): who bought or looked at something within the history."""
+        looked = self.seen.key[:-1] // len(self.signals.items)
+        return (np.diff(self.matrix.indptr) > 0) | (np.bincount(looked, minlength=len(self)) > 0)
+
     @property
     def own_key(self) -> np.ndarray:
         """int64: user row x J + active position of every pair bought, ascending."""

@@ -189,3 +189,17 @@ def test_a_shard_without_users_gives_no_rows_but_all_columns(rank: config.Rank) 
     assert set(made.dropped.values()) == {0}
     ((_, _, candidates, inputs),) = featurizer(shops.whole().select(1, 1))
     assert (len(candidates), inputs.dense.shape) == (0, (0, len(inputs.names)))
+
+
+def test_who_only_looked_at_things_gets_the_model_s_list() -> None:
+    settings = shops.with_looks()
+    before = table(settings=settings)
+    assert set(rows(before, "eve", "score")) == {None}  # nothing is known of her
+    looks = [shops.Event(shops.EVE, item, 95.5, wanted=False) for item in (shops.MILK, shops.ROLL)]
+    after = table(settings=settings, events=shops.group([*shops.BEFORE, *shops.HISTORY, *looks, *shops.AFTER]))
+    scores = rows(after, "eve", "score")
+    assert None not in scores
+    assert scores == sorted(scores, reverse=True)
+    assert "looked_at" in rows(after, "eve", "reason_kind")
+    others = pc.not_equal(before.column("user_id"), "eve")
+    assert after.filter(pc.not_equal(after.column("user_id"), "eve")).equals(before.filter(others))
