@@ -52,14 +52,14 @@ def nightly(
     with job():
         overrides = gate.overrides(override or [], why)
         settings = config.load(config_path)
+        if backfill is not None and deadline is not None:
+            raise ConfigError(f"--backfill {backfill} and --deadline {deadline}: nights that lie behind have none. Leave one out.")
         pipeline.check_writable(settings)
         if backfill is None:
             nights = [as_of.date() if as_of else pipeline.today(settings)]
         else:
             nights = pipeline.nights_to_make(settings, *days_of(backfill, as_of), force=force)
             console.print(f"Nights of {backfill} to make: {len(nights)}.")
-        if backfill is not None and deadline is not None:
-            raise ConfigError(f"--backfill {backfill} and --deadline {deadline}: nights that lie behind have none. Leave one out.")
         until = next_deadline(settings, deadline) if deadline is not None else None
         with ExitStack() as ray:
             for day in nights:

@@ -11,7 +11,7 @@ from rich.table import Table
 from jobs import Config, job, main
 from recsys import config
 from recsys.engine.progress import console
-from recsys.pipelines.runs import NightRun, read_runs
+from recsys.pipelines.runs import STEPS, NightRun, read_runs
 
 Last = Annotated[int, typer.Option("--last", min=1, help="How many, at most.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a table.")]
@@ -27,10 +27,10 @@ def runs(config_path: Config, last: Last = 20, as_json: Json = False) -> None:
                 print(json.dumps(asdict(run)))
             return
         table = Table(title=f"Runs of {settings.table.path}", title_justify="left")
-        for column in ("night", "state", "begun (UTC)", "took", "read", "train", "score", "publish", "rows", "model", "said"):
-            table.add_column(column, justify="right" if column in ("took", "read", "train", "score", "publish", "rows") else "left")
+        for column in ("night", "state", "begun (UTC)", "took", *STEPS, "rows", "model", "said"):
+            table.add_column(column, justify="right" if column in ("took", *STEPS, "rows") else "left")
         for run in found:
-            steps = (_seconds(run.seconds.get(step)) for step in ("read", "train", "score", "publish"))
+            steps = (_seconds(run.seconds.get(step)) for step in STEPS)
             rows = "" if run.rows is None else f"{run.rows:,}"
             begun = f"{datetime.fromisoformat(run.begun):%Y-%m-%d %H:%M}"
             table.add_row(run.as_of, run.state, begun, _seconds(_took(run)), *steps, rows, run.model_version or "", run.said)

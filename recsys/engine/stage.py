@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,11 +119,13 @@ def stage_folders(root: str | Path) -> list[StageFolder]:
     """The folders of all stages below `run.work`, those used last first."""
     found = []
     for about in Path(root).absolute().glob(f"*/{ABOUT}"):
-        folder = about.parent
-        used = datetime.fromtimestamp(_used(folder), UTC)
-        sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+        folder, size = about.parent, 0
+        for file in folder.rglob("*"):
+            with suppress(FileNotFoundError):  # a run that works in it renames and removes files
+                size += file.stat().st_size if file.is_file() else 0
         units = len(list((folder / "receipts").glob("*.json")))
-        found.append(StageFolder(folder.name, units, sum(sizes), used, is_owned(_lock(folder))))
+        if (used := _used(folder)) < math.inf:
+            found.append(StageFolder(folder.name, units, size, datetime.fromtimestamp(used, UTC), is_owned(_lock(folder))))
     return sorted(found, key=lambda one: (one.used, one.name), reverse=True)
 
 

@@ -128,7 +128,7 @@ def run_units(
     here: bool = False,
     until: float | None = None,
 ) -> dict[str, Receipt]:
-    """The receipts of all units of a stage, in the order of `units`; only the unfinished ones are worked on, in that order.
+    """The receipts of all units of a stage, in the order of `units`; only the unfinished ones are worked on, begun about in that order.
 
     While another process owns the stage, this one waits, and works on what is unfinished then.
 
@@ -149,12 +149,14 @@ def run_units(
         RecsysError: whatever of ours a unit raised.
     """
     pending: dict[str, Mapping[str, Any]] = {}
+    late = False
     if any(stage.receipt(name) is None for name in units):
         with stage.owned():
             pending = {name: values for name, values in units.items() if stage.receipt(name) is None}
             for name in pending:
                 stage.forget(name)  # and with it the attempts of earlier runs
-            if pending and (until is None or time.time() < until):
+            late = bool(pending) and until is not None and time.time() >= until
+            if pending and not late:
                 worker = _Worker(stage, make, arguments)
                 mistakes = _here(worker, pending) if here else _on_ray(worker, pending, actors=actors, device=device)
                 # closed here and now: a job that a mistake leaves behind must not outlive the Ray it runs on
@@ -165,13 +167,13 @@ def run_units(
                         advance(1)
                         tell("units_done", done, stage=stage.name)
                         tell("units_left", len(pending) - done, stage=stage.name)
-                        if until is not None and time.time() >= until:
+                        if late := until is not None and time.time() >= until:
                             break
     stage.use(name for name in units if stage.receipt(name) is not None)
     receipts: dict[str, Receipt] = {}
     for name in units:
         receipt = stage.receipt(name)
-        if receipt is None and until is not None and time.time() >= until:
+        if receipt is None and late:
             continue
         if receipt is None:
             raise ClusterError(f"{stage.path}: unit {name} left no receipt. Is run.work a folder that every node shares?")

@@ -26,7 +26,6 @@ from recsys.retrieval.rules import Rules
 from recsys.schema import USER_ID
 
 QUARTERS = 4  # of each shard's users, the most active first
-PUBLISH = "publish"  # the step of a run from the last scored unit to the commit
 ROOM = 1.5  # times what publishing took the last time is left for it
 SHARE = 0.1  # of the time until the deadline is left where it was never timed
 
@@ -54,11 +53,24 @@ class Carried:
     """The night that they are of."""
 
 
+def clock_zone(settings: Settings) -> ZoneInfo:
+    """Of the clock that the shop goes by: shop.timezone, or UTC.
+
+    Raises:
+        ConfigError: it is no time zone.
+    """
+    name = settings.shop.timezone or "UTC"
+    try:
+        return ZoneInfo(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"shop.timezone: '{name}' is no IANA time zone. Use a name such as \"Europe/Berlin\".") from error
+
+
 def next_deadline(settings: Settings, hour: str) -> Deadline:
     """The next time that the clock shows `HH:MM` in shop.timezone, or in UTC.
 
     Raises:
-        ConfigError: it is no time of day.
+        ConfigError: it is no time of day, or as `clock_zone`.
     """
     try:
         wanted = time.fromisoformat(hour)
@@ -66,11 +78,11 @@ def next_deadline(settings: Settings, hour: str) -> Deadline:
         wanted = None
     if wanted is None or wanted.tzinfo is not None:
         raise ConfigError(f"--deadline: must be a time of day such as 06:00, got '{hour}'. It is in shop.timezone.")
-    zone = ZoneInfo(settings.shop.timezone or "UTC")
+    zone = clock_zone(settings)
     now = datetime.now(zone)
     today = datetime.combine(now.date(), wanted, zone)
     at = (today if today > now else datetime.combine(now.date() + timedelta(days=1), wanted, zone)).astimezone(UTC)
-    timed = [run.seconds[PUBLISH] for run in read_runs(settings) if PUBLISH in run.seconds]
+    timed = [run.seconds["publish"] for run in read_runs(settings) if "publish" in run.seconds]
     room = ROOM * timed[0] if timed else SHARE * (at - now).total_seconds()
     return Deadline(at, at.timestamp() - room)
 

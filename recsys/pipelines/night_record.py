@@ -113,8 +113,15 @@ def _write(
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """A record that was kept; None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """A record that was kept; None where there is none, or what is there is none, which is logged: the next night writes its own."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        log.warning("%s: no record of a night: %s", path, error)
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _collect(
@@ -300,7 +307,7 @@ def _nights(settings: Settings, as_of: date) -> list[dict[str, Any]]:
         if night.as_of >= as_of or len(found) == NIGHTS:
             continue
         kept = read_record(Path(settings.report.path) / f"{night.as_of}.json")
-        told = kept if kept and kept["run_id"] == night.run_id else None
+        told = kept if kept and kept.get("run_id") == night.run_id else None
         found.append({"as_of": night.as_of.isoformat(), "rows": night.rows, "model_version": night.model_version, **_told(told)})
     return found
 

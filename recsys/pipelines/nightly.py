@@ -1,10 +1,9 @@
 """The shop door's night on one page: shop read, challenger trained and tested, champion chosen, users scored, the table published."""
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from recsys.config import Settings
 from recsys.data.dataset import ShopDataset
@@ -12,7 +11,7 @@ from recsys.data.shop import ShopInputs, check_as_of, open_shop
 from recsys.engine.lease import leased
 from recsys.errors import ConfigError
 from recsys.pipelines.champion import Chosen, choose
-from recsys.pipelines.deadline import Deadline
+from recsys.pipelines.deadline import Deadline, clock_zone
 from recsys.pipelines.night_record import read_record, recorded
 from recsys.pipelines.score import score_shop
 from recsys.pipelines.signals import ShopState, shop_state
@@ -23,12 +22,12 @@ from recsys.storage import check_folders
 
 
 def today(settings: Settings) -> date:
-    """The date now, in shop.timezone; in UTC where that is absent or no zone, which `open_night` says."""
-    try:
-        zone = ZoneInfo(settings.shop.timezone or "UTC")
-    except (OSError, ValueError, KeyError):
-        zone = ZoneInfo("UTC")
-    return datetime.now(UTC).astimezone(zone).date()
+    """The date now where the shop's clock stands.
+
+    Raises:
+        ConfigError: as `deadline.clock_zone`.
+    """
+    return datetime.now(clock_zone(settings)).date()
 
 
 def check_writable(settings: Settings) -> None:
@@ -64,7 +63,7 @@ def finished(settings: Settings, *, as_of: date) -> PublishedNight | None:
     nights = published_nights(settings.table.path, settings.shop.storage_options)
     night = next((one for one in nights if one.as_of == as_of), None)
     record = read_record(Path(settings.report.path) / f"{as_of}.json")
-    return night if night is not None and record is not None and record["run_id"] == night.run_id else None
+    return night if night is not None and record is not None and record.get("run_id") == night.run_id else None
 
 
 def open_night(settings: Settings, *, as_of: date) -> ShopInputs:

@@ -29,6 +29,7 @@ from recsys.publishing.table import PublishedNight
 from recsys.storage import write_atomically
 
 RUNS = "runs"  # below report.path
+STEPS = ("read", "train", "score", "publish")  # of a run, in order; the last from the last scored unit to the commit
 
 RUNNING = "running"
 PUBLISHED = "published"
@@ -51,7 +52,7 @@ class NightRun:
     begun: str = field(default_factory=lambda: _now().isoformat(timespec="seconds"))
     ended: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    """Step -> how long it took, wall clock: read, train, score, publish."""
+    """Of STEPS those that are done -> how long each took, wall clock."""
     exit_status: int | None = None
     run_id: str | None = None
     model_version: str | None = None

@@ -38,7 +38,7 @@ def carry_over(release: Release, *, since: date, users: pa.Array, items: pa.Arra
     for name in names:
         with readable(release.table.path, since), store.open_input_file(f"{root}/{name}") as file:
             rows = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
-        wanted = pc.and_(pc.is_in(rows.column(USER_ID), value_set=users), pc.is_in(rows.column(ITEM_ID), value_set=items))
+            wanted = pc.and_(pc.is_in(rows.column(USER_ID), value_set=users), pc.is_in(rows.column(ITEM_ID), value_set=items))
         rows = rows.filter(wanted).sort_by([(USER_ID, "ascending"), (RANK, "ascending")])
         if rows.num_rows:
             parts.append(release.stage(_tonight(rows, release, since), shard=shard + len(parts)))

@@ -1,9 +1,12 @@
 """`jobs.work`: what lies under run.work."""
 
+import math
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from recsys.engine.stage import Stage, stage_folders
 from tests.verbs import Ended
@@ -46,3 +49,21 @@ def test_where_nothing_lies_nothing_is_listed(tmp_path: Path, run: Callable[...,
     shown = run("work", "list", "--config", str(file))
     assert (shown.status, "0 folders, 0.0 MiB." in shown.out) == (0, True)
     assert not (tmp_path / "work").exists()
+
+
+def test_what_goes_while_it_is_listed_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = Stage(tmp_path, "gone", {})
+
+    def removed(folder: Path) -> float:  # by a run, meanwhile
+        return math.inf
+
+    def there(path: Path) -> bool:  # when asked, and gone when looked at
+        return path.name == "loose" or real(path)
+
+    monkeypatch.setattr("recsys.engine.stage._used", removed)
+    assert stage_folders(tmp_path) == []
+    monkeypatch.undo()
+    (gone.path / "loose").symlink_to(gone.path / "nothing")
+    real = Path.is_file
+    monkeypatch.setattr(Path, "is_file", there)
+    assert [one.name for one in stage_folders(tmp_path)] == [gone.path.name]

@@ -198,6 +198,12 @@ def test_what_is_no_time_of_day_is_refused(hour: str, tmp_path: Path) -> None:
         next_deadline(settings_of(tmp_path), hour)
 
 
+@pytest.mark.parametrize("zone", ["no zone", "../etc/passwd", "Europe"])
+def test_a_deadline_in_no_zone_is_refused(zone: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^shop\.timezone: '.*' is no IANA time zone\."):
+        next_deadline(settings_of(tmp_path, zone), "06:00")
+
+
 def test_it_is_the_next_time_that_the_shop_s_clock_shows_it(tmp_path: Path) -> None:
     now = datetime.now(UTC)
     for zone, hours in (("Asia/Kolkata", 5.5), ("UTC", 0)):
