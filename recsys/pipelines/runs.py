@@ -10,7 +10,7 @@ import platform
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -155,7 +155,9 @@ def kept_run(settings: Settings, *, as_of: date) -> Iterator[NightRun]:
     file = folder / f"{_now():%Y%m%dT%H%M%S.%f}-{run.pid}.json"
     lock = file.with_suffix(".lock")
     error: BaseException | None = None
-    with owned(lock, what=f"the run of night {as_of}"):
+    with ExitStack() as stack:
+        stack.callback(_remove, lock)  # the last thing of all: what is locked is not removed
+        stack.enter_context(owned(lock, what=f"the run of night {as_of}"))
         _write(file, run)
         try:
             yield run
@@ -176,8 +178,6 @@ def kept_run(settings: Settings, *, as_of: date) -> Iterator[NightRun]:
             finally:
                 if url is not None and not isinstance(error, KeyboardInterrupt):  # who pressed Ctrl-C knows
                     post(url, _message(run, notify))
-    with suppress(OSError):
-        lock.unlink()
 
 
 def read_runs(settings: Settings) -> list[NightRun]:
@@ -205,6 +205,12 @@ def _write(file: Path, run: NightRun) -> None:
         write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
     except OSError as error:
         log.warning("%s: the run's record cannot be written: %s", file, error.strerror)
+
+
+def _remove(lock: Path) -> None:
+    """The lock's file, which says nothing any more; one that stays does no harm."""
+    with suppress(OSError):
+        lock.unlink()
 
 
 def _now() -> datetime:

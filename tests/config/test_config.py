@@ -257,6 +257,16 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
             id="unknown nested key",
         ),
         pytest.param(
+            SHOP + '[notify]\nurl = "https://h/x"\nurl_env = "X"',
+            "notify: the address must be named once, got url, url_env; remove all but one.",
+            id="two addresses",
+        ),
+        pytest.param(
+            SHOP + '[notify]\nurl = "h/x"',
+            "notify.url must begin with http:// or https://, got another text; write the whole address.",
+            id="no address",
+        ),
+        pytest.param(
             SHOP + '[train]\nepochs = "ten"',
             "key 'train.epochs': input should be a valid integer, got 'ten'.",
             id="wrong type",

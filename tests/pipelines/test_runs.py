@@ -73,6 +73,7 @@ def test_how_a_night_ended_is_kept_and_told_and_raised(state: str, tmp_path: Pat
     (kept,) = read_runs(settings)
     assert (kept.state, kept.exit_status) == (state, status)
     assert kept.figures == ({"rows": 0.4} if state == "stopped" else {})
+    assert [path.suffix for path in (tmp_path / "reports" / "runs").iterdir()] == [".json"]
     (told,) = here.messages
     assert sentence in told["sentence"]
     assert told["exit_status"] == status
