@@ -131,3 +131,16 @@ def test_items(shop: Path, damage: Damage) -> None:
 def test_a_part_of_the_published_table(table: Path, damage: Damage) -> None:
     part = sorted(table.glob("as_of=*/*.parquet"))[0]
     try_with(part, damage, lambda: read_night(str(table), as_of=NIGHT), PublishError)
+
+
+def test_a_log_that_does_not_tell_the_rows_of_a_file_is_one_sentence(table: Path) -> None:
+    log = table / "_delta_log" / f"{1:020d}.json"
+    before = log.read_text()
+    first, _, rest = before.partition('numRecords\\":')
+    assert rest
+    log.write_text(f'{first}numRxcords\\":{rest}')  # of the first of two files
+    try:
+        with pytest.raises(PublishError, match=r"its log must tell .* of every file, got no rows of as_of=2017-12-01/part-.*damaged"):
+            published_nights(str(table))
+    finally:
+        log.write_text(before)
