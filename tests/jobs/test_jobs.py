@@ -546,7 +546,7 @@ def test_backtest_writes_the_promised_json(killed: Killed, run: Callable[..., En
 @pytest.mark.ray
 def test_the_page_of_the_night_holds_the_numbers_of_its_record_and_of_the_table(killed: Killed, opened: Opener) -> None:
     folder = killed.folder / "reports"
-    assert sorted(path.name for path in folder.iterdir()) == [f"{SHOP_DAY}.html", f"{SHOP_DAY}.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [f"{SHOP_DAY}.html", f"{SHOP_DAY}.json", "runs"]
     record = json.loads((folder / f"{SHOP_DAY}.json").read_text())
     shown = opened(folder / f"{SHOP_DAY}.html")
     assert shown.said == []
