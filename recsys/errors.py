@@ -1,4 +1,4 @@
-"""One small tree of errors; a job prints the message as one line and exits with the error's status.
+"""One small tree of errors; a job prints a line for each mistake and exits with the error's status.
 
     RecsysError
     ├── ConfigError    the settings: unknown key, wrong type, values that contradict each other
@@ -15,15 +15,33 @@ A message says where, what was expected, what was seen, and the next step, in th
 """
 
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+from typing_extensions import override
+
+Asked = ParamSpec("Asked")
+Seen = TypeVar("Seen")
 
 
 class RecsysError(Exception):
-    """Every error that a user can mend; anything else that escapes is our own mistake."""
+    """Every error that a user can mend; anything else that escapes is our own mistake.
+
+    Args:
+        sentences: one for each mistake.
+    """
 
     status = 1
     """Exit status of the job."""
+
+    def __init__(self, *sentences: str) -> None:
+        super().__init__(*sentences)
+        self.sentences = sentences
+
+    @override
+    def __str__(self) -> str:
+        return " ".join(self.sentences)
 
 
 class ConfigError(RecsysError):
@@ -72,16 +90,42 @@ class ClusterError(RecsysError):
     """Ray cannot run the plan on the resources it has."""
 
 
-def one_line(error: BaseException) -> str:
+class Mistakes:
+    """Mistakes of one input, gathered: what can still be looked at is looked at after one, so that all of them are said at once."""
+
+    def __init__(self) -> None:
+        self.found: list[ConfigError | DataError] = []
+
+    def look(self, at: Callable[Asked, Seen], *args: Asked.args, **kwargs: Asked.kwargs) -> Seen | None:
+        """What the function returns, called with the arguments; None where it raises ConfigError or DataError, which is kept."""
+        try:
+            return at(*args, **kwargs)
+        except (ConfigError, DataError) as error:
+            self.found.append(error)
+            return None
+
+    def end(self) -> None:
+        """Nothing, where there was no mistake.
+
+        Raises:
+            ConfigError, DataError: the mistake, or an error of the first one's class with the sentences of all.
+        """
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            raise type(self.found[0])(*dict.fromkeys(sentence for error in self.found for sentence in error.sentences))
+
+
+def one_line(error: BaseException | str) -> str:
     """The message as one line of signs that can be shown: it may quote the shop."""
     return "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(str(error).split()))
 
 
 @contextmanager
 def one_line_errors() -> Generator[None]:
-    """A block whose errors that a user can mend end the program: the message as one line on stderr, and the error's exit status."""
+    """A block whose errors that a user can mend end the program: each sentence as a line on stderr, and the error's exit status."""
     try:
         yield
     except RecsysError as error:
-        print(one_line(error), file=sys.stderr)  # noqa: T201 # the command line's last word
+        print(*map(one_line, error.sentences), sep="\n", file=sys.stderr)  # noqa: T201 # the command line's last word
         raise SystemExit(error.status) from error

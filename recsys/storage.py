@@ -75,6 +75,7 @@ def check_folders(**folders: str) -> None:
     Raises:
         ConfigError: a file stands in the way, or the disk or its permissions do.
     """
+    wrong: list[str] = []
     for setting, folder in folders.items():
         if "://" in folder:
             continue
@@ -86,10 +87,12 @@ def check_folders(**folders: str) -> None:
                 pass
         except OSError as error:
             name = setting.replace("_", ".")
-            raise ConfigError(
+            wrong.append(
                 f"{name} = {folder}: must be a folder that can be made and written to, got: {error.strerror}, at {there}. "
                 f"Mend what stands there, or set {name} to another folder."
-            ) from error
+            )
+    if wrong:
+        raise ConfigError(*wrong)
 
 
 def write_file(path: str, name: str, content: bytes, storage_options: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""A TOML file -> settings, or the first mistake in one sentence."""
+"""A TOML file -> settings, or each mistake in a sentence."""
 
 import tomllib
 from pathlib import Path
@@ -6,6 +6,7 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from recsys.config.rules import AnyRule
 from recsys.config.settings import PairsSettings, Settings
@@ -49,7 +50,7 @@ def _load(path: str | Path, door: type[Door], section: str, *, other: str) -> Do
     try:
         return door.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentence(error, door)}") from error
+        raise ConfigError(*(f"{path}: {_sentence(mistake, door)}" for mistake in error.errors())) from error
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -64,32 +65,29 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a TOML file: {error}. Mend that place.") from error
 
 
-def _sentence(error: ValidationError, door: type[BaseModel]) -> str:
-    """The first mistake of a failed validation in words, and how many more there are."""
-    mistakes = error.errors()
-    first = mistakes[0]
-    place = first["loc"]
+def _sentence(mistake: ErrorDetails, door: type[BaseModel]) -> str:
+    """A mistake of a failed validation in words."""
+    place = mistake["loc"]
     in_rule = place[:1] == ("rules",)
     if in_rule:
         place = (*place[:2], *place[3:])  # without the kind, which pydantic puts there
     key = ".".join(str(part) for part in place)
-    match first["type"]:
+    match mistake["type"]:
         case "union_tag_invalid" | "union_tag_not_found":
             kinds = ", ".join(get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(AnyRule))
-            text = f"key '{key}.kind' must be one of {kinds}, got {first['input'].get('kind')!r}. Mend it."
+            return f"key '{key}.kind' must be one of {kinds}, got {mistake['input'].get('kind')!r}. Mend it."
         case "value_error" if in_rule:
-            text = f"{key}: {first['msg'].removeprefix('Value error, ')}."
+            return f"{key}: {mistake['msg'].removeprefix('Value error, ')}."
         case "extra_forbidden":
-            text = f"unknown key '{key}'. Known here: {', '.join(_section(door, first['loc'][:-1]).model_fields)}."
+            return f"unknown key '{key}'. Known here: {', '.join(_section(door, mistake['loc'][:-1]).model_fields)}."
         case "missing":
-            text = f"key '{key}' is missing. Add it."
+            return f"key '{key}' is missing. Add it."
         case "value_error":
-            text = f"{first['msg'].removeprefix('Value error, ')}."
+            return f"{mistake['msg'].removeprefix('Value error, ')}."
         case "secret":  # what was written is not shown
-            text = f"key '{key}': {first['msg']}."
+            return f"key '{key}': {mistake['msg']}."
         case _:
-            text = f"key '{key}': {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}."
-    return text + (f" ({len(mistakes) - 1} more mistakes.)" if len(mistakes) > 1 else "")
+            return f"key '{key}': {mistake['msg'][0].lower()}{mistake['msg'][1:]}, got {mistake['input']!r}."
 
 
 def _section(door: type[BaseModel], path: tuple[int | str, ...]) -> Any:

@@ -48,4 +48,4 @@ def check_optional(settings: Settings, events: Input, items: Input | None) -> No
                 if seen not in named and nearly(seen, ours)
             ]
     if wrong:
-        raise DataError(" ".join(wrong))
+        raise DataError(*wrong)

@@ -17,7 +17,7 @@ from recsys.data.label_windows import FIRST, label_windows, learns_from
 from recsys.data.names import check_optional
 from recsys.data.types import arrow_zone, day_of, id_type, is_word, midnight, utc
 from recsys.data.types import is_number as may_be_number
-from recsys.errors import DataError
+from recsys.errors import DataError, Mistakes
 from recsys.schema import DAY_US, histories_schema
 from recsys.storage import check_folders
 
@@ -82,74 +82,106 @@ class ShopInputs:
 def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     """The shop's inputs, with every column that the settings name found and of a usable type.
 
-    Only footers are read, and of files that are new the text, and the times where footers lack statistics.
+    Only footers are read, and of files that are new the text, and the times where footers lack statistics. What can be looked at
+    after a mistake is looked at: the error has a sentence for each.
 
     Raises:
         DataError: an input is missing, empty or of wrong types; text is no UTF-8; times without a zone and no shop.timezone; as_of
             outside the data.
         ConfigError: run.work cannot be written to.
     """
-    check_folders(run_work=settings.run.work)
-    shop, columns = settings.shop, settings.shop.columns
-    events = open_input("shop.events", shop.events, shop.storage_options)
-    user_id = _id(events, columns.user_id, "user_id")
-    item_id = _id(events, columns.item_id, "item_id")
-    _check_times(events, settings)
-    for setting in ("quantity", "price"):
-        _number(events, getattr(columns, setting), setting=f"shop.columns.{setting}", required=False)
-    items = users = None
-    if shop.items is not None:
-        items = open_input("shop.items", shop.items, shop.storage_options)
-        _same_id(_id(items, columns.item_id, "item_id"), item_id, items, "item_id", events)
-        if columns.available in items.columns and not pa.types.is_boolean(items.columns[columns.available]):
-            raise DataError(
-                f"{items.location}: column '{columns.available}' must be bool, got {items.columns[columns.available]}. "
-                "Convert it, or set shop.columns.available."
-            )
-        if columns.name in items.columns:
-            _text(items, columns.name, setting="shop.columns.name")
-        for name in settings.features.item_categorical:
-            _text(items, name, setting="features.item_categorical")
-        for name in settings.features.item_numeric:
-            _number(items, name, setting="features.item_numeric", required=True)
-    if shop.users is not None:
-        users = open_input("shop.users", shop.users, shop.storage_options)
-        _same_id(_id(users, columns.user_id, "user_id"), user_id, users, "user_id", events)
-        for name in settings.features.user_categorical:
-            _text(users, name, setting="features.user_categorical")
-        for name in settings.features.user_numeric:
-            _number(users, name, setting="features.user_numeric", required=True)
-    check_optional(settings, events, items)
-    if shop.label_kinds is not None:  # without, no kind is asked for
-        _text(events, columns.kind, setting="shop.columns.kind")
-    supplied = None
-    if settings.rank.candidates is not None:
-        supplied = open_input("rank.candidates", settings.rank.candidates, shop.storage_options)
-        _same_id(_id(supplied, columns.user_id, "user_id"), user_id, supplied, columns.user_id, events)
-        _same_id(_id(supplied, columns.item_id, "item_id"), item_id, supplied, columns.item_id, events)
-    for rule, of_items, column, is_number in settings.rule_columns():
-        source = items if of_items else users
-        assert source is not None, "the settings refuse a rule on a table that is absent"
-        if is_number:
-            _number(source, column, setting=f"the rule '{rule.name}'", required=True)
-        else:
-            _text(source, column, setting=f"the rule '{rule.name}'")
+    mistakes = Mistakes()
+    mistakes.look(check_folders, run_work=settings.run.work)
+    shop = settings.shop
+    events = mistakes.look(open_input, "shop.events", shop.events, shop.storage_options)
+    items = shop.items and mistakes.look(open_input, "shop.items", shop.items, shop.storage_options)
+    users = shop.users and mistakes.look(open_input, "shop.users", shop.users, shop.storage_options)
+    given = settings.rank.candidates
+    supplied = given and mistakes.look(open_input, "rank.candidates", given, shop.storage_options)
     lists: dict[str, Input] = {}
     for number, rule in enumerate(settings.rules):
         for what, location in rule.lists().items():
-            listed = open_input(f"the rule '{rule.name}'", location, shop.storage_options, may_be_empty=True)
-            if what != "users":
-                _same_id(_id(listed, columns.item_id, "item_id"), item_id, listed, columns.item_id, events)
-            if what != "items":
-                _same_id(_id(listed, columns.user_id, "user_id"), user_id, listed, columns.user_id, events)
-            lists[list_name(number, what)] = listed
+            setting = f"the rule '{rule.name}'"
+            if listed := mistakes.look(open_input, setting, location, shop.storage_options, may_be_empty=True):
+                lists[list_name(number, what)] = listed
+    if events is None:
+        mistakes.end()
+    assert events is not None
+    items, users, supplied = items or None, users or None, supplied or None
+
+    ids = _check_ids(mistakes, settings, events, items, users, supplied, lists)
+    _check_columns(mistakes, settings, events, items, users)
+    mistakes.end()
+    user_id, item_id = ids
+    assert user_id is not None
+    assert item_id is not None
     kept = Kept(settings.run.work)
     first, last = _span(events, settings, kept, as_of=as_of)
     inputs = ShopInputs(settings, events, items, users, user_id, item_id, first, last, lists, supplied)
-    check_as_of(inputs, as_of)
-    _check_text(inputs, kept)
+    mistakes.look(check_as_of, inputs, as_of)
+    mistakes.look(_check_text, inputs, kept)
+    mistakes.end()
     kept.save()
     return inputs
+
+
+def _check_ids(
+    mistakes: Mistakes,
+    settings: Settings,
+    events: Input,
+    items: Input | None,
+    users: Input | None,
+    supplied: Input | None,
+    lists: Mapping[str, Input],
+) -> tuple[pa.DataType | None, pa.DataType | None]:
+    """The types of users' and items' ids, which all inputs must share; None where events have none."""
+    columns = settings.shop.columns
+    user_id = mistakes.look(_id, events, columns.user_id, "user_id")
+    item_id = mistakes.look(_id, events, columns.item_id, "item_id")
+    both = ("user_id", "item_id")
+    of_list = {"users": both[:1], "items": both[1:], "pairs": both}
+    for source, names in (
+        (items, both[1:]),
+        (users, both[:1]),
+        (supplied, both),
+        *((listed, of_list[name.partition("-")[2]]) for name, listed in lists.items()),
+    ):
+        for name in names if source is not None else ():
+            expected = user_id if name == "user_id" else item_id
+            if expected is not None and source is not None:
+                mistakes.look(_same_id, source, getattr(columns, name), name, expected, events)
+    return user_id, item_id
+
+
+def _check_columns(mistakes: Mistakes, settings: Settings, events: Input, items: Input | None, users: Input | None) -> None:
+    """Gather what is wrong with the columns that the settings name, beside ids."""
+    shop, features, columns = settings.shop, settings.features, settings.shop.columns
+    mistakes.look(_check_times, events, settings)
+    for setting in ("quantity", "price"):
+        mistakes.look(_number, events, getattr(columns, setting), setting=f"shop.columns.{setting}", required=False)
+    if items is not None:
+        mistakes.look(_available, items, columns.available)
+        if columns.name in items.columns:
+            mistakes.look(_text, items, columns.name, setting="shop.columns.name")
+    for source, of_items in ((items, True), (users, False)):
+        table = "item" if of_items else "user"
+        if source is None:
+            continue
+        for name in features.item_categorical if of_items else features.user_categorical:
+            mistakes.look(_text, source, name, setting=f"features.{table}_categorical")
+        for name in features.item_numeric if of_items else features.user_numeric:
+            mistakes.look(_number, source, name, setting=f"features.{table}_numeric", required=True)
+    mistakes.look(check_optional, settings, events, items)
+    if shop.label_kinds is not None:  # without, no kind is asked for
+        mistakes.look(_text, events, columns.kind, setting="shop.columns.kind")
+    for rule, of_items, column, is_number in settings.rule_columns():
+        source = items if of_items else users
+        if source is None:
+            continue  # it could not be opened: the settings refuse a rule on a table that they do not name
+        if is_number:
+            mistakes.look(_number, source, column, setting=f"the rule '{rule.name}'", required=True)
+        else:
+            mistakes.look(_text, source, column, setting=f"the rule '{rule.name}'")
 
 
 def _check_text(inputs: ShopInputs, kept: Kept) -> None:
@@ -179,10 +211,18 @@ def _id(source: Input, column: str, setting: str) -> pa.DataType:
     return id_type(dtype, where=source.location, column=column)
 
 
-def _same_id(dtype: pa.DataType, expected: pa.DataType, source: Input, column: str, events: Input) -> None:
+def _same_id(source: Input, column: str, setting: str, expected: pa.DataType, events: Input) -> None:
+    dtype = _id(source, column, setting)
     if dtype != expected:
         raise DataError(
             f"{source.location}: column '{column}' must be {expected} as in {events.location}, got {dtype}. Convert one of them."
+        )
+
+
+def _available(items: Input, column: str) -> None:
+    if column in items.columns and not pa.types.is_boolean(items.columns[column]):
+        raise DataError(
+            f"{items.location}: column '{column}' must be bool, got {items.columns[column]}. Convert it, or set shop.columns.available."
         )
 
 

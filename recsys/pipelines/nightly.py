@@ -9,7 +9,7 @@ from recsys.config import Settings
 from recsys.data.dataset import ShopDataset
 from recsys.data.shop import ShopInputs, check_as_of, open_shop
 from recsys.engine.lease import leased
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, Mistakes
 from recsys.pipelines.champion import Chosen, choose
 from recsys.pipelines.deadline import Deadline, clock_zone
 from recsys.pipelines.night_record import read_record, recorded
@@ -73,9 +73,13 @@ def open_night(settings: Settings, *, as_of: date) -> ShopInputs:
         DataError: as `open_shop`; or as_of leaves the challenger, which is tested a label length before it, too little history.
         ConfigError: a folder that the night writes to cannot be written to.
     """
-    check_writable(settings)
-    inputs = open_shop(settings, as_of=as_of)
-    check_as_of(inputs, as_of, test_days=settings.window.label_days)
+    mistakes = Mistakes()
+    mistakes.look(check_writable, settings)
+    inputs = mistakes.look(open_shop, settings, as_of=as_of)
+    if inputs is not None:
+        mistakes.look(check_as_of, inputs, as_of, test_days=settings.window.label_days)
+    mistakes.end()
+    assert inputs is not None
     return inputs
 
 

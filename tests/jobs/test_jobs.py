@@ -91,6 +91,8 @@ class Mistake(NamedTuple):
     items: pa.Table | None = ITEMS
     toml: str = ""
     as_of: str = DAY
+    mistakes: int = 1
+    """Sentences, a line each."""
 
 
 MISTAKES = {
@@ -138,6 +140,7 @@ MISTAKES = {
         r".*items\.parquet: column 'activ' of shop\.columns\.available is missing, seen item_id, brand, available\.",
         events=events(event_type=WORDS),
         toml='[shop.columns]\nkind = "event_typ"\nprice = "prise"\navailable = "activ"',
+        mistakes=3,
     ),
     "an optional column in capitals": Mistake(
         r"column 'Price' looks like price, .* Set shop\.columns\.price = \"Price\", or name it in shop\.ignore",
@@ -188,15 +191,16 @@ def write(folder: Path, mistake: Mistake) -> list[str]:
     return ["--config", str(folder / "shop.toml"), "--as-of", mistake.as_of]
 
 
-def refused(ended: Ended, folder: Path) -> str:
-    """The one line that a verb left, having done nothing else."""
+def refused(ended: Ended, folder: Path, *, mistakes: int = 1) -> str:
+    """The line a mistake that a verb left, having done nothing else."""
     assert ended.status == 1
     assert ended.out == ""
-    (line,) = ended.err.splitlines()
-    assert re.search(r"[.)]$", line)
+    lines = ended.err.splitlines()
+    assert len(lines) == mistakes
+    assert all(re.search(r"[.)]$", line) for line in lines)
     assert not (folder / "work").exists()
     assert not (folder / "table").exists()
-    return line
+    return " ".join(lines)
 
 
 @pytest.fixture
@@ -211,7 +215,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_sentence_and_status_1_before_any_work(mistake: Mistake, run: Callable[..., Ended], tmp_path: Path):
     arguments = write(tmp_path, mistake)
-    assert re.search(mistake.sentence, refused(run("nightly", *arguments), tmp_path))
+    assert re.search(mistake.sentence, refused(run("nightly", *arguments), tmp_path, mistakes=mistake.mistakes))
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -310,7 +314,7 @@ def test_what_no_cluster_runs_is_not_submitted(verb: str, run: Callable[..., End
     shown = run("submit", verb, "--address", "http://127.0.0.1:1")
     assert shown.status == 1
     assert (
-        f"'{verb}' is no verb that a cluster runs. There are backtest, bench, changes, demo_shop, examples, ingest, nightly"
+        f"'{verb}' is no verb that a cluster runs. There are backtest, bench, changes, check, demo_shop, examples, ingest"
         in shown.err
     )
 
