@@ -34,7 +34,8 @@ class Shop(Section):
 
     events: Location
     """A Parquet file, a folder of them or a Delta table, path or URI, with columns user_id, item_id, ts and, if you have them, kind,
-    quantity and price. A subfolder NAME=VALUE is the column NAME."""
+    quantity and price. A subfolder NAME=VALUE is the column NAME. Small ones may be CSV with headers (.csv, .tsv) or JSON lines
+    (.jsonl); ids of CSV are text as it is written."""
     items: Location | None = None
     """The catalog, likewise: item_id and, if you have them, available, name, and the columns that [features] and [[rules]] name.
     Absent: the items seen in events are the catalog."""
@@ -42,6 +43,9 @@ class Shop(Section):
     """What is known of users, likewise: user_id and the columns that [features] and [[rules]] name. Absent: nothing is."""
     timezone: str | None = None
     """Zone of times that carry none, as an IANA name such as "Europe/Berlin". Absent: such times are refused."""
+    ts_format: str | None = None
+    """How times are written that are neither timestamps nor dates: "s", "ms", "us" or "ns" for whole numbers since 1970, UTC; else, for
+    text, a pattern as Python's strptime has it, such as "%d.%m.%Y %H:%M". Absent: they are timestamps or dates."""
     label_kinds: Names | None = None
     """Kinds of events that count as wanted, such as ["purchase"]: these are what lists are to foretell; events then need a column
     kind. Absent: all."""

@@ -77,7 +77,7 @@ def _said(source: Input, file: File, column: str) -> list[pa.Array | None]:
     """For each row group the least and the greatest value as path, log or footer says; None where it does not."""
     if column in file.partition:
         return [pa.array([file.partition[column]], source.columns[column])] * bool(file.rows)
-    if source.csv:
+    if source.is_text:
         return [None]
     store, _ = filesystem(source.location, source.storage_options)
     with store.open_input_file(file.path) as handle:

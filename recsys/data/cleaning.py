@@ -11,7 +11,7 @@ from recsys.config import Settings
 from recsys.data.catalog import Catalog
 from recsys.data.inputs import File, read
 from recsys.data.shop import ShopInputs
-from recsys.data.types import as_text, clean_ids, readable, utc
+from recsys.data.types import UNITS, as_text, clean_ids, readable, times, utc
 from recsys.schema import AVAILABLE, ITEM_ID, NAME, PRICE, QUANTITY, TS, USER_ID, WANTED, events_schema
 
 Rejected = Counter[str]
@@ -29,8 +29,8 @@ def clean(
 
     Returns:
         A table with `events_schema`; counts of null_user_id, null_item_id, null_ts, out_of_range_ts (outside of the years 1 to 9999,
-        UTC), future_ts, negative_quantity (not finite ones too). A row with several faults is counted under the first. Absent or null
-        quantity is 1; an absent, null, negative or not finite price is null.
+        UTC; of text unreadable_ts, not of shop.ts_format), future_ts, negative_quantity (not finite ones too). A row with several
+        faults is counted under the first. Absent or null quantity is 1; an absent, null, negative or not finite price is null.
 
     Raises:
         DataError: an id or kind is no UTF-8.
@@ -39,7 +39,8 @@ def clean(
     rows = raw.num_rows
     users = _ids(raw, columns.user_id, user_id, where)
     items = _ids(raw, columns.item_id, item_id, where)
-    ts = utc(raw.column(columns.ts), shop.timezone)
+    with readable(where, columns.ts):
+        ts = utc(times(raw.column(columns.ts), shop.ts_format), shop.timezone)
     ones = pa.chunked_array([pa.array(np.ones(rows, np.float32))])
     if columns.quantity in raw.column_names:
         quantity = pc.fill_null(raw.column(columns.quantity).cast(pa.float64()).cast(pa.float32()), 1.0)
@@ -61,7 +62,7 @@ def clean(
         "null_user_id": pc.is_null(users),
         "null_item_id": pc.is_null(items),
         "null_ts": pc.is_null(raw.column(columns.ts)),
-        "out_of_range_ts": pc.is_null(ts),
+        "out_of_range_ts" if shop.ts_format in (None, *UNITS) else "unreadable_ts": pc.is_null(ts),
         "future_ts": pc.greater_equal(ts.cast(pa.int64()), end),
         "negative_quantity": pc.invert(pc.and_(pc.is_finite(quantity), pc.greater_equal(quantity, pa.scalar(0.0, pa.float32())))),
     }

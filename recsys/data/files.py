@@ -1,17 +1,22 @@
-"""One file opened: Parquet or CSV, and what its footer tells."""
+"""One file opened: Parquet, CSV or JSON lines, and what its footer tells."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.fs as pafs
+import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from recsys.errors import DataError
 
+Form = Literal["parquet", "csv", "json"]
+DELIMITERS = (",", ";", "|", "\t")
+HEADER = 65_536  # bytes that a CSV's header is looked for in
+COMPRESSED = re.compile(r"\.(gz|bz2|zst|lz4)$", re.IGNORECASE)
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # what Arrow raises of a damaged file; the last of a name of a column
 
 
@@ -34,24 +39,36 @@ def parquet_footer(store: pafs.FileSystem, path: str) -> tuple[pa.Schema, int, i
         raise DataError(f"{path}: not a Parquet file: {error}. Remove it or write it again.") from error
 
 
-def csv_footer(store: pafs.FileSystem, types: Mapping[str, pa.DataType], path: str) -> tuple[pa.Schema, int, int]:
-    """What `parquet_footer` tells, of a CSV file."""
+def text_footer(store: pafs.FileSystem, form: Form, types: Mapping[str, pa.DataType], path: str) -> tuple[pa.Schema, int, int]:
+    """What `parquet_footer` tells, of a file of CSV or JSON lines, which is read for it."""
     try:
         with store.open_input_file(path) as handle:
-            table = read_csv(handle, path, types)
+            table = parse_text(handle, form, path, types)
             return table.schema, table.num_rows, 1
     except UNREADABLE as error:
-        raise DataError(f"{path}: not a CSV file with a header: {error}. Mend it, or write Parquet.") from error
+        what = "a CSV file with a header" if form == "csv" else "a file of JSON objects, one a line"
+        raise DataError(f"{path}: not {what}: {error}. Mend it, or write Parquet.") from error
 
 
-def read_csv(handle: pa.NativeFile, path: str, types: Mapping[str, pa.DataType], columns: Sequence[str] | None = None) -> pa.Table:
-    """Columns of these types, the others of what their values look like; all columns unless some are named. Empty text is null."""
-    compression = pa.Codec.detect(path).name if re.search(r"\.(gz|bz2|zst|lz4)$", path, re.IGNORECASE) else None
-    stream = pa.CompressedInputStream(handle, compression) if compression else handle
+def parse_text(
+    handle: pa.NativeFile, form: Form, path: str, types: Mapping[str, pa.DataType], columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Columns of a file of CSV, of these types where they are among them, or of JSON lines; the others of what their values look like.
+
+    All columns unless some are named. Empty text of a CSV is null; of DELIMITERS, what its header has most of parts its columns.
+    """
+    compression = pa.Codec.detect(path).name if COMPRESSED.search(path) else None
+    text = (pa.CompressedInputStream(handle, compression) if compression else handle).read()
+    if form == "json":
+        table = pajson.read_json(pa.BufferReader(text))
+        return table if columns is None else table.select(columns)
+    header = text[:HEADER].split(b"\n", 1)[0].decode("utf-8", errors="replace")
+    begin = pcsv.ParseOptions(delimiter=max(DELIMITERS, key=header.count))
     known = {name: dtype for name, dtype in types.items() if not pa.types.is_null(dtype)}
-    table = pcsv.read_csv(stream, convert_options=pcsv.ConvertOptions(include_columns=columns, column_types=known))
+    asked = pcsv.ConvertOptions(include_columns=columns, column_types=known)
+    table = pcsv.read_csv(pa.BufferReader(text), parse_options=begin, convert_options=asked)
     for place, column in enumerate(table.columns):
         if pa.types.is_string(column.type):
-            text = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-            table = table.set_column(place, table.schema.names[place], text)
+            words = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+            table = table.set_column(place, table.schema.names[place], words)
     return table

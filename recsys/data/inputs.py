@@ -1,4 +1,4 @@
-"""Inputs, Parquet or CSV: their columns, identity and parts; all read before work starts."""
+"""Inputs, Parquet, CSV or JSON lines: their columns, identity and parts; all read before work starts."""
 
 import functools
 import logging
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from typing_extensions import override
 
-from recsys.data.files import UNREADABLE, csv_footer, open_parquet, parquet_footer, read_csv
+from recsys.data.files import UNREADABLE, Form, open_parquet, parquet_footer, parse_text, text_footer
 from recsys.data.listing import list_input
 from recsys.data.types import common_type, family
 from recsys.errors import DataError
@@ -24,7 +24,7 @@ log = logging.getLogger("recsys")
 
 @dataclass(frozen=True)
 class File:
-    """One file of an input; a CSV file is one row group."""
+    """One file of an input; one of text is one row group."""
 
     path: str
     name: str
@@ -65,7 +65,7 @@ class Input:
     files: tuple[File, ...]
     columns: Mapping[str, pa.DataType]
     storage_options: Mapping[str, str]
-    csv: bool = False
+    form: Form = "parquet"
     delta: bool = False
     """A column that a file lacks is null there, and what the log says of a file stands."""
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -75,6 +75,11 @@ class Input:
     def rows(self) -> int:
         """Rows of all files."""
         return sum(file.rows for file in self.files)
+
+    @property
+    def is_text(self) -> bool:
+        """CSV or JSON lines: files without footers, which were read to open them."""
+        return self.form != "parquet"
 
     @functools.cached_property
     def file_of(self) -> Mapping[str, File]:
@@ -109,16 +114,17 @@ def open_input(
     location: str,
     storage_options: Mapping[str, str],
     *,
-    csv: bool = False,
+    form: Form | None = "parquet",
     types: Mapping[str, pa.DataType] = {},
     may_be_empty: bool = False,
 ) -> Input:
-    """The input at a path or URI: a Parquet file, or a folder or Delta table whose files are one table; or CSV with a header.
+    """The input at a path or URI: a file, a folder whose files are one table, or a Delta table: Parquet, CSV with header, JSON lines.
 
-    Of Parquet only footers are read; CSV, which has none, is read.
+    Of Parquet only footers are read; the others, which have none, are read.
 
     Args:
         setting: that names the location, for messages.
+        form: of the files; None, what their endings say.
         types: of columns of a CSV, which else are what their values look like.
         may_be_empty: files without rows are fine.
 
@@ -126,10 +132,11 @@ def open_input(
         DataError: as `list_input`; no rows, or a file that cannot be read.
     """
     store, path = filesystem(location, storage_options)
-    listing = list_input(setting, location, store, path, storage_options, csv=csv)
+    listing = list_input(setting, location, store, path, storage_options, form=form)
     files: list[File] = []
     columns = Columns()
-    footer = functools.partial(csv_footer, store, types) if csv else functools.partial(parquet_footer, store)
+    told = listing.form
+    footer = functools.partial(parquet_footer, store) if told == "parquet" else functools.partial(text_footer, store, told, types)
     with ThreadPoolExecutor(FOOTERS) as pool:
         footers = pool.map(footer, [entry.path for entry in listing.files])
         last: tuple[pa.Schema, list[str]] | None = None
@@ -142,7 +149,7 @@ def open_input(
             _add_columns(columns, setting, files, schema, listing.partitions)
     if listing.schema is not None:
         columns.update({field.name: field.type for field in listing.schema})
-    found = Input(setting, location, tuple(files), columns, dict(storage_options), csv, listing.schema is not None, listing.left_out)
+    found = Input(setting, location, tuple(files), columns, dict(storage_options), told, listing.schema is not None, listing.left_out)
     if found.rows == 0 and not may_be_empty:
         raise DataError(f"{location}: {setting} has no rows in {len(files)} file(s). Nothing can be made of it.")
     return found
@@ -193,10 +200,13 @@ def read(source: Input, file: File, row_groups: Sequence[int] | None, columns: S
     store, _ = filesystem(source.location, source.storage_options)
     try:
         with store.open_input_file(file.path) as handle:
-            parquet = open_parquet(handle)
-            inside = _inside(source, file, columns, parquet.schema_arrow.names)
-            numbers = list(range(file.row_groups)) if row_groups is None else list(row_groups)
-            table = parquet.read_row_groups(numbers, columns=inside, use_threads=False)
+            if source.is_text:
+                table = _parse_text(source, file, handle, columns)
+            else:
+                parquet = open_parquet(handle)
+                inside = _inside(source, file, columns, parquet.schema_arrow.names)
+                numbers = list(range(file.row_groups)) if row_groups is None else list(row_groups)
+                table = parquet.read_row_groups(numbers, columns=inside, use_threads=False)
             found = [_of_type(_column(source, file, table, name), source.columns[name], file, name) for name in columns]
             return pa.table(found, names=list(columns))
     except UNREADABLE as error:
@@ -226,9 +236,8 @@ def _batches(
     source: Input, file: File, handle: pa.NativeFile, row_groups: Sequence[int], columns: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
     """Of the columns those that stand in the file."""
-    if source.csv:
-        inside = [name for name in columns if name not in file.partition]
-        yield from read_csv(handle, file.path, {name: source.columns[name] for name in inside}, inside).to_batches(BATCH_ROWS)
+    if source.is_text:
+        yield from _parse_text(source, file, handle, columns).to_batches(BATCH_ROWS)
         return
     metadata = open_parquet(handle).metadata
     inside = _inside(source, file, columns, metadata.schema.to_arrow_schema().names)
@@ -236,6 +245,11 @@ def _batches(
     words = [name for name in inside if pa.types.is_string(source.columns[name])]
     parquet = open_parquet(handle, metadata=metadata, read_dictionary=words, pre_buffer=False)
     yield from parquet.iter_batches(BATCH_ROWS, row_groups=list(row_groups), columns=inside, use_threads=False)
+
+
+def _parse_text(source: Input, file: File, handle: pa.NativeFile, columns: Sequence[str]) -> pa.Table:
+    inside = [name for name in columns if name not in file.partition]
+    return parse_text(handle, source.form, file.path, {name: source.columns[name] for name in inside}, inside)
 
 
 def _inside(source: Input, file: File, columns: Sequence[str], names: Sequence[str]) -> list[str]:

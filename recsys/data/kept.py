@@ -47,7 +47,7 @@ class Kept:
         return [known[key] for key in asked]
 
     def check_utf8(self, source: Input, columns: Iterable[str]) -> None:
-        """Nothing, where the text in those columns is UTF-8; a CSV was checked when it was opened.
+        """Nothing, where the text in those columns is UTF-8; text files were checked when it was opened.
 
         Args:
             columns: absent ones are passed over, as are those without text.
@@ -56,7 +56,7 @@ class Kept:
             DataError: some text is not, or a file cannot be read.
         """
         texts = [name for name in dict.fromkeys(columns) if name in source.columns and _is_text(source, name)]
-        if source.csv or not texts:
+        if source.is_text or not texts:
             return
 
         def find(file: File, number: int) -> int:

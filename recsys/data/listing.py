@@ -15,11 +15,17 @@ import pyarrow.fs as pafs
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from recsys.data.files import Form
 from recsys.errors import DataError
 from recsys.storage import delta_location
 
 PARQUET = re.compile(r"\.(parquet|parq|pq)(\.(snappy|gz|zst|zstd|lz4|br|brotli))?$", re.IGNORECASE)
-CSV = re.compile(r"\.csv(\.(gz|bz2|zst|lz4))?$", re.IGNORECASE)
+ENDINGS: Mapping[Form, re.Pattern[str]] = {
+    "parquet": PARQUET,
+    "csv": re.compile(r"\.(csv|tsv)(\.(gz|bz2|zst|lz4))?$", re.IGNORECASE),
+    "json": re.compile(r"\.(jsonl|ndjson|json)(\.(gz|bz2|zst|lz4))?$", re.IGNORECASE),
+}
+SUFFIXES: Mapping[Form, str] = {"parquet": ".parquet", "csv": ".csv", "json": ".jsonl"}
 NULL = "__HIVE_DEFAULT_PARTITION__"  # how Hive, Spark and Delta write a null into a path
 # A log can be read rightly with these; the other features change what the files mean.
 READER_FEATURES = {"timestampNtz", "vacuumProtocolCheck", "v2Checkpoint", "deletionVectors", "columnMapping"}
@@ -47,30 +53,36 @@ class Listing:
     """Types of the columns of `Found.partition`."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Reason -> entries passed over: hidden, empty, linked twice."""
+    form: Form = "parquet"
     schema: pa.Schema | None = None
     """Of a Delta table, whose files may lack columns that came later; None elsewhere."""
 
 
 def list_input(
-    setting: str, location: str, store: pafs.FileSystem, path: str, storage_options: Mapping[str, str], *, csv: bool
+    setting: str, location: str, store: pafs.FileSystem, path: str, storage_options: Mapping[str, str], *, form: Form | None
 ) -> Listing:
     """The files of the input at a path or URI.
 
-    A file is read whatever its ending. Of a folder the files of known endings are, in subfolders too; names that start with `.` or
-    `_` are left out, as are files of no bytes with other endings, and links to what is read already. A subfolder NAME=VALUE gives
-    the column NAME.
+    A file is read whatever its ending, as Parquet where that says nothing else. Of a folder the files of known endings are, in
+    subfolders too; names that start with `.` or `_` are left out, as are files of no bytes with other endings, and links to what is
+    read already. A subfolder NAME=VALUE gives the column NAME.
+
+    Args:
+        form: of the files; None, what their endings say.
 
     Raises:
-        DataError: nothing there, a file of an unknown ending, a broken link, or a table format whose log cannot be read rightly.
+        DataError: nothing there, files of several forms, a file of an unknown ending, a broken link, or a table format whose log cannot
+            be read rightly.
     """
     try:
         info = store.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
             raise DataError(f"{location}: no such file or folder. Check {setting}; relative paths start where the command runs.")
         if info.type == pafs.FileType.File:
-            return Listing((Found(info.path, info.base_name, info.size, info.mtime_ns or 0),))
+            form = form or _form_of(info.path, list(ENDINGS)) or "parquet"
+            return Listing((Found(info.path, info.base_name, info.size, info.mtime_ns or 0),), form=form)
         if store.get_file_info(f"{path}/_delta_log").type == pafs.FileType.Directory:
-            if csv:
+            if form == "csv":
                 raise DataError(f"{location}: must be CSV, got a Delta table. Set pairs.format to 'parquet', or check {setting}.")
             return _delta_files(setting, location, path, storage_options)
         parent = PurePosixPath(path)
@@ -80,12 +92,19 @@ def list_input(
                 raise DataError(
                     f"{location}: is a part of the Delta table {parent}, whose log alone says what is in it. Name the table."
                 )
-        return _folder_files(setting, location, store, path, CSV if csv else PARQUET, ".csv" if csv else ".parquet")
+        return _folder_files(setting, location, store, path, list(ENDINGS) if form is None else [form])
     except OSError as error:
         raise DataError(f"{location}: cannot be reached: {error}. Check {setting} and the credentials.") from error
 
 
-def _folder_files(setting: str, location: str, store: pafs.FileSystem, root: str, endings: re.Pattern[str], suffix: str) -> Listing:
+def _form_of(path: str, forms: Sequence[Form]) -> Form | None:
+    """That of the forms which the path's ending says."""
+    return next((form for form in forms if ENDINGS[form].search(path)), None)
+
+
+def _folder_files(setting: str, location: str, store: pafs.FileSystem, root: str, forms: Sequence[Form]) -> Listing:
+    suffix, many = (" or ".join(f"{begin}{SUFFIXES[form]}" for form in forms) for begin in ("", "*"))
+    seen: dict[Form, str] = {}
     left_out = Counter[str]()
     hidden: set[str] = set()
     read: list[Found] = []
@@ -97,7 +116,8 @@ def _folder_files(setting: str, location: str, store: pafs.FileSystem, root: str
             raise DataError(
                 f"{location}: is an Iceberg table, which cannot be read yet. Export it as Parquet, and name that in {setting}."
             )
-        if endings.search(path):
+        if said := _form_of(path, forms):
+            seen.setdefault(said, path)
             read.append(Found(path, path.removeprefix(root).strip("/"), size, modified_ns))
             keys.append(_in_path(path.removeprefix(root)))
         elif size == 0:
@@ -117,9 +137,12 @@ def _folder_files(setting: str, location: str, store: pafs.FileSystem, root: str
             f"{unknown[0]}: must end in {suffix} to be read as a part of {setting} ({len(unknown)} such file(s)). "
             "Rename it, move it away, or let its name start with _ to leave it out."
         )
+    if len(seen) > 1:
+        one, other = list(seen.values())[:2]
+        raise DataError(f"{location}: files must be of one form, got {one} and {other}. Move those of one form away from {setting}.")
     if not read:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(left_out.items()))
-        raise DataError(f"{location}: the folder has no *{suffix} file{f' (left out: {counts})' if counts else ''}. Check {setting}.")
+        raise DataError(f"{location}: the folder has no {many} file{f' (left out: {counts})' if counts else ''}. Check {setting}.")
     types: dict[str, pa.DataType] = {}
     values: dict[str, Mapping[str, Any]] = {}
     for name in dict.fromkeys(name for mine in keys for name in mine):
@@ -128,7 +151,7 @@ def _folder_files(setting: str, location: str, store: pafs.FileSystem, root: str
         replace(one, partition={name: None if text is None else values[name][text] for name, text in mine.items()})
         for one, mine in zip(read, keys, strict=True)
     ]
-    return Listing(tuple(files), types, dict(left_out))
+    return Listing(tuple(files), types, dict(left_out), next(iter(seen)))
 
 
 def _is_hidden(name: str) -> bool:
@@ -254,7 +277,7 @@ def _delta_files(setting: str, location: str, path: str, storage_options: Mappin
             )
         partition = {column: action[f"partition.{column}"] for column in columns}
         files.append(Found(f"{path}/{name}", name, action["size_bytes"], action["modification_time"] * 1_000_000, partition))
-    return Listing(tuple(files), {column: schema.field(column).type for column in columns}, {}, schema)
+    return Listing(tuple(files), {column: schema.field(column).type for column in columns}, {}, schema=schema)
 
 
 def _has_deletion_vectors(table: DeltaTable) -> bool:

@@ -16,7 +16,7 @@ from recsys.storage import filesystem
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group, as its file's footer tells; a CSV file is one."""
+    """One row group, as its file's footer tells; a file of text is one."""
 
     path: str
     number: int
@@ -38,7 +38,7 @@ def row_groups(source: Input, columns: Sequence[str], *, key: str | None = None)
         columns: that are to be read.
         key: the column whose least and greatest values are wanted.
     """
-    if source.csv:
+    if source.is_text:
         return [RowGroup(file.path, 0, 0, file.rows, file.size, None, None) for file in source.files if file.rows]
     store, _ = filesystem(source.location, source.storage_options)
     wanted = set(columns)

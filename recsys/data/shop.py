@@ -5,6 +5,7 @@ import zoneinfo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +16,7 @@ from recsys.data.inputs import Input, open_input
 from recsys.data.kept import Kept
 from recsys.data.label_windows import FIRST, label_windows, learns_from
 from recsys.data.names import check_optional
-from recsys.data.types import arrow_zone, day_of, id_type, is_word, midnight, utc
+from recsys.data.types import UNITS, arrow_zone, day_of, family, id_type, is_word, midnight, times, utc
 from recsys.data.types import is_number as may_be_number
 from recsys.errors import DataError, Mistakes
 from recsys.schema import DAY_US, histories_schema
@@ -93,16 +94,19 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     mistakes = Mistakes()
     mistakes.look(check_folders, run_work=settings.run.work)
     shop = settings.shop
-    events = mistakes.look(open_input, "shop.events", shop.events, shop.storage_options)
-    items = shop.items and mistakes.look(open_input, "shop.items", shop.items, shop.storage_options)
-    users = shop.users and mistakes.look(open_input, "shop.users", shop.users, shop.storage_options)
-    given = settings.rank.candidates
-    supplied = given and mistakes.look(open_input, "rank.candidates", given, shop.storage_options)
+    types = _text_types(settings)
+
+    def look(setting: str, location: str, **options: Any) -> Input | None:
+        return mistakes.look(open_input, setting, location, shop.storage_options, form=None, types=types, **options)
+
+    events = look("shop.events", shop.events)
+    items = shop.items and look("shop.items", shop.items)
+    users = shop.users and look("shop.users", shop.users)
+    supplied = settings.rank.candidates and look("rank.candidates", settings.rank.candidates)
     lists: dict[str, Input] = {}
     for number, rule in enumerate(settings.rules):
         for what, location in rule.lists().items():
-            setting = f"the rule '{rule.name}'"
-            if listed := mistakes.look(open_input, setting, location, shop.storage_options, may_be_empty=True):
+            if listed := look(f"the rule '{rule.name}'", location, may_be_empty=True):
                 lists[list_name(number, what)] = listed
     if events is None:
         mistakes.end()
@@ -123,6 +127,19 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     mistakes.end()
     kept.save()
     return inputs
+
+
+def _text_types(settings: Settings) -> dict[str, pa.DataType]:
+    """Types of columns of CSV, which would else be what their values look like: ids and words are text as it is written."""
+    shop, features, columns = settings.shop, settings.features, settings.shop.columns
+    words = [columns.user_id, columns.item_id, columns.kind, columns.name, *features.item_categorical, *features.user_categorical]
+    numbers = [columns.quantity, columns.price, *features.item_numeric, *features.user_numeric]
+    for _, _, column, is_number in settings.rule_columns():
+        (numbers if is_number else words).append(column)
+    types: dict[str, pa.DataType] = dict.fromkeys(words, pa.string()) | dict.fromkeys(numbers, pa.float64())
+    if shop.ts_format is not None:
+        types[columns.ts] = pa.int64() if shop.ts_format in UNITS else pa.string()
+    return types | {columns.available: pa.bool_()}
 
 
 def _check_ids(
@@ -244,14 +261,18 @@ def _text(source: Input, column: str, *, setting: str) -> None:
 
 
 def _check_times(events: Input, settings: Settings) -> None:
-    column = settings.shop.columns.ts
+    column, form, zone = settings.shop.columns.ts, settings.shop.ts_format, settings.shop.timezone
     dtype = events.require(column, setting="shop.columns.ts")
-    if not (pa.types.is_timestamp(dtype) or pa.types.is_date(dtype)):
-        raise DataError(f"{events.location}: column '{column}' must be timestamp, got {dtype}. Set shop.columns.ts or convert it.")
-    if (pa.types.is_date(dtype) or dtype.tz is None) and settings.shop.timezone is None:
-        raise DataError(
-            f"{events.location}: column '{column}' has times without a zone ({dtype}). Set shop.timezone, for example to \"UTC\"."
-        )
+    where = f"{events.location}: column '{column}'"
+    if form is None and not (pa.types.is_timestamp(dtype) or pa.types.is_date(dtype)):
+        said = ", and shop.ts_format to how it is written" if family(dtype) in ("integer", "string") else " or convert it"
+        raise DataError(f"{where} must be timestamp, got {dtype}. Set shop.columns.ts{said}.")
+    if form is not None and family(dtype) != ("integer" if form in UNITS else "string"):
+        expected = "whole numbers" if form in UNITS else "text"
+        raise DataError(f"{where} must be {expected}, as shop.ts_format is '{form}', got {dtype}. Mend or remove shop.ts_format.")
+    has_zone = "%z" in form or form in UNITS if form is not None else pa.types.is_timestamp(dtype) and dtype.tz is not None
+    if not has_zone and zone is None:
+        raise DataError(f'{where} has times without a zone ({dtype}). Set shop.timezone, for example to "UTC".')
     if settings.shop.timezone is not None:
         try:
             pc.assume_timezone(pa.array([0], pa.timestamp("us")), arrow_zone(settings.shop.timezone))
@@ -269,13 +290,13 @@ def _check_times(events: Input, settings: Settings) -> None:
 def _span(events: Input, settings: Settings, kept: Kept, *, as_of: date) -> tuple[date, date]:
     """The days, UTC, of the first and the last event; one dated more than a year after as_of is a mistake and says nothing."""
     column = settings.shop.columns.ts
-    zone = settings.shop.timezone
+    zone, form = settings.shop.timezone, settings.shop.ts_format
     ends = bounds(
         events,
         column,
-        usable=lambda values: utc(values, zone).cast(pa.int64()),
+        usable=lambda values: utc(times(values, form), zone).cast(pa.int64()),
         below=midnight(as_of) + 366 * DAY_US,
-        what=f"{column} in {zone or 'its own zone'}",
+        what=f"{column} in {zone or 'its own zone'}{f', {form}' if form else ''}",
         kept=kept,
     )
     if ends[0] is None:

@@ -13,6 +13,7 @@ from recsys.errors import DataError
 from recsys.schema import DAY_US, TIMESTAMP
 
 Column = TypeVar("Column", pa.Array, pa.ChunkedArray)
+UNITS = ("s", "ms", "us", "ns")
 # What dates of Python, Delta and SQL can say, in microseconds since 1970: of the years 1 to 9999, UTC, the first and the last.
 FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
 
@@ -103,6 +104,24 @@ def midnight(day: date) -> int:
 def day_of(time_us: int) -> date:
     """The day, UTC, of a time in microseconds since 1970."""
     return date(1970, 1, 1) + timedelta(days=time_us // DAY_US)
+
+
+def times(column: Column, form: str | None) -> Column:
+    """The times as timestamps, of numbers of a unit or of text; null where text is not written so. Timestamps and dates stay.
+
+    Args:
+        form: as shop.ts_format.
+    """
+    if form is None or pa.types.is_null(column.type):
+        return column
+    if form in UNITS:
+        return column.cast(pa.int64()).cast(pa.timestamp(form, tz="UTC"))
+    import pandas as pd  # which takes a quarter of a second to import
+
+    text = as_text(column)
+    found = pd.to_datetime(text.to_pandas(), format=form, errors="coerce", utc="%z" in form)
+    made = pa.array(found, pa.timestamp("us", tz="UTC" if "%z" in form else None))
+    return pa.chunked_array([made]) if isinstance(text, pa.ChunkedArray) else made
 
 
 def utc(column: Column, timezone: str | None) -> Column:

@@ -102,7 +102,7 @@ def open_feature_table(settings: PairsSettings, role: Role, spec: FeatureSpec | 
     if not csv and location.endswith(".csv"):
         raise DataError(f"{location}: pairs.format is parquet, got a CSV file. Set pairs.format to 'csv' or 'original_csv'.")
     types = _csv_types(pairs, spec) if pairs.format == "csv" else {}
-    source = open_input(f"pairs.{role}", location, pairs.storage_options, csv=csv, types=types)
+    source = open_input(f"pairs.{role}", location, pairs.storage_options, form="csv" if csv else "parquet", types=types)
     if pairs.format == "original_csv":
         *numeric, label = source.columns
         numeric = [name for name in numeric if name not in pairs.ignore]

@@ -125,7 +125,7 @@ def test_csv_folders_have_columns_in_paths_and_compressed_files(tmp_path: Path) 
         path.parent.mkdir()
         content = f"user_id,x\n{user},0.5\n".encode()
         path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
-    assert rows_csv(opened(tmp_path, csv=True)) == [(1, 0.5, "a"), (2, 0.5, "b")]
+    assert rows_csv(opened(tmp_path, form="csv")) == [(1, 0.5, "a"), (2, 0.5, "b")]
 
 
 def rows_csv(found: Input) -> list[tuple[Any, ...]]:
@@ -182,7 +182,7 @@ def test_a_part_of_a_delta_table_and_a_folder_of_them_are_refused(tmp_path: Path
         f"{tmp_path}/t/kind=view: is a part of the Delta table {tmp_path}/t, whose log alone says what is in it. Name the table."
     )
     assert refusal(tmp_path).startswith(f"{tmp_path}/t: is a Delta table, whose files cannot be read without its log. Name it in")
-    assert "got a Delta table" in refusal(tmp_path / "t", csv=True)
+    assert "got a Delta table" in refusal(tmp_path / "t", form="csv")
 
 
 def test_a_file_that_the_log_names_and_nobody_has_is_said_to_be_gone(tmp_path: Path) -> None:
