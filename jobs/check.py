@@ -42,9 +42,10 @@ def check(
         _windows(inputs, sample, day)
         mistakes.look(check_kinds, inputs, sample)
         mistakes.end()
-        told = estimate(inputs, sample, as_of=day, cpus=cpus or len(os.sched_getaffinity(0)))
+        cpus = cpus or len(os.sched_getaffinity(0))
+        told = estimate(settings, sample, events=inputs.events.rows, first=inputs.first, as_of=day, cpus=cpus)
         console.print(
-            f"Estimated for {told.cpus} CPUs: {told.first_minutes:,.0f} min for a night that trains, "
+            f"Estimated for {cpus} CPUs: {told.first_minutes:,.0f} min for a night that trains, "
             f"{told.champion_minutes:,.0f} min for one that the champion scores alone, {told.gib:,.1f} GiB of memory; half or twice as "
             "much is no surprise."
         )

@@ -94,7 +94,7 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     mistakes = Mistakes()
     mistakes.look(check_folders, run_work=settings.run.work)
     shop = settings.shop
-    types = _text_types(settings)
+    types = text_types(settings)
 
     def look(setting: str, location: str, **options: Any) -> Input | None:
         return mistakes.look(open_input, setting, location, shop.storage_options, form=None, types=types, **options)
@@ -129,7 +129,7 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     return inputs
 
 
-def _text_types(settings: Settings) -> dict[str, pa.DataType]:
+def text_types(settings: Settings) -> dict[str, pa.DataType]:
     """Types of columns of CSV, which would else be what their values look like: ids and words are text as it is written."""
     shop, features, columns = settings.shop, settings.features, settings.shop.columns
     words = [columns.user_id, columns.item_id, columns.kind, columns.name, *features.item_categorical, *features.user_categorical]
