@@ -79,7 +79,7 @@ here:
 COMPILE = PATH=".venv/uv/bin:$$PATH" uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header pyproject.toml
 pins: .venv/ready
-	$(COMPILE) --extra demo --group dev -o requirements/dev.txt
+	$(COMPILE) --extra demo --extra export --extra iceberg --group dev -o requirements/dev.txt
 	$(COMPILE) --constraints requirements/dev.txt -o requirements/runtime.txt
 
 clean:

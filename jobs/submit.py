@@ -20,6 +20,7 @@ from recsys.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL_TOKEN = Path("var/cluster/token")  # of `make cluster-up`
 NOT_JOBS = {
+    "init",
     "printing",  # no verb
     "submit",
     "publish",
@@ -27,7 +28,7 @@ NOT_JOBS = {
     "runs",
     "work",
     "docs",
-}  # publish, bundles, runs and work read and write a few small files: no work for a cluster
+}  # init, publish, bundles, runs and work read and write a few small files: no work for a cluster
 LEFT_RUNNING = 130  # as of a command that Ctrl-C ended
 
 
@@ -53,6 +54,10 @@ def submit(
 ) -> None:
     """Hand a verb to a Ray cluster as a job; without --wait, return when the cluster has it."""
     with job():
+        if not (ROOT / "pyproject.toml").is_file():
+            raise ConfigError(
+                f"{ROOT}: a job takes its code along from the repository, and this is an installed package. Run it in a clone."
+            )
         verbs = sorted({module.name for module in pkgutil.iter_modules(jobs.__path__)} - NOT_JOBS)
         if verb not in verbs:
             raise ConfigError(f"'{verb}' is no verb that a cluster runs. There are {', '.join(verbs)}.")

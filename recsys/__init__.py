@@ -14,7 +14,7 @@ The folders in the order the data flows; each one's face says what comes in, wha
     pipelines/   the stages in order, each a page
 
 At the root lie the words that all share: `schema` (tables and columns), `errors`, `storage` (files, digests), `hashing`, `metrics`,
-`compiled` (how loops are).
+`compiled` (how loops are); and `command`, the verbs of jobs/ under one name.
 """
 
 __version__ = "0.1.0"

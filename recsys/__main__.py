@@ -1,0 +1,5 @@
+"""`python -m recsys VERB …`."""
+
+from recsys.command import main
+
+main()
