@@ -25,7 +25,7 @@ FLOORS = (
     ("training", "publishing"),
     ("evaluation",),
     ("pipelines",),
-    ("command",),
+    ("command", "reading"),
     ("__main__",),
 )
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
@@ -75,7 +75,7 @@ def test_every_part_has_its_floor():
 def test_no_import_leads_upwards(path: Path):
     here = part_of(path)
     if here == "__init__":
-        assert not parts(path)
+        assert parts(path) <= {"reading"}  # when one of its names is asked for
         return
     upwards = {part for part in parts(path) if FLOOR[part] >= FLOOR[here]}
     assert not upwards, f"{path.name} imports {upwards}, which stand on its own floor or above it"

@@ -88,8 +88,11 @@ def find_night(settings: Settings, *, as_of: date | None) -> tuple[PublishedNigh
     return chosen[0], next((night.as_of for night in nights if night.as_of < chosen[0].as_of), None)
 
 
-def parse_user(text: str, dtype: pa.DataType) -> str | int:
-    """The user id that a command line's word means.
+def parse_id(text: str, dtype: pa.DataType, *, option: str) -> str | int:
+    """The user's or item's id that a command line's word means.
+
+    Args:
+        option: `user` or `item`.
 
     Raises:
         ConfigError: ids are integers and the word is none.
@@ -99,7 +102,7 @@ def parse_user(text: str, dtype: pa.DataType) -> str | int:
     try:
         return pa.scalar(int(text), dtype).as_py()
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"--user {text}: user ids of this shop are integers ({dtype}). Pass one.") from error
+        raise ConfigError(f"--{option} {text}: {option} ids of this shop are integers ({dtype}). Pass one.") from error
 
 
 def show(state: ShopState, user_id: str | int, *, night: PublishedNight, before: date | None) -> Shown:
@@ -113,7 +116,7 @@ def show(state: ShopState, user_id: str | int, *, night: PublishedNight, before:
         PublishError: the user has no row in it.
     """
     settings = state.settings
-    profile, _ = _find_user(state, user_id, night.as_of)
+    profile, _ = find_user(state, user_id, night.as_of)
 
     def read(as_of: date) -> pa.Table:
         return read_night(settings.table.path, as_of=as_of, user_id=user_id, storage_options=settings.shop.storage_options)
@@ -143,7 +146,7 @@ def show(state: ShopState, user_id: str | int, *, night: PublishedNight, before:
     )
 
 
-def _find_user(state: ShopState, user_id: str | int, as_of: date) -> tuple[Histories, Supplied | None]:
+def find_user(state: ShopState, user_id: str | int, as_of: date) -> tuple[Histories, Supplied | None]:
     """The one user's profile and given candidates, found by the hash that put them into a shard."""
     ids = pa.array([user_id], state.inputs.user_id)
     shard = state.dataset.shards[int(shard_of(ids, len(state.dataset.shards))[0])]
@@ -188,6 +191,20 @@ def find_bundle(settings: Settings, night: PublishedNight) -> Bundle | None:
     return None
 
 
+def bundle_of(settings: Settings, night: PublishedNight) -> Bundle:
+    """As `find_bundle`.
+
+    Raises:
+        BundleError: it is gone.
+    """
+    if (found := find_bundle(settings, night)) is None:
+        raise BundleError(
+            f"{settings.run.work}: the model that scored the night of {night.as_of}, {night.model_version}, is gone from here and from "
+            f"{settings.champion.path}. Take a newer night, or make this one again with jobs.nightly --force."
+        )
+    return found
+
+
 def attributed(state: ShopState, bundle: Bundle, shown: Shown, *, largest: int) -> tuple[list[Attributed], float]:
     """For each row of a list that the model scored its inputs with the largest contributions; and the baseline's raw output.
 
@@ -206,7 +223,7 @@ def attributed(state: ShopState, bundle: Bundle, shown: Shown, *, largest: int) 
     check_bundle(bundle, settings)
     signals = read_signals(state, night.as_of, lists=True, als=als_of(bundle.about))
     featurizer, scorer = scoring(state, (str(bundle.folder), "cpu"), signals, make_lists(state))
-    ((_, users, candidates, inputs),) = featurizer(*_find_user(state, shown.user_id, night.as_of))
+    ((_, users, candidates, inputs),) = featurizer(*find_user(state, shown.user_id, night.as_of))
     check_inputs(inputs, bundle)
     ids = users.catalog.item_id.take(pa.array(users.signals.items[candidates.item]))
     scored = shown.rows.filter(shown.rows.column(SCORE).is_valid())

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
-from recsys import config
+from recsys import Shop, config, load_night
 from recsys.data import synthetic
 from recsys.data.shop import open_shop
 from recsys.errors import BundleError, ConfigError, DataError, PublishError
@@ -265,6 +265,73 @@ def test_another_model_or_other_inputs_cannot_explain_a_night(nights: Nights, tm
         inspect.attributed(nights.state, made, changed(ITEM_ID, pa.array([-1] * 6, pa.int64())), largest=2)
 
 
+# ---- one item, and a user, in this process
+
+
+@pytest.mark.ray
+def test_a_user_scored_in_this_process_gets_the_rows_of_the_table(nights: Nights) -> None:
+    shop = Shop(nights.folder / "shop.toml")
+    assert [night.as_of for night in shop.nights()] == [DAY, BEFORE]
+    assert shop.night().to_arrow().equals(nights.table[DAY])
+    assert shop.night(BEFORE.isoformat()).to_polars().to_arrow().to_pylist() == nights.table[BEFORE].to_pylist()
+    assert load_night(nights.folder / "table").to_pandas().equals(nights.table[DAY].to_pandas())
+    for user in (nights.planted.user_ids[7].as_py(), NEWCOMER):
+        mine = nights.table[DAY].filter(pc.equal(nights.table[DAY].column(USER_ID), user))
+        assert shop.night().to_arrow(user=user).equals(mine)
+        now = shop.recommend(user)
+        assert now.drop_columns([SCORE]).equals(mine.drop_columns([SCORE]))
+        np.testing.assert_allclose(pc.fill_null(now[SCORE], -1).to_numpy(), pc.fill_null(mine[SCORE], -1).to_numpy(), rtol=0, atol=1e-6)
+    with pytest.raises(PublishError, match=r"night 2024-06-06 must be published to be read; the newest is 2024-06-07"):
+        shop.night("2024-06-06")
+    with pytest.raises(ConfigError, match=r"no such item in the shop before 2024-06-07"):
+        shop.explain(nights.planted.user_ids[7].as_py(), -5)
+
+
+@pytest.mark.ray
+def test_every_item_has_its_place_its_sources_and_what_would_change_it(nights: Nights) -> None:
+    shop = Shop(nights.folder / "shop.toml")
+    user = nights.planted.user_ids[7].as_py()
+    mine = nights.table[DAY].filter(pc.equal(nights.table[DAY].column(USER_ID), user)).to_pylist()
+    told = {item: shop.explain(user, item, largest=3) for item in nights.planted.item_ids.to_pylist()}
+    for row in mine:  # on the list: place and score of the table, where no rule and no cap moves anything
+        one = told[row[ITEM_ID]]
+        assert (one.rank, one.place, one.rule, one.reason) == (row[RANK], row[RANK], None, row[REASON])
+        assert one.score == pytest.approx(row[SCORE], abs=1e-5)
+        assert set(one.proposed) == set(row["sources"])
+        assert len(one.largest) == 3
+    listed = {row[ITEM_ID] for row in mine}
+    others = [one for item, one in told.items() if item not in listed and one.active]
+    available = dict(zip(*pq.read_table(nights.planted.items, columns=["item_id", "available"]).to_pydict().values(), strict=True))
+    assert {one.item_id for one in others if one.rule == "available"} == {item for item, there in available.items() if not there}
+    below = [one for one in others if one.rule is None]
+    assert below
+    assert all(one.rank is None and one.place > len(mine) for one in below)
+    assert all(one.score <= one.end for one in below)
+    changed = [one for one in told.values() if one.changed is not None]
+    assert changed  # and each crosses the list's end, when it is done to the model's inputs
+    assert all(one.changed.now != one.changed.then and one.changed.apart > 0 for one in changed if one.changed)
+
+
+@pytest.mark.ray
+def test_a_forbidden_item_and_a_user_without_history_are_told_apart(nights: Nights, run: Callable[..., Ended]) -> None:
+    arguments = ["--config", str(nights.folder / "shop.toml")]
+    user = nights.planted.user_ids[7].as_py()
+    items = pq.read_table(nights.planted.items).to_pylist()
+    gone = next(item["item_id"] for item in items if not item["available"])
+    ended = run("explain", *arguments, "--user", str(user), "--item", str(gone))
+    assert (ended.status, "The rule 'available' keeps it from this user" in ended.out) == (0, True), ended.err
+    first = nights.items(DAY, user)[0]
+    ended = run("explain", *arguments, "--user", str(user), "--item", str(first))
+    words = " ".join(ended.out.split())
+    assert f"(item {first}) for user {user} as of {DAY}: rank 1." in words
+    assert "The model puts it at place 1 of" in words
+    assert "off the list." in words or "No single number" in words
+    ended = run("explain", *arguments, "--user", str(NEWCOMER), "--item", str(first))
+    assert (ended.status, "The user has no history that the model knows" in ended.out) == (0, True)
+    ended = run("explain", *arguments, "--user", str(user), "--item", "bread")
+    assert (ended.status, ended.err.splitlines()[-1]) == (1, "--item bread: item ids of this shop are integers (int64). Pass one.")
+
+
 # ---- mistakes
 
 
@@ -306,8 +373,8 @@ def test_without_a_table_there_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_ids_are_of_the_shop_s_type() -> None:
-    assert inspect.parse_user("007", pa.string()) == "007"
-    assert inspect.parse_user("007", pa.int64()) == 7
+    assert inspect.parse_id("007", pa.string(), option="user") == "007"
+    assert inspect.parse_id("007", pa.int64(), option="user") == 7
     for word in ("7.0", "", str(2**63)):
         with pytest.raises(ConfigError, match="user ids of this shop are integers"):
-            inspect.parse_user(word, pa.int64())
+            inspect.parse_id(word, pa.int64(), option="user")
