@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCAL_TOKEN = Path("var/cluster/token")  # of `make cluster-up`
 NOT_JOBS = {
     "init",
+    "export",
     "printing",  # no verb
     "submit",
     "publish",
@@ -28,7 +29,7 @@ NOT_JOBS = {
     "runs",
     "work",
     "docs",
-}  # init, publish, bundles, runs and work read and write a few small files: no work for a cluster
+}  # init, export, publish, bundles, runs and work read and write a few small files: no work for a cluster
 LEFT_RUNNING = 130  # as of a command that Ctrl-C ended
 
 
@@ -54,7 +55,7 @@ def submit(
 ) -> None:
     """Hand a verb to a Ray cluster as a job; without --wait, return when the cluster has it."""
     with job():
-        if not (ROOT / "pyproject.toml").is_file():
+        if not (ROOT / "recsys").is_dir():
             raise ConfigError(
                 f"{ROOT}: a job takes its code along from the repository, and this is an installed package. Run it in a clone."
             )

@@ -116,6 +116,19 @@ class Mistakes:
             raise type(self.found[0])(*dict.fromkeys(sentence for error in self.found for sentence in error.sentences))
 
 
+def raise_ending(error: BaseException) -> None:
+    """Nothing, unless the error came of the process being ended, as by SIGTERM or Ctrl-C: a library that was importing wraps that.
+
+    Raises:
+        SystemExit, KeyboardInterrupt: what it came of.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SystemExit | KeyboardInterrupt):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def one_line(error: BaseException | str) -> str:
     """The message as one line of signs that can be shown: it may quote the shop."""
     return "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(str(error).split()))

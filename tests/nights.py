@@ -5,10 +5,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 
 from recsys.publishing import staging
 from recsys.publishing.staging import Part
+from recsys.publishing.table import commit_night
 from recsys.schema import recommendations_schema
 
 NIGHT = date(2017, 12, 1)
@@ -72,3 +74,18 @@ def audit_rows(table: Path, rows: pa.Table) -> staging.Audit:
 
 def parts_on_disk(table: Path) -> set[str]:
     return {str(file.relative_to(table)) for file in table.glob("as_of=*/*")}
+
+
+def publish(table: Path, as_of: date, rows: pa.Table, *, ids: pa.DataType) -> None:
+    run_id = f"run-{as_of}"
+    rows = change(rows, "run_id", [run_id] * rows.num_rows)
+    part = staging.stage(str(table), rows, as_of=as_of, run_id=run_id, shard=0)
+    committed = commit_night(
+        str(table), [part], as_of=as_of, run_id=run_id, model_version="m1", user_id=ids, item_id=pa.string(), keep_nights=9
+    )
+    assert committed is not None
+
+
+def listed(table: Path, as_of: date) -> dict[Any, list[dict[str, Any]]]:
+    rows = pl.scan_delta(str(table)).filter(pl.col("as_of") == as_of).sort("user_id", "rank").collect()
+    return {key[0]: group.to_dicts() for key, group in rows.group_by("user_id", maintain_order=True)}

@@ -16,7 +16,7 @@ import grpc
 import ray
 
 from recsys.engine.progress import log
-from recsys.errors import ClusterError
+from recsys.errors import ClusterError, raise_ending
 
 ENVIRONMENT = {  # read by Ray and TensorFlow when they start, here and in every worker; what the user set stays
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves a shop's network
@@ -59,6 +59,7 @@ def connect(*, cpus: int | None = None) -> Iterator[None]:
         else:
             ray.init(address="local", include_dashboard=False, num_cpus=cpus, **quiet)
     except Exception as error:  # Ray's own are of many kinds, Exception itself among them
+        raise_ending(error)
         seen = f"got {type(error).__name__}: {error}"
         if address:
             raise ClusterError(

@@ -22,7 +22,7 @@ from recsys.engine.connect import cpus, gpus
 from recsys.engine.metrics import tell
 from recsys.engine.progress import log, progress
 from recsys.engine.stage import Receipt, Stage
-from recsys.errors import ClusterError, RecsysError
+from recsys.errors import ClusterError, RecsysError, raise_ending
 
 Task = Callable[[str, dict[str, Any]], Receipt]
 """A unit's name and values -> its receipt."""
@@ -104,6 +104,7 @@ def _on_ray(
         for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
             yield from map(pickle.loads, batch["error"])
     except (RayError, RuntimeError) as error:
+        raise_ending(error)
         last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
         raise ClusterError(
             f"{worker.stage.path}: Ray gave up: {type(error).__name__}: {' '.join(last)} "

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import ray.train
 
-from recsys.errors import ClusterError
+from recsys.errors import ClusterError, raise_ending
 
 RESIZE_SECONDS = 60.0  # between two looks whether an elastic fit may grow; growing costs a restart from the last checkpoint
 
@@ -52,6 +52,7 @@ def launch(
     try:
         result: Any = trainer.fit()  # of Train V2, which the type checker does not see
     except ray.train.TrainingFailedError as error:
+        raise_ending(error)
         raise ClusterError(
             f"{folder}: training failed and was retried {max_failures} times: {_cause(str(error))} The last checkpoint stands; "
             "mend the cause and run the same command again, or raise train.max_failures."

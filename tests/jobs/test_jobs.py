@@ -314,7 +314,7 @@ def test_what_no_cluster_runs_is_not_submitted(verb: str, run: Callable[..., End
     shown = run("submit", verb, "--address", "http://127.0.0.1:1")
     assert shown.status == 1
     assert (
-        f"'{verb}' is no verb that a cluster runs. There are backtest, bench, changes, check, demo_shop, examples, ingest" in shown.err
+        f"'{verb}' is no verb that a cluster runs. There are backtest, bench, changes, check, demo_shop, examples, explain" in shown.err
     )
 
 

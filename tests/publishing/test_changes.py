@@ -13,26 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.errors import ConfigError, PublishError
-from recsys.publishing import changes, staging
+from recsys.publishing import changes
 from recsys.publishing.changes import write_changes
-from recsys.publishing.table import commit_night
 from recsys.schema import recommendations_schema
-from tests.nights import NEXT, NIGHT, SHARD_0, SHARD_1, change, rows_of
+from tests.nights import NEXT, NIGHT, SHARD_0, SHARD_1, change, listed, publish, rows_of
 
 THIRD = date(2017, 12, 3)
 lists = st.dictionaries(
     st.integers(0, 12), st.lists(st.sampled_from(["milk", "eggs", "tea", "salt"]), min_size=1, max_size=3, unique=True), min_size=1
 )
-
-
-def publish(table: Path, as_of: date, rows: pa.Table, *, ids: pa.DataType) -> None:
-    run_id = f"run-{as_of}"
-    rows = change(rows, "run_id", [run_id] * rows.num_rows)
-    part = staging.stage(str(table), rows, as_of=as_of, run_id=run_id, shard=0)
-    committed = commit_night(
-        str(table), [part], as_of=as_of, run_id=run_id, model_version="m1", user_id=ids, item_id=pa.string(), keep_nights=9
-    )
-    assert committed is not None
 
 
 def applied(store: Mapping[Any, list[dict[str, Any]]], folder: Path) -> dict[Any, list[dict[str, Any]]]:
@@ -43,11 +32,6 @@ def applied(store: Mapping[Any, list[dict[str, Any]]], folder: Path) -> dict[Any
     kept = {user: rows for user, rows in store.items() if user not in deletes}
     groups = {key[0]: group.to_dicts() for key, group in upserts.group_by("user_id", maintain_order=True)}
     return {**kept, **groups}
-
-
-def listed(table: Path, as_of: date) -> dict[Any, list[dict[str, Any]]]:
-    rows = pl.scan_delta(str(table)).filter(pl.col("as_of") == as_of).sort("user_id", "rank").collect()
-    return {key[0]: group.to_dicts() for key, group in rows.group_by("user_id", maintain_order=True)}
 
 
 def told(store: Mapping[Any, list[dict[str, Any]]]) -> dict[Any, list[dict[str, Any]]]:
