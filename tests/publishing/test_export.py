@@ -226,13 +226,8 @@ def test_the_verb_says_what_it_wrote_and_how_fast(
     arguments = ("export", "--config", str(tmp_path / "shop.toml"), "--to", address, "--as-of", "2017-12-02")
     ended = run(*arguments, "--password-env", "SERVED_BY", "--name", "lists")
     words = " ".join(ended.out.split())
-    assert (
-        ended.status,
-        f"Night 2017-12-02 is in {address}, from nothing: 40 lists written, 0 deleted, 0 as they were; 118 rows in" in words,
-    ) == (
-        0,
-        True,
-    )
+    assert ended.status == 0, ended.err
+    assert words.startswith(f"Night 2017-12-02 is in {address}, from nothing: 40 lists written, 0 deleted, 0 as they were; 117 rows in")
     assert words.endswith("rows/s.")
     assert held(client, "lists") == expected(table, NEXT)
     refused = run(*arguments, "--since", "2017-12-01")
