@@ -20,6 +20,7 @@ from recsys.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL_TOKEN = Path("var/cluster/token")  # of `make cluster-up`
 NOT_JOBS = {
+    "browse",
     "init",
     "export",
     "printing",  # no verb
@@ -29,7 +30,7 @@ NOT_JOBS = {
     "runs",
     "work",
     "docs",
-}  # init, export, publish, bundles, runs and work read and write a few small files: no work for a cluster
+}  # browse, init, export, publish, bundles, runs and work read and write a few small files: no work for a cluster
 LEFT_RUNNING = 130  # as of a command that Ctrl-C ended
 
 

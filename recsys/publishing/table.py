@@ -34,7 +34,7 @@ from recsys.publishing.delta import (
     table_files,
 )
 from recsys.publishing.staging import Part, refuse_missing
-from recsys.schema import AS_OF, ITEM_ID, MODEL_VERSION, RANK, RUN_ID, USER_ID, recommendations_schema
+from recsys.schema import AS_OF, ITEM_ID, MODEL_VERSION, RANK, REASON, RUN_ID, SCORE, USER_ID, recommendations_schema
 
 log = logging.getLogger("recsys")
 ATTEMPTS = 10  # commits of other nights that one commit gives way to
@@ -239,6 +239,22 @@ def read_night(path: str, *, as_of: date, user_id: str | int | None = None, stor
         if field.nullable and field.name not in found.column_names:
             found = found.append_column(field, pa.nulls(found.num_rows, field.type))
     return found.select(schema.names)
+
+
+def night_of_item(path: str, *, as_of: date, item_id: str | int, storage_options: Mapping[str, str] = {}) -> pa.Table:
+    """The rows of one night that recommend an item, by rank and user: user_id, rank, score and reason.
+
+    Raises:
+        PublishError: there is no table, or a file of it is damaged.
+    """
+    table = open_table(path, storage_options)
+    if table is None:
+        raise PublishError(f"{path}: no table there. Run jobs.nightly.")
+    rows = table.to_pyarrow_dataset()
+    wanted = (pc.field(AS_OF) == as_of) & (pc.field(ITEM_ID) == pa.scalar(item_id, rows.schema.field(ITEM_ID).type))
+    with readable(path, as_of):
+        found = rows.to_table(columns=[USER_ID, RANK, SCORE, REASON], filter=wanted)
+    return found.sort_by([(RANK, "ascending"), (USER_ID, "ascending")])
 
 
 def table_schema(path: str, storage_options: Mapping[str, str] = {}) -> pa.Schema:

@@ -1,10 +1,14 @@
+import re
 import runpy
 import shutil
+import signal
+import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from html import escape, unescape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import requests
 from deltalake import write_deltalake
 
 from recsys import Shop, config, load_night
@@ -26,6 +31,7 @@ from recsys.pipelines.signals import ShopState, shop_state
 from recsys.publishing.table import read_night
 from recsys.ranking.scorer import chances
 from recsys.schema import ITEM_ID, RANK, REASON, SCORE, USER_ID
+from tests.pages import cells
 from tests.verbs import ROOT, Ended
 
 pytestmark = pytest.mark.timeout(600)
@@ -330,6 +336,102 @@ def test_a_forbidden_item_and_a_user_without_history_are_told_apart(nights: Nigh
     assert (ended.status, "The user has no history that the model knows" in ended.out) == (0, True)
     ended = run("explain", *arguments, "--user", str(user), "--item", "bread")
     assert (ended.status, ended.err.splitlines()[-1]) == (1, "--item bread: item ids of this shop are integers (int64). Pass one.")
+
+
+# ---- pages
+
+
+@pytest.fixture(scope="module")
+def site(nights: Nights) -> Iterator[str]:
+    """Where `jobs.browse` serves the nights, in a process of its own."""
+    (nights.folder / "reports").mkdir(exist_ok=True)
+    (nights.folder / "reports" / f"{DAY}.html").write_text("<p>the report</p>", encoding="utf-8")
+    command = [sys.executable, "-m", "jobs.browse", "--config", str(nights.folder / "shop.toml"), "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[0]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+
+
+def get(address: str, **headers: str) -> requests.Response:
+    return requests.get(address, headers=headers, timeout=120)
+
+
+@pytest.mark.ray
+def test_pages_say_what_the_table_says(nights: Nights, site: str) -> None:
+    user = nights.planted.user_ids[7].as_py()
+    home = get(site)
+    assert home.status_code == 200
+    assert [row[0] for row in cells(home.text, "nights")] == [f'<a href="/report/{day}">{day}</a>' for day in (DAY, BEFORE)]
+    shown, page = nights.shown(user), get(f"{site}user?id={user}").text
+    rows = [[re.sub(r"<[^>]*>", "", cell) for cell in row] for row in cells(page, "list")]
+    assert [row[0] for row in rows] == [str(rank) for rank in shown.rows.column(RANK).to_pylist()]
+    assert [unescape(row[1]) for row in rows] == shown.names
+    assert [row[2] for row in rows] == [f"{score:.3f}" for score in shown.rows.column(SCORE).to_pylist()]
+    assert [unescape(row[5]) for row in rows] == shown.rows.column(REASON).to_pylist()
+    then = nights.items(BEFORE, user)
+    followed = [[str(then.index(item) + 1) if item in then else ""] for item in nights.items(DAY, user)]
+    assert [row[1:] for row in cells(page, "followed")] == followed
+    assert [row[0] for row in cells(page, "latest")] == [escape(bought.name) for bought in shown.latest]
+    item = nights.items(DAY, user)[0]
+    wanted = nights.table[DAY].filter(pc.equal(nights.table[DAY].column(ITEM_ID), item))
+    page = get(f"{site}item?id={item}&as_of={DAY}").text
+    assert f"On {wanted.num_rows} lists: " in page
+    assert sum(int(row[1]) for row in cells(page, "ranks")) == wanted.num_rows
+    assert {re.sub(r"<[^>]*>", "", row[0]) for row in cells(page, "users")} == {str(one) for one in wanted.column(USER_ID).to_pylist()}
+    assert get(f"{site}report/{DAY}").text == "<p>the report</p>"
+
+
+@pytest.mark.ray
+def test_what_is_not_there_is_a_page_and_nobody_else_may_ask(site: str) -> None:
+    for path, sentence in (
+        ("user?id=6", "no such user in the shop before 2024-06-07"),
+        ("user?id=<b>", "--user &lt;b&gt;: user ids of this shop are integers"),
+        ("user?id=6&as_of=2024-06-06", "night 2024-06-06 must be published to be shown"),
+        ("item?id=x", "item ids of this shop are integers"),
+        ("report/2024-01-01", "no report of the night of 2024-01-01"),
+        ("report/..%2F..%2Fetc", "must be a date such as"),
+        ("item?id=7&as_of=today", "must be a date such as"),
+    ):
+        answer = get(f"{site}{path}")
+        assert (answer.status_code, sentence in unescape(answer.text) or sentence in answer.text) == (404, True), path
+        assert "<b>" not in answer.text
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert get(site, Host="shop.example").status_code == 403  # a name elsewhere that leads here
+    assert get(site, Host="localhost").status_code == 200
+    assert requests.post(site, timeout=60).status_code == 405
+
+
+@pytest.mark.ray
+def test_a_phone_finds_a_user_and_goes_on_to_an_item(nights: Nights, site: str) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine: the pages were not opened in a browser (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    user = nights.planted.user_ids[7].as_py()
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]) as browser,
+    ):
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(site)
+        page.fill("input[aria-label='user id']", str(user))
+        page.select_option("select >> nth=0", str(BEFORE))
+        page.click("text=User")
+        page.wait_for_selector("#list")
+        assert page.inner_text("#status") == f"User {user} as of {BEFORE}"
+        assert page.locator("#list tbody tr").count() == len(nights.items(BEFORE, user))
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.click("#list tbody tr:first-child a")
+        page.wait_for_selector("#users")
+        assert page.inner_text("#status") == f"Item {nights.items(BEFORE, user)[0]} as of {BEFORE}"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert said == []
 
 
 # ---- mistakes
