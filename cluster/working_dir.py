@@ -16,7 +16,7 @@ SETTINGS = "settings.submitted.toml"  # the settings as they travel, at the root
 PATHS = (  # settings that say where something lies
     *("shop.events", "shop.items", "shop.users"),
     *("pairs.path", "pairs.test", "pairs.score", "pairs.users", "pairs.items"),
-    *("rank.candidates", "table.path", "run.work", "champion.path", "report.path", "notify.url_file"),
+    *("rank.candidates", "table.path", "run.work", "champion.path", "report.path", "notify.url_file", "privacy.key_file"),
 )
 PATH_OPTIONS = {
     "--bundle": local_path,

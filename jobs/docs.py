@@ -171,7 +171,7 @@ def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is tuple:
         return f"a list of {len(inner)}, each {_kind(inner[0])}"
     if origin is dict:
-        return "a table of names and texts"
+        return f"a table of names and {'texts' if inner[1] is str else 'whole numbers'}"
     bounds = [words.format(getattr(bound, field)) for kind, field, words in BOUNDS for bound in metadata if isinstance(bound, kind)]
     return " ".join([WORDS[annotation], " and ".join(bounds)]).strip()
 

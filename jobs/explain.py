@@ -30,7 +30,7 @@ def explain(
         settings = config.load(config_path)
         night, _ = lists.find_night(settings, as_of=as_of.date() if as_of else None)
         inputs = open_shop(settings, as_of=night.as_of)
-        user_id = lists.parse_id(user, inputs.user_id, option="user")
+        user_id = lists.parse_user(user, inputs)
         item_id = lists.parse_id(item, inputs.item_id, option="item")
         bundle = lists.bundle_of(settings, night)
         with connect():

@@ -9,9 +9,9 @@ from jobs import Config, job, main
 from recsys import config
 from recsys.config import PairsSettings
 from recsys.engine.progress import console
-from recsys.engine.secret import secret
 from recsys.errors import ConfigError
 from recsys.publishing.export import export as exported
+from recsys.secret import secret
 
 
 def export(

@@ -39,7 +39,7 @@ def show(
         settings = config.load(config_path)
         night, before = lists.find_night(settings, as_of=as_of.date() if as_of else None)
         inputs = open_shop(settings, as_of=night.as_of)
-        user_id = lists.parse_id(user, inputs.user_id, option="user")
+        user_id = lists.parse_user(user, inputs)
         loaded = bundle.load(bundle_path) if bundle_path else lists.find_bundle(settings, night) if contributions else None
         with connect():
             state = shop_state(inputs, end=night.as_of)

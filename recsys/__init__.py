@@ -13,8 +13,9 @@ The folders in the order the data flows; each one's face says what comes in, wha
     evaluation/  lists against what was bought
     pipelines/   the stages in order, each a page
 
-At the root lie the words that all share: `schema` (tables and columns), `errors`, `storage` (files, digests), `hashing`, `metrics`,
-`compiled` (how loops are); above all `reading` (a shop in a notebook) and `command`, the verbs of jobs/ under one name.
+At the root lie the words that all share: `schema` (tables and columns), `errors`, `storage` (files, digests), `hashing`,
+`metrics`, `compiled` (how loops are), `secret` (what stands in no settings); above all `reading` (a shop in a notebook) and
+`command`, the verbs of jobs/ under one name.
 
     from recsys import Shop, load_night
 """

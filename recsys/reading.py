@@ -40,7 +40,7 @@ class Night:
     storage_options: dict[str, str]
 
     def to_arrow(self, *, user: str | int | None = None) -> pa.Table:
-        """The rows by user and rank, columns as docs/your-shop.md tells them; those of one user where one is named.
+        """The rows by user and rank, columns as docs/your-shop.md tells them; those of one user where one is named, as the table does.
 
         Raises:
             PublishError: the night is gone or damaged, or the user's id is of another type.
@@ -107,9 +107,10 @@ class Shop:
             BundleError: the model that scored the night is gone.
         """
         from recsys.pipelines.explain import list_of
+        from recsys.pipelines.inspect import parse_user
 
         state, bundle, night = self._at(as_of)
-        return list_of(state, bundle, user, night=night)
+        return list_of(state, bundle, parse_user(str(user), state.inputs), night=night)
 
     def explain(self, user: str | int, item: str | int, as_of: date | str | None = None, *, largest: int = 5) -> "Explained":
         """Why the item is at its place on the user's list, or at none; as `jobs.explain`.
@@ -119,9 +120,10 @@ class Shop:
             BundleError: the model that scored the night is gone.
         """
         from recsys.pipelines.explain import explain
+        from recsys.pipelines.inspect import parse_user
 
         state, bundle, night = self._at(as_of)
-        return explain(state, bundle, user, item, night=night, largest=largest)
+        return explain(state, bundle, parse_user(str(user), state.inputs), item, night=night, largest=largest)
 
     def _at(self, as_of: date | str | None) -> "tuple[ShopState, Bundle, PublishedNight]":
         night = self.night(as_of).about

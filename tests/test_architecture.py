@@ -15,7 +15,7 @@ ROOT = PACKAGE.parent
 # From the ground up: a part may import those of earlier lines. Parts of one line know nothing of one another.
 FLOORS = (
     ("compiled", "errors", "hashing", "metrics"),
-    ("schema",),
+    ("schema", "secret"),
     ("config", "storage"),
     ("engine",),
     ("data",),

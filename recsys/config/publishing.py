@@ -142,6 +142,24 @@ class Notify(Section):
         return self
 
 
+class Privacy(Section):
+    """Who the users are stays with the shop: with a key, all that a night keeps and publishes holds keyed digests in place of user ids.
+
+    Whoever has the key finds a user by the id, as jobs.show does; with another key every user is a new one.
+    """
+
+    key_env: str | None = None
+    """Environment variable that holds the key, where the job's driver runs. Absent, with key_file: ids stay as they are."""
+    key_file: LocalPath | None = None
+    """File that holds it."""
+
+    @model_validator(mode="after")
+    def _the_key_is_named_once(self) -> "Privacy":
+        if self.key_env is not None and self.key_file is not None:
+            raise ValueError("privacy: the key must be named once, got key_env and key_file; remove one")
+        return self
+
+
 class Run(Section):
     """How the work is cut up. None of it changes a list but seed, and device in the last bits of a score."""
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, Strict, model_validator
 
 from recsys.config.pairs import Pairs
-from recsys.config.publishing import Champion, Gate, Notify, Rank, Report, Run, Table
+from recsys.config.publishing import Champion, Gate, Notify, Privacy, Rank, Report, Run, Table
 from recsys.config.rules import HISTORY_COLUMNS, RULES_BUILT_IN, AnyRule, BoughtRule, CapRule, ColumnRule, RangeRule, Rule
 from recsys.config.search import SPACE, Space
 from recsys.config.section import Section
@@ -65,6 +65,7 @@ class Settings(Section):
     champion: Champion = Champion()
     report: Report = Report()
     notify: Notify = Notify()
+    privacy: Privacy = Privacy()
     run: Run = Run()
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """[shop], [features], [window], [signals], [candidates], [examples]: what the shop has, and what is made of it."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,9 @@ class Shop(Section):
     label_kinds: Names | None = None
     """Kinds of events that count as wanted, such as ["purchase"]: these are what lists are to foretell; events then need a column
     kind. Absent: all."""
+    versions: dict[Literal["events", "items", "users"], Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """Which version of a Delta table, or which snapshot of an Iceberg table by its id, is read, such as {items = 12}. Absent: the
+    newest."""
     columns: Columns = Columns()
     ignore: Names = ()
     """Columns that are left unread on purpose though their names are nearly those of [shop.columns], such as a Price that is none. Any

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from recsys.config import Settings
 from recsys.data.catalog import Catalog
 from recsys.data.inputs import File, read
+from recsys.data.keyed import Key, user_ids
 from recsys.data.shop import ShopInputs
 from recsys.data.types import UNITS, as_text, clean_ids, readable, times, utc
 from recsys.schema import AVAILABLE, ITEM_ID, NAME, PRICE, QUANTITY, TS, USER_ID, WANTED, events_schema
@@ -18,7 +19,14 @@ Rejected = Counter[str]
 
 
 def clean(
-    raw: pa.Table, *, settings: Settings, user_id: pa.DataType, item_id: pa.DataType, end: int, where: str = "events"
+    raw: pa.Table,
+    *,
+    settings: Settings,
+    user_id: pa.DataType,
+    item_id: pa.DataType,
+    end: int,
+    where: str = "events",
+    key: Key | None = None,
 ) -> tuple[pa.Table, Rejected]:
     """The events of a raw table that can be used, and how many could not, by reason.
 
@@ -26,6 +34,7 @@ def clean(
         raw: rows as the shop wrote them, under the shop's column names.
         end: microseconds; events from then on are counted as `future_ts`.
         where: the file that they are of, for messages.
+        key: that user ids become digests by, the first thing that is done with them.
 
     Returns:
         A table with `events_schema`; counts of null_user_id, null_item_id, null_ts, out_of_range_ts (outside of the years 1 to 9999,
@@ -37,7 +46,7 @@ def clean(
     """
     shop, columns = settings.shop, settings.shop.columns
     rows = raw.num_rows
-    users = _ids(raw, columns.user_id, user_id, where)
+    users = _user_ids(raw, columns.user_id, user_id, where, key)
     items = _ids(raw, columns.item_id, item_id, where)
     with readable(where, columns.ts):
         ts = utc(times(raw.column(columns.ts), shop.ts_format), shop.timezone)
@@ -83,13 +92,18 @@ def clean_users(raw: pa.Table, inputs: ShopInputs, where: str = "users") -> tupl
     Raises:
         DataError: an id or a word is no UTF-8, in the file `where`.
     """
-    columns = {USER_ID: _ids(raw, inputs.settings.shop.columns.user_id, inputs.user_id, where)}
+    columns = {USER_ID: _user_ids(raw, inputs.settings.shop.columns.user_id, inputs.user_id, where, inputs.key)}
     for field in inputs.user_fields():
         columns[field.name] = _feature(raw, field, where)
     table = pa.table(columns)
     good = pc.is_valid(table.column(USER_ID))
     bad = raw.num_rows - pc.sum(good).as_py()
     return table.filter(good), Counter({"null_user_id": bad} if bad else {})
+
+
+def _user_ids(raw: pa.Table, column: str, dtype: pa.DataType, where: str, key: Key | None) -> pa.ChunkedArray:
+    with readable(where, column):
+        return user_ids(raw.column(column), dtype, key)
 
 
 def _ids(raw: pa.Table, column: str, dtype: pa.DataType, where: str) -> pa.ChunkedArray:

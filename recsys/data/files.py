@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -18,6 +19,35 @@ DELIMITERS = (",", ";", "|", "\t")
 HEADER = 65_536  # bytes that a CSV's header is looked for in
 COMPRESSED = re.compile(r"\.(gz|bz2|zst|lz4)$", re.IGNORECASE)
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # what Arrow raises of a damaged file; the last of a name of a column
+
+
+@dataclass(frozen=True)
+class Found:
+    """One file of an input, not opened yet."""
+
+    path: str
+    name: str
+    """The path from the folder or table that is read on: the same wherever that lies."""
+    size: int
+    modified_ns: int
+    partition: Mapping[str, Any] = field(default_factory=dict)
+    """Columns that stand in the path, or in the log, and hold one value in the whole file."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of an input in path order."""
+
+    files: tuple[Found, ...]
+    partitions: Mapping[str, pa.DataType] = field(default_factory=dict)
+    """Types of the columns of `Found.partition`."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> entries passed over: hidden, empty, linked twice."""
+    form: Form = "parquet"
+    schema: pa.Schema | None = None
+    """Of a Delta or Iceberg table, whose files may lack columns that came later; None elsewhere."""
+    field_ids: Mapping[str, int] | None = None
+    """Of an Iceberg table: column -> the number that it goes by, whatever it was called when a file was written."""
 
 
 def open_parquet(handle: pa.NativeFile, **options: Any) -> pq.ParquetFile:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from typing_extensions import override
 
 from recsys.data.files import UNREADABLE, Form, open_parquet, parquet_footer, parse_text, text_footer
+from recsys.data.iceberg import check_field_ids
 from recsys.data.listing import list_input
 from recsys.data.types import common_type, family
 from recsys.errors import DataError
@@ -117,6 +118,7 @@ def open_input(
     form: Form | None = "parquet",
     types: Mapping[str, pa.DataType] = {},
     may_be_empty: bool = False,
+    version: int | None = None,
 ) -> Input:
     """The input at a path or URI: a file, a folder whose files are one table, or a Delta table: Parquet, CSV with header, JSON lines.
 
@@ -127,12 +129,13 @@ def open_input(
         form: of the files; None, what their endings say.
         types: of columns of a CSV, which else are what their values look like.
         may_be_empty: files without rows are fine.
+        version: of a Delta table, or a snapshot's id of an Iceberg table; None, the newest.
 
     Raises:
         DataError: as `list_input`; no rows, or a file that cannot be read.
     """
     store, path = filesystem(location, storage_options)
-    listing = list_input(setting, location, store, path, storage_options, form=form)
+    listing = list_input(setting, location, store, path, storage_options, form=form, version=version)
     files: list[File] = []
     columns = Columns()
     told = listing.form
@@ -142,6 +145,8 @@ def open_input(
         last: tuple[pa.Schema, list[str]] | None = None
         for entry, (schema, rows, row_groups) in zip(listing.files, footers, strict=True):
             files.append(File(entry.path, entry.name, entry.size, entry.modified_ns, rows, row_groups, entry.partition))
+            if listing.field_ids is not None:
+                check_field_ids(entry.path, schema, listing.field_ids)
             mine = (schema, list(entry.partition))
             if listing.schema is not None or (last is not None and mine[1] == last[1] and schema.equals(last[0])):
                 continue  # of ten thousand files most are alike, and a Delta table has its schema

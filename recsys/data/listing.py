@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +15,8 @@ import pyarrow.fs as pafs
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from recsys.data.files import Form
+from recsys.data.files import Form, Found, Listing
+from recsys.data.iceberg import iceberg_files
 from recsys.errors import DataError
 from recsys.storage import delta_location
 
@@ -26,40 +27,21 @@ ENDINGS: Mapping[Form, re.Pattern[str]] = {
     "json": re.compile(r"\.(jsonl|ndjson|json)(\.(gz|bz2|zst|lz4))?$", re.IGNORECASE),
 }
 SUFFIXES: Mapping[Form, str] = {"parquet": ".parquet", "csv": ".csv", "json": ".jsonl"}
+METADATA = ".metadata.json"
 NULL = "__HIVE_DEFAULT_PARTITION__"  # how Hive, Spark and Delta write a null into a path
 # A log can be read rightly with these; the other features change what the files mean.
 READER_FEATURES = {"timestampNtz", "vacuumProtocolCheck", "v2Checkpoint", "deletionVectors", "columnMapping"}
 
 
-@dataclass(frozen=True)
-class Found:
-    """One file of an input, not opened yet."""
-
-    path: str
-    name: str
-    """The path from the folder or table that is read on: the same wherever that lies."""
-    size: int
-    modified_ns: int
-    partition: Mapping[str, Any] = field(default_factory=dict)
-    """Columns that stand in the path, or in the log, and hold one value in the whole file."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The files of an input in path order."""
-
-    files: tuple[Found, ...]
-    partitions: Mapping[str, pa.DataType] = field(default_factory=dict)
-    """Types of the columns of `Found.partition`."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    """Reason -> entries passed over: hidden, empty, linked twice."""
-    form: Form = "parquet"
-    schema: pa.Schema | None = None
-    """Of a Delta table, whose files may lack columns that came later; None elsewhere."""
-
-
 def list_input(
-    setting: str, location: str, store: pafs.FileSystem, path: str, storage_options: Mapping[str, str], *, form: Form | None
+    setting: str,
+    location: str,
+    store: pafs.FileSystem,
+    path: str,
+    storage_options: Mapping[str, str],
+    *,
+    form: Form | None,
+    version: int | None = None,
 ) -> Listing:
     """The files of the input at a path or URI.
 
@@ -69,6 +51,7 @@ def list_input(
 
     Args:
         form: of the files; None, what their endings say.
+        version: of a Delta table, or a snapshot's id of an Iceberg table; None, the newest.
 
     Raises:
         DataError: nothing there, files of several forms, a file of an unknown ending, a broken link, or a table format whose log cannot
@@ -78,13 +61,19 @@ def list_input(
         info = store.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
             raise DataError(f"{location}: no such file or folder. Check {setting}; relative paths start where the command runs.")
+        metadata = info.path if info.base_name.endswith(METADATA) else _newest_metadata(location, store, path, info)
+        if metadata is not None:
+            return iceberg_files(setting, location, metadata, path, storage_options, version=version)
+        is_delta = store.get_file_info(f"{path}/_delta_log").type == pafs.FileType.Directory
+        if version is not None and not is_delta:
+            raise DataError(f"{location}: shop.versions needs a Delta or an Iceberg table, got files. Remove it there.")
         if info.type == pafs.FileType.File:
             form = form or _form_of(info.path, list(ENDINGS)) or "parquet"
             return Listing((Found(info.path, info.base_name, info.size, info.mtime_ns or 0),), form=form)
-        if store.get_file_info(f"{path}/_delta_log").type == pafs.FileType.Directory:
+        if is_delta:
             if form == "csv":
                 raise DataError(f"{location}: must be CSV, got a Delta table. Set pairs.format to 'parquet', or check {setting}.")
-            return _delta_files(setting, location, path, storage_options)
+            return _delta_files(setting, location, path, storage_options, version=version)
         parent = PurePosixPath(path)
         while "=" in parent.name:
             parent = parent.parent
@@ -95,6 +84,24 @@ def list_input(
         return _folder_files(setting, location, store, path, list(ENDINGS) if form is None else [form])
     except OSError as error:
         raise DataError(f"{location}: cannot be reached: {error}. Check {setting} and the credentials.") from error
+
+
+def _newest_metadata(location: str, store: pafs.FileSystem, path: str, info: pafs.FileInfo) -> str | None:
+    """The newest metadata file, by the number in its name, of an Iceberg table that lies in the folder; None where none does.
+
+    Raises:
+        DataError: several are the newest: a catalog knows which.
+    """
+    if info.type != pafs.FileType.Directory or store.get_file_info(f"{path}/metadata").type != pafs.FileType.Directory:
+        return None
+    files = [entry.path for entry in store.get_file_info(pafs.FileSelector(f"{path}/metadata")) if entry.path.endswith(METADATA)]
+    numbers = {file: int(found[1]) for file in files if (found := re.match(r"v?(\d+)", PurePosixPath(file).name))}
+    if not numbers:
+        return None
+    newest = [file for file, number in numbers.items() if number == max(numbers.values())]
+    if len(newest) > 1:
+        raise DataError(f"{location}: has {len(newest)} newest metadata files, of which its catalog knows the one. Name that file.")
+    return newest[0]
 
 
 def _form_of(path: str, forms: Sequence[Form]) -> Form | None:
@@ -112,10 +119,6 @@ def _folder_files(setting: str, location: str, store: pafs.FileSystem, root: str
     unknown: list[str] = []
     local = isinstance(store, pafs.LocalFileSystem)
     for path, size, modified_ns in sorted(_walk(root, hidden, left_out) if local else _listed(store, root, hidden)):
-        if path.endswith(".metadata.json"):
-            raise DataError(
-                f"{location}: is an Iceberg table, which cannot be read yet. Export it as Parquet, and name that in {setting}."
-            )
         if said := _form_of(path, forms):
             seen.setdefault(said, path)
             read.append(Found(path, path.removeprefix(root).strip("/"), size, modified_ns))
@@ -240,15 +243,15 @@ def _typed(texts: set[str]) -> tuple[pa.DataType, Mapping[str, Any]]:
     return pa.string(), {text: text for text in texts}
 
 
-def _delta_files(setting: str, location: str, path: str, storage_options: Mapping[str, str]) -> Listing:
-    """The files of the newest version of a Delta table.
+def _delta_files(setting: str, location: str, path: str, storage_options: Mapping[str, str], *, version: int | None) -> Listing:
+    """The files of a version of a Delta table, the newest where none is named.
 
     Raises:
         DataError: the log cannot be read, or the files alone do not say what the rows are.
     """
     uri, options = delta_location(location if "://" in location else path, storage_options)
     try:
-        table = DeltaTable(uri, storage_options=options)
+        table = DeltaTable(uri, version=version, storage_options=options)
         features = set(table.protocol().reader_features or ())
         odd = sorted(features - READER_FEATURES)
         if odd:

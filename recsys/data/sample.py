@@ -142,7 +142,9 @@ def _events(inputs: ShopInputs, end: int, file: File, group: int) -> tuple[pa.Ta
     optional = [columns.kind] * asked + [columns.quantity, columns.price]
     names = dict.fromkeys([columns.user_id, columns.item_id, columns.ts, *(c for c in optional if c in inputs.events.columns)])
     raw = read(inputs.events, file, [group], list(names))
-    kept, faults = clean(raw, settings=settings, user_id=inputs.user_id, item_id=inputs.item_id, end=end, where=file.path)
+    kept, faults = clean(
+        raw, settings=settings, user_id=inputs.user_id, item_id=inputs.item_id, end=end, where=file.path, key=inputs.key
+    )
     kinds: list[dict[str, Any]] = []
     if asked:
         with readable(file.path, columns.kind):

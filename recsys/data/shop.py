@@ -1,5 +1,6 @@
 """The shop's inputs, opened and held against the settings: whatever is wrong with them is said here, before work starts."""
 
+import dataclasses
 import math
 import zoneinfo
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from recsys.config import Settings
 from recsys.data.bounds import bounds
 from recsys.data.inputs import Input, open_input
 from recsys.data.kept import Kept
+from recsys.data.keyed import Key, key_of
 from recsys.data.label_windows import FIRST, label_windows, learns_from
 from recsys.data.names import check_optional
 from recsys.data.types import UNITS, arrow_zone, day_of, family, id_type, is_word, midnight, times, utc
@@ -43,6 +45,10 @@ class ShopInputs:
     """The rules' lists of ids by `list_name`."""
     supplied: Input | None
     """The shop's own candidates."""
+    key: Key | None = None
+    """That user ids are kept under; then `user_id` is string, whatever the shop's files hold."""
+    raw_user_id: pa.DataType = dataclasses.field(default_factory=pa.string)
+    """Type of user ids in the shop's files."""
 
     @property
     def shards(self) -> int:
@@ -93,15 +99,16 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     """
     mistakes = Mistakes()
     mistakes.look(check_folders, run_work=settings.run.work)
+    key = mistakes.look(key_of, settings)
     shop = settings.shop
     types = text_types(settings)
 
     def look(setting: str, location: str, **options: Any) -> Input | None:
         return mistakes.look(open_input, setting, location, shop.storage_options, form=None, types=types, **options)
 
-    events = look("shop.events", shop.events)
-    items = shop.items and look("shop.items", shop.items)
-    users = shop.users and look("shop.users", shop.users)
+    events = look("shop.events", shop.events, version=shop.versions.get("events"))
+    items = shop.items and look("shop.items", shop.items, version=shop.versions.get("items"))
+    users = shop.users and look("shop.users", shop.users, version=shop.versions.get("users"))
     supplied = settings.rank.candidates and look("rank.candidates", settings.rank.candidates)
     lists: dict[str, Input] = {}
     for number, rule in enumerate(settings.rules):
@@ -121,7 +128,8 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     assert item_id is not None
     kept = Kept(settings.run.work)
     first, last = _span(events, settings, kept, as_of=as_of)
-    inputs = ShopInputs(settings, events, items, users, user_id, item_id, first, last, lists, supplied)
+    kept_as = user_id if key is None else pa.string()
+    inputs = ShopInputs(settings, events, items, users, kept_as, item_id, first, last, lists, supplied, key, user_id)
     mistakes.look(check_as_of, inputs, as_of)
     mistakes.look(_check_text, inputs, kept)
     mistakes.end()

@@ -113,7 +113,7 @@ class Browser:
         """
         night, before = inspect.find_night(self.settings, as_of=as_of)
         state = self._state(night)
-        user = inspect.parse_id(text, state.inputs.user_id, option="user")
+        user = inspect.parse_user(text, state.inputs)
         shown = inspect.show(state, user, night=night, before=before)
         ids = shown.rows.column(ITEM_ID).to_pylist()
         columns = [shown.rows.column(name).to_pylist() for name in (RANK, SCORE, SOURCES, REASON)]

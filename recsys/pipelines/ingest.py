@@ -54,6 +54,7 @@ def ingest(inputs: ShopInputs, *, end: date) -> ShopDataset:
         "ids": [str(inputs.user_id), str(inputs.item_id)],
         "label_days": settings.window.label_days,
         "shards": inputs.shards,
+        "key": inputs.key and inputs.key.fingerprint,
     }
     stage = Stage(settings.run.work, "ingest", {"inputs": inputs.identity(), **shape, "end": end.isoformat()})
     stage.once("begin", lambda: {"begun": time.time()})
@@ -180,7 +181,7 @@ def _clean_task(inputs: ShopInputs, end: int, folder: Path) -> Task:
             file = inputs.events.files[unit["file"]]
             raw = read(inputs.events, file, unit["row_groups"], events)
             ids = {"user_id": inputs.user_id, "item_id": inputs.item_id}
-            kept, rejected = clean(raw, settings=inputs.settings, **ids, end=end, where=file.path)
+            kept, rejected = clean(raw, settings=inputs.settings, **ids, end=end, where=file.path, key=inputs.key)
             items = pa.table({ITEM_ID: pc.unique(kept.column(ITEM_ID))})
         else:
             assert inputs.users is not None

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from recsys.config import Settings
 from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, purchase_days
+from recsys.data.shop import ShopInputs
 from recsys.errors import BundleError, ConfigError, DataError, PublishError
 from recsys.hashing import shard_of
 from recsys.pipelines.past import als_of
@@ -103,6 +104,16 @@ def parse_id(text: str, dtype: pa.DataType, *, option: str) -> str | int:
         return pa.scalar(int(text), dtype).as_py()
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"--{option} {text}: {option} ids of this shop are integers ({dtype}). Pass one.") from error
+
+
+def parse_user(text: str, inputs: ShopInputs) -> str | int:
+    """The user that a command line's word means, as the night knows it: under a key its digest.
+
+    Raises:
+        ConfigError: as `parse_id`.
+    """
+    user = parse_id(text, inputs.raw_user_id, option="user")
+    return inputs.key.of(user) if inputs.key else user
 
 
 def show(state: ShopState, user_id: str | int, *, night: PublishedNight, before: date | None) -> Shown:

@@ -9,6 +9,7 @@ from recsys.config import Settings
 from recsys.data.dataset import ShopDataset
 from recsys.data.shop import ShopInputs, check_as_of, open_shop
 from recsys.engine.lease import leased
+from recsys.engine.progress import log
 from recsys.errors import ConfigError, Mistakes
 from recsys.pipelines.champion import Chosen, choose
 from recsys.pipelines.deadline import Deadline, clock_zone
@@ -83,6 +84,18 @@ def open_night(settings: Settings, *, as_of: date) -> ShopInputs:
     return inputs
 
 
+def _say_new_population(inputs: ShopInputs, *, as_of: date) -> None:
+    """A line, where users go by other names than on the night before: as if all had left and others come."""
+    settings = inputs.settings
+    nights = published_nights(settings.table.path, settings.shop.storage_options)
+    before = next((night for night in nights if night.as_of < as_of), None)
+    now = inputs.key.fingerprint if inputs.key else None
+    if before is not None and before.version is not None and before.user_key != now:
+        then, today = ("the shop's own ids" if key is None else f"digests by key {key}" for key in (before.user_key, now))
+        told = "privacy: users were %s on %s and are %s now: a new population, compared with nobody's list of before"
+        log.warning(told, then, before.as_of, today)
+
+
 def nightly(
     inputs: ShopInputs,
     *,
@@ -112,6 +125,7 @@ def nightly(
     with leased(settings.table.path, settings.shop.storage_options, what=f"the night of {as_of}"):
         state = shop_state(inputs, end=as_of)
         on_read(state.dataset)
+        _say_new_population(inputs, as_of=as_of)
         chosen = choose(state, Registry(settings.champion.path), as_of=as_of, on_epoch=on_epoch)
         on_chosen(chosen)
         told: dict[str, Any] = {"as_of": as_of, "overrides": overrides, "quality": chosen.quality, "deadline": deadline}

@@ -22,10 +22,10 @@ from recsys.engine.metrics import tell
 from recsys.engine.notify import post
 from recsys.engine.owner import is_owned, owned
 from recsys.engine.progress import after_commit, log
-from recsys.engine.secret import secret
 from recsys.errors import GateError, LeaseError, RecsysError, one_line
 from recsys.publishing.release import Published
 from recsys.publishing.table import PublishedNight
+from recsys.secret import secret
 from recsys.storage import write_atomically
 
 RUNS = "runs"  # below report.path

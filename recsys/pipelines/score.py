@@ -97,7 +97,10 @@ def release_of(
     version = f"{BASELINE}{baseline}" if baseline else bundle.model_version
     identity |= {"candidates_of": bundle.model_version} if baseline else {}
     identity |= {"deadline": deadline.at.isoformat()} if deadline else {}
-    release = Release.of(settings, identity, as_of=as_of, model_version=version, ids=ids, overrides=overrides)
+    user_key = state.inputs.key.fingerprint if state.inputs.key else None
+    identity |= {"user_key": user_key} if user_key else {}
+    told: dict[str, Any] = {"as_of": as_of, "model_version": version, "ids": ids, "overrides": overrides, "user_key": user_key}
+    release = Release.of(settings, identity, **told)
     stage = Stage(
         settings.run.work, "score", {"run": release.run_id, "ingest": state.dataset.digest, "table": absolute(settings.table.path)}
     )

@@ -233,6 +233,7 @@ def _list_task(state: ShopState) -> Task:
             columns=inputs.settings.shop.columns,
             types=(inputs.user_id, inputs.item_id),
             catalog=catalog,
+            key=inputs.key,
         )
 
     return task

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from recsys.data.dataset import ShopDataset, parts_of, read_shard, write_by_shard
 from recsys.data.inputs import read
+from recsys.data.keyed import user_ids
 from recsys.data.shop import ShopInputs
-from recsys.data.types import clean_ids, readable
+from recsys.data.types import readable
 from recsys.engine.progress import log
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
@@ -63,9 +64,9 @@ def _supplied_part_task(inputs: ShopInputs, folder: Path) -> Task:
         file = source.files[unit["file"]]
         raw = read(source, file, unit["row_groups"], [columns.user_id, columns.item_id])
         ids: list[pa.ChunkedArray] = []
-        for column, dtype in zip((columns.user_id, columns.item_id), schema.types, strict=True):
+        for column, dtype, key in ((columns.user_id, inputs.user_id, inputs.key), (columns.item_id, inputs.item_id, None)):
             with readable(file.path, column):
-                ids.append(clean_ids(raw.column(column), dtype))
+                ids.append(user_ids(raw.column(column), dtype, key))
         rows = pa.table(ids, schema=schema)
         kept = rows.drop_null()
         write_by_shard(folder / f"{name}.arrow", kept, shards=inputs.shards)

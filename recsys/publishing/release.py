@@ -17,7 +17,7 @@ from recsys.publishing import staging
 from recsys.publishing.figures import COLUMNS, PAIRED_USERS, figures_of
 from recsys.publishing.gate import NOT_MEASURED, Quality, Verdict, judge
 from recsys.publishing.staging import Part
-from recsys.publishing.table import commit_night, night_batches, published_nights, published_run
+from recsys.publishing.table import USER_KEY, commit_night, night_batches, published_nights, published_run
 from recsys.schema import BASELINE
 from recsys.storage import digest, write_atomically
 
@@ -39,6 +39,8 @@ class Release:
     limits: config.Gate
     overrides: Mapping[str, str]
     """Checks of the gate that may fail, and why."""
+    user_key: str | None = None
+    """Fingerprint of the key that user ids are digests by; None where they are the shop's own."""
 
     @staticmethod
     def of(
@@ -49,6 +51,7 @@ class Release:
         model_version: str,
         ids: tuple[pa.DataType, pa.DataType],
         overrides: Mapping[str, str],
+        user_key: str | None = None,
     ) -> "Release":
         """What a model would publish as of a date.
 
@@ -56,6 +59,7 @@ class Release:
             identity: all that the lists depend on beside as_of and model; its digest names the run.
             ids: types of user_id and item_id.
             overrides: checks of the gate that may fail, and why.
+            user_key: as of `Release`.
         """
         door = settings.pairs if isinstance(settings, config.PairsSettings) else settings.shop
         return Release(
@@ -68,6 +72,7 @@ class Release:
             *ids,
             settings.gate,
             overrides,
+            user_key,
         )
 
     def stage(self, rows: pa.Table, *, shard: int) -> Part:
@@ -160,7 +165,7 @@ def publish_parts(
         run_id=release.run_id,
         model_version=release.model_version,
         keep_nights=release.table.keep_nights,
-        notes={name: json.dumps(dict(values)) for name, values in noted.items()},
+        notes={name: json.dumps(dict(values)) for name, values in noted.items()} | {USER_KEY: release.user_key or ""},
         storage_options=storage,
         **types,
     )

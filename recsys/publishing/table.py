@@ -37,6 +37,7 @@ from recsys.publishing.staging import Part, refuse_missing
 from recsys.schema import AS_OF, ITEM_ID, MODEL_VERSION, RANK, REASON, RUN_ID, SCORE, USER_ID, recommendations_schema
 
 log = logging.getLogger("recsys")
+USER_KEY = "user_key"  # a note of each commit
 ATTEMPTS = 10  # commits of other nights that one commit gives way to
 
 
@@ -52,6 +53,8 @@ class PublishedNight:
     """Of the table, at which it was published; None when Delta has removed that log entry (after 30 days by default)."""
     published_utc: datetime | None
     """None as for version."""
+    user_key: str | None = None
+    """Fingerprint of the key that user ids are digests by; None where they are the shop's own, or as for version."""
 
 
 def commit_night(
@@ -207,7 +210,9 @@ def published_nights(path: str, storage_options: Mapping[str, str] = {}) -> list
         entry = entries.get((as_of.isoformat(), run_id))
         version = entry["version"] if entry else None
         published_utc = datetime.fromtimestamp(entry["timestamp"] / 1000, UTC) if entry else None
-        found.append(PublishedNight(as_of, run_id, model_version, sum(file["rows"] for file in files), version, published_utc))
+        user_key = (entry or {}).get(USER_KEY) or None
+        rows = sum(file["rows"] for file in files)
+        found.append(PublishedNight(as_of, run_id, model_version, rows, version, published_utc, user_key))
     return found
 
 

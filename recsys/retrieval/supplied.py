@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from recsys import config
 from recsys.data.catalog import Catalog
 from recsys.data.inputs import Input, read
+from recsys.data.keyed import Key, user_ids
 from recsys.data.shop import list_name
 from recsys.data.types import clean_ids, readable
 from recsys.hashing import stable_hash
@@ -83,7 +84,14 @@ def rows_of(table: pa.Table, user_id: pa.Array, catalog: Catalog) -> tuple[Suppl
 
 
 def write_list(
-    path: Path, source: Input, *, what: str, columns: config.Columns, types: Sequence[pa.DataType], catalog: Catalog
+    path: Path,
+    source: Input,
+    *,
+    what: str,
+    columns: config.Columns,
+    types: Sequence[pa.DataType],
+    catalog: Catalog,
+    key: Key | None = None,
 ) -> dict[str, int]:
     """Counts of a list's rows, and the file that `Rules` maps into memory: one copy a node, however many actors read it.
 
@@ -94,6 +102,7 @@ def write_list(
         path: of the .npy file: `items` bool (I); `users` uint64 hashes, ascending; `pairs` uint64 (2, P), hashes ascending and item
             codes.
         types: of user and item ids.
+        key: that user ids are kept under.
     """
     rows = unknown = 0
     listed = np.zeros(len(catalog), bool)
@@ -106,7 +115,7 @@ def write_list(
         known = np.ones(raw.num_rows, bool)
         if what != "items":
             with readable(file.path, columns.user_id):
-                user = clean_ids(raw.column(columns.user_id), types[0])
+                user = user_ids(raw.column(columns.user_id), types[0], key)
             known &= pc.is_valid(user).to_numpy()
             nothing = "" if types[0] == pa.string() else 0  # numpy makes floats of integers with nulls, and floats hash otherwise
             hashes = stable_hash(pc.fill_null(user, nothing).to_numpy())

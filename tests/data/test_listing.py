@@ -231,12 +231,21 @@ def test_a_delta_table_with_deletion_vectors_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path).startswith(f"{tmp_path}: the Delta table has deletion vectors, which cannot be read. Run REORG")
 
 
-@pytest.mark.parametrize(("name", "table"), [("metadata/v1.metadata.json", "an Iceberg"), (".hoodie/hoodie.properties", "a Hudi")])
-def test_tables_of_other_formats_are_refused(tmp_path: Path, name: str, table: str) -> None:
+def test_tables_of_another_format_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "data" / "a.parquet", [1])
-    (tmp_path / name).parent.mkdir()
-    (tmp_path / name).write_text("{}")
-    assert refusal(tmp_path).startswith(f"{tmp_path}: is {table} table")
+    (tmp_path / ".hoodie").mkdir()
+    (tmp_path / ".hoodie" / "hoodie.properties").write_text("{}")
+    assert refusal(tmp_path).startswith(f"{tmp_path}: is a Hudi table")
+
+
+def test_an_earlier_version_of_a_delta_table_is_read_where_it_is_named(tmp_path: Path) -> None:
+    for users in ([1, 2], [3]):
+        write_deltalake(str(tmp_path / "t"), pa.table({"user_id": users}), mode="append")
+    assert opened(tmp_path / "t").rows == 3
+    assert opened(tmp_path / "t", version=0).rows == 2
+    assert "cannot be read as a Delta table" in refusal(tmp_path / "t", version=7)
+    write(tmp_path / "plain" / "a.parquet", [1])
+    assert "shop.versions needs a Delta or an Iceberg table, got files" in refusal(tmp_path / "plain", version=0)
 
 
 # ---- endings and links

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from recsys.engine.secret import secret
 from recsys.errors import ConfigError
+from recsys.secret import secret
 
 
 def test_a_value_comes_from_the_environment_or_a_file_without_the_white_space_around_it(
