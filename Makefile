@@ -6,7 +6,7 @@ CONFIG ?= jobs/demo_shop.toml
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE# without compiled modules TensorFlow takes twice as long to import
 
-.PHONY: cluster-up cluster-down nightly backtest shops test test-fast drill lint types audit format docs bench pins here clean
+.PHONY: cluster-up cluster-down nightly backtest shops test test-fast pythons drill lint types audit format docs bench pins here clean
 
 nightly: .venv/ready
 	.venv/bin/python -m jobs.demo_shop --out var/shop
@@ -30,6 +30,10 @@ test-fast: .venv/ready
 		-e 's:^recsys/((.+/)?)([a-z_]+)\.py$$:tests/\1test_\3.py:p' -e 's:^(jobs|cluster)/([a-z_]+)\.py$$:tests/\1/test_\2.py:p' \
 		-e '/^tests\/(.+\/)?test_[a-z_]+\.py$$/p' | sort -u | while read -r file; do [ ! -f $$file ] || echo $$file; done); \
 	(set -x; .venv/bin/python -m pytest -q -m "not ray and not long" $$changed) || { [ $$? = 5 ] && echo "all tests of $$changed need Ray: make test"; }
+
+# Those without Ray on each Python that we support and this machine has.
+pythons: .venv/ready
+	.ci/pythons
 
 drill: .venv/ready
 	.venv/bin/python -m pytest -m "drill or long" -v -rP --durations=0
