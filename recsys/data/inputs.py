@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 from typing_extensions import override
 
 from recsys.data.files import UNREADABLE, Form, open_parquet, parquet_footer, parse_text, text_footer
@@ -213,7 +214,8 @@ def read(source: Input, file: File, row_groups: Sequence[int] | None, columns: S
                 numbers = list(range(file.row_groups)) if row_groups is None else list(row_groups)
                 table = parquet.read_row_groups(numbers, columns=inside, use_threads=False)
             found = [_of_type(_column(source, file, table, name), source.columns[name], file, name) for name in columns]
-            return pa.table(found, names=list(columns))
+        _check_same(source, store, file)
+        return pa.table(found, names=list(columns))
     except UNREADABLE as error:
         raise _unreadable(file.path, error) from error
 
@@ -233,6 +235,7 @@ def batches(source: Input, path: str, row_groups: Sequence[int], columns: Sequen
                     yield batch
                 else:
                     yield pa.record_batch([_column(source, file, batch, name) for name in columns], names=list(columns))
+        _check_same(source, store, file)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
@@ -250,6 +253,20 @@ def _batches(
     words = [name for name in inside if pa.types.is_string(source.columns[name])]
     parquet = open_parquet(handle, metadata=metadata, read_dictionary=words, pre_buffer=False)
     yield from parquet.iter_batches(BATCH_ROWS, row_groups=list(row_groups), columns=inside, use_threads=False)
+
+
+def _check_same(source: Input, store: pafs.FileSystem, file: File) -> None:
+    """Nothing, where the file that was just read is the one that was opened: what is made of it is kept under that one's name.
+
+    Raises:
+        DataError: it has another size or time now.
+    """
+    if source.delta:
+        return  # the files of a table never change, and its log's times are its own
+    info = store.get_file_info(file.path)
+    allowed = 0 if isinstance(store, pafs.LocalFileSystem) else 1_000_000_000  # stores list fractions of seconds and tell whole ones
+    if info.size != file.size or abs((info.mtime_ns or 0) - file.modified_ns) > allowed:
+        raise DataError(f"{file.path}: changed while the run read it. Write a shop's files under other names, then run again.")
 
 
 def _parse_text(source: Input, file: File, handle: pa.NativeFile, columns: Sequence[str]) -> pa.Table:

@@ -1,0 +1,186 @@
+"""What can befall a night from outside, with the real fault: the same command, run again, ends as an undisturbed night."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.data import synthetic
+from tests.verbs import Ended
+
+Run = Callable[..., Ended]
+DAY = date(2024, 6, 6)
+ROWS = ["as_of", "user_id", "rank", "item_id", "score", "source", "reason"]
+SETTINGS = """
+[shop]
+events = "{folder}/shop/events"
+items = "{folder}/shop/items"
+[features]
+item_categorical = ["category"]
+[window]
+label_days = 14
+history_days = 60
+cutoffs = 2
+[signals]
+factors = 4
+als_iterations = 2
+als_l2 = 10
+als_alpha = 2
+[candidates]
+per_user = 50
+[model]
+hidden = [8]
+[train]
+epochs = 1
+[rank]
+k = 5
+[gate]
+max_baseline_loss = 1.0
+[table]
+path = "{folder}/made/table"
+[run]
+work = "{folder}/made/work"
+shards = 4
+[champion]
+path = "{folder}/made/bundles"
+[report]
+path = "{folder}/made/reports"
+"""
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("in_process")]
+
+
+class House:
+    """A shop and its night."""
+
+    def __init__(self, folder: Path, run: Run) -> None:
+        self.folder, self.run = folder, run
+        made = synthetic.shop(folder / "shop", users=60, items=60, days=98, seed=3, end=DAY + timedelta(days=2), events_per_user=20)
+        assert made.items is not None
+        self.events, self.items = made.events, made.items
+        (folder / "shop.toml").write_text(SETTINGS.format(folder=folder))
+
+    def night(self, day: date = DAY) -> Ended:
+        return self.run("nightly", "--config", str(self.folder / "shop.toml"), "--as-of", str(day))
+
+    def rows(self, day: date = DAY) -> pl.DataFrame:
+        table = pl.scan_delta(str(self.folder / "made" / "table")).filter(pl.col("as_of") == day)
+        return table.select(ROWS).sort("user_id", "rank").collect()
+
+    def begin_anew(self) -> None:
+        shutil.rmtree(self.folder / "made")
+
+
+@pytest.fixture
+def house(tmp_path: Path, run: Run) -> House:
+    return House(tmp_path, run)
+
+
+def files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Every file below a folder with its size and time."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_night_writes_to_its_four_places_and_nowhere_else(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    before = files(tmp_path)
+    ended = house.night()
+    assert ended.status == 0, ended.err
+    after = files(tmp_path)
+    assert {path: after[path] for path in before} == before
+    new = {path.relative_to(tmp_path).parts[:2] for path in after.keys() - before.keys()}
+    libraries = {("home", ".keras"), ("home", ".cache")}  # what Keras and Matplotlib keep for themselves
+    assert new - libraries == {("made", place) for place in ("table", "table.lease", "work", "bundles", "reports")}
+
+
+def test_a_catalog_of_a_tenth_is_stopped_and_the_whole_one_goes_on(house: House) -> None:
+    assert house.night().status == 0
+    first, items = house.rows(), pq.read_table(house.items)
+    (file,) = house.items.glob("*.parquet")
+    whole = file.read_bytes()
+    pq.write_table(items.slice(0, 6), file)
+    stopped = house.night(DAY + timedelta(days=1))
+    assert (stopped.status, "gate: overlap (share of the night before's rows that stay) must be" in stopped.err) == (5, True), (
+        stopped.err
+    )
+    assert house.rows().equals(first)
+    assert house.rows(DAY + timedelta(days=1)).is_empty()
+    file.write_bytes(whole)
+    ended = house.night(DAY + timedelta(days=1))
+    assert ended.status == 0, ended.err
+    assert house.rows(DAY + timedelta(days=1)).height == 60 * 5
+
+
+@pytest.mark.parametrize("fault", ["truncated", "gone", "changed"])
+def test_an_input_that_changes_under_the_night_is_one_sentence(house: House, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert house.night().status == 0
+    undisturbed = house.rows()
+    house.begin_anew()
+    from recsys.pipelines import signals
+
+    file = max(house.events.glob("*.parquet"))
+    content, stat = file.read_bytes(), file.stat()
+    real = signals.ingest
+
+    def ingest(*arguments: object, **options: object) -> object:
+        """Opened and checked already: now the file goes."""
+        if fault == "truncated":
+            file.write_bytes(content[: len(content) // 2])
+        elif fault == "gone":
+            file.unlink()
+        else:
+            table = pq.read_table(file)
+            pq.write_table(table.slice(0, table.num_rows // 2), file)
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signals, "ingest", ingest)
+        ended = house.night()
+    assert ended.status == 1, ended.out
+    assert [line for line in ended.err.splitlines() if str(file) in line], ended.err
+    assert "Traceback" not in ended.err
+    assert not (house.folder / "made" / "table" / "_delta_log").exists()
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    ended = house.night()
+    assert ended.status == 0, ended.err
+    assert house.rows().equals(undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 KiB at the table's place; without the right to mount one the test is skipped, and says so."""
+    place = tmp_path / "made" / "table"
+    place.mkdir(parents=True)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "none", str(place)], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no small disk was mounted: {made.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=False)  # where the test did not come to it
+
+
+def test_a_disk_that_is_full_while_parts_are_written_is_one_sentence_and_room_ends_it(house: House, small_disk: Path) -> None:
+    ended = house.night()
+    assert ended.status == 1
+    assert "No space left on device" in ended.err.splitlines()[-1], ended.err
+    assert not list((small_disk / "_delta_log").glob("*.json"))
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    ended = house.night()
+    assert ended.status == 0, ended.err
+    disturbed = house.rows()
+    ended = house.run("publish", "clean", "--config", str(house.folder / "shop.toml"))
+    assert (ended.status, "Removed: 0 files" in ended.out) == (0, True)
+    subprocess.run(["umount", str(small_disk)], check=True)
+    house.begin_anew()
+    assert house.night().status == 0
+    assert disturbed.equals(house.rows())
