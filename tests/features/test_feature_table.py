@@ -271,7 +271,11 @@ def test_words_and_ids_that_are_no_utf8_any_more_are_one_sentence_with_file_and_
     write(path, table(item_id=LATIN))
     with pytest.raises(DataError, match=r"rows\.parquet: changed while the run read it\."):
         list(read_shard_rows(rows, cut_shards(rows, size=10**9)[0].unit()))
-    monkeypatch.setattr("recsys.data.inputs._check_same", lambda *_: None)  # as of a store whose times are of the same second
+
+    def same(*_: object) -> None:
+        """As of a store whose times are of the same second."""
+
+    monkeypatch.setattr("recsys.data.inputs._check_same", same)
     (batch,) = read_shard_rows(rows, cut_shards(rows, size=10**9)[0].unit())
     with pytest.raises(DataError, match=r"rows\.parquet: column 'item_id' cannot be read: Invalid UTF8"):
         no_ids(rows, batch)
