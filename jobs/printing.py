@@ -138,6 +138,8 @@ def metrics(result: Mapping[str, Any]) -> None:
     console.print(f"Recall of the candidates ({candidates['per_user'] or 0:.0f} a user): {shares}.")
     if result["calibration"] is not None:
         _reliability(result["calibration"])
+    if "fairness" in result:
+        _groups(result["fairness"])
 
 
 def _with_interval(value: float | None, bounds: Sequence[float] | None) -> str:
@@ -166,6 +168,29 @@ def _reliability(figures: Mapping[str, Any]) -> None:
         numbers = (part["bought"], *(part[metric][when] for metric in ("ece", "log_loss") for when in ("before", "after")))
         table.add_row(name, f"{part['rows']:,}", *(f"{value:.4f}" for value in numbers))
     console.print(table)
+
+
+def _groups(told: Mapping[str, Any]) -> None:
+    """Quality by group of users, and attention by group of items."""
+    for column, found in told["users"].items():
+        table = Table(title=f"Users by {column}", title_justify="left")
+        for name in (column, "users", "counted", "NDCG@10", "score less bought", "without a model"):
+            table.add_column(name, justify="left" if name == column else "right")
+        for value, one in found["groups"].items():
+            off = "-" if one["calibration_error"] is None else f"{one['calibration_error']:+.4f}"
+            numbers = (f"{one['users']:,}", f"{one['counted']:,}", _with_interval(one["ndcg@10"], one["interval"]))
+            table.add_row(value, *numbers, off, f"{one['fallback']:.1%}")
+        console.print(table)
+        if (gap := found["gap"]) is not None:
+            low, high = gap["interval"]
+            console.print(f"NDCG@10 of {gap['best']} less that of {gap['worst']}: {gap['difference']:.3f} [{low:.3f}, {high:.3f}].")
+    for column, groups in told["items"].items():
+        table = Table(title=f"Items by {column}, shares", title_justify="left")
+        for name in (column, "catalog", "attention in lists", "wanted"):
+            table.add_column(name, justify="left" if name == column else "right")
+        for value, one in groups.items():
+            table.add_row(value, *("-" if one[name] is None else f"{one[name]:.2%}" for name in ("catalog", "exposure", "wanted")))
+        console.print(table)
 
 
 def verdict(gate: Verdict | None, overrides: Mapping[str, str]) -> None:

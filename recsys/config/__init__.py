@@ -10,14 +10,14 @@ in; what is read and the table may be URIs. Here, in the order of the file:
     training.py   [model], [train], [calibration]
     search.py     [tune]
     rules.py      [[rules]]
-    publishing.py [rank], [table], [gate], [champion], [report], [notify], [privacy], [run]
+    publishing.py [rank], [table], [gate], [champion], [report], [notify], [privacy], [fairness], [run]
     settings.py   the whole files, and what must agree in them
     loading.py    a file -> settings, or the first mistake in one sentence
 """
 
 from recsys.config.loading import load, load_either, load_pairs
 from recsys.config.pairs import Column, Pairs, Scaling, Words
-from recsys.config.publishing import Champion, Gate, Notify, Privacy, Rank, Report, Run, Table
+from recsys.config.publishing import Champion, Fairness, Gate, Notify, Privacy, Rank, Report, Run, Table
 from recsys.config.rules import (
     AVAILABLE,
     REPEATS,
@@ -53,6 +53,7 @@ __all__ = [
     "ColumnRule",
     "Columns",
     "Examples",
+    "Fairness",
     "Features",
     "Gate",
     "ItemsRule",

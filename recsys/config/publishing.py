@@ -1,11 +1,11 @@
-"""[rank], [table], [gate], [champion], [report], [notify], [run]: lists, what may be published, who is told, how the work is cut up."""
+"""[rank], [table], [gate], [champion], [report], [notify], [privacy], [fairness], [run]: lists and their nights."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from recsys.config.paths import Address, LocalPath, Location, TableLocation
-from recsys.config.section import Fraction, Positive, Section
+from recsys.config.section import Fraction, Names, Positive, Section
 
 
 class Rank(Section):
@@ -158,6 +158,16 @@ class Privacy(Section):
         if self.key_env is not None and self.key_file is not None:
             raise ValueError("privacy: the key must be named once, got key_env and key_file; remove one")
         return self
+
+
+class Fairness(Section):
+    """By which groups the lists are audited, in backtests and on nights with a challenger. The columns never become features by it."""
+
+    user_groups: Names = ()
+    """Columns of users that are words, such as an age band: NDCG@10, calibration error and share without a model by each value."""
+    item_groups: Names = ()
+    """Columns of items that are words, such as a brand: the share of attention that each value gets in the lists, beside its share of
+    the catalog and of what was wanted."""
 
 
 class Run(Section):

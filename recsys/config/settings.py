@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, Strict, model_validator
 
 from recsys.config.pairs import Pairs
-from recsys.config.publishing import Champion, Gate, Notify, Privacy, Rank, Report, Run, Table
+from recsys.config.publishing import Champion, Fairness, Gate, Notify, Privacy, Rank, Report, Run, Table
 from recsys.config.rules import HISTORY_COLUMNS, RULES_BUILT_IN, AnyRule, BoughtRule, CapRule, ColumnRule, RangeRule, Rule
 from recsys.config.search import SPACE, Space
 from recsys.config.section import Section
@@ -66,6 +66,7 @@ class Settings(Section):
     report: Report = Report()
     notify: Notify = Notify()
     privacy: Privacy = Privacy()
+    fairness: Fairness = Fairness()
     run: Run = Run()
 
     @model_validator(mode="after")
@@ -112,6 +113,18 @@ class Settings(Section):
             if isinstance(rule, Rule) and rule.audience is not None and rule.audience.column is not None:
                 found.append((rule, False, rule.audience.column, False))
         return found
+
+    @model_validator(mode="after")
+    def _groups_are_words_of_tables(self) -> "Settings":
+        for table, groups, numbers in (
+            ("users", self.fairness.user_groups, self.features.user_numeric),
+            ("items", self.fairness.item_groups, self.features.item_numeric),
+        ):
+            if groups and getattr(self.shop, table) is None:
+                raise ValueError(f"fairness.{table[:4]}_groups names columns but shop.{table} is absent; set it or remove them")
+            if both := sorted(set(groups) & set(numbers)):
+                raise ValueError(f"fairness: column '{both[0]}' is a number elsewhere and a word here; write it as two columns")
+        return self
 
     @model_validator(mode="after")
     def _columns_are_named_once(self) -> "Settings":

@@ -57,12 +57,12 @@ class ShopInputs:
         return self.settings.run.shards or max(16, 1 << (math.ceil(self.events.rows / SHARD_EVENTS) - 1).bit_length())
 
     def user_fields(self) -> list[pa.Field]:
-        """Fields of the users' features, strings, then float32 numbers; and of what rules read beside them."""
+        """Fields of the users' features, strings, then float32 numbers; and of what rules and audits read beside them."""
         features = self.settings.features
         return self._fields(features.user_categorical, features.user_numeric, of_items=False)
 
     def item_fields(self) -> list[pa.Field]:
-        """Fields of the items' features, strings, then float32 numbers; and of what rules read beside them."""
+        """Fields of the items' features, strings, then float32 numbers; and of what rules and audits read beside them."""
         features = self.settings.features
         return self._fields(features.item_categorical, features.item_numeric, of_items=True)
 
@@ -71,6 +71,9 @@ class ShopInputs:
         for _, items, column, is_number in self.settings.rule_columns():
             if items == of_items:
                 types.setdefault(column, pa.float32() if is_number else pa.string())
+        fairness = self.settings.fairness
+        for column in fairness.item_groups if of_items else fairness.user_groups:
+            types.setdefault(column, pa.string())
         return [pa.field(name, dtype) for name, dtype in types.items()]
 
     def schema(self) -> pa.Schema:
@@ -141,6 +144,7 @@ def text_types(settings: Settings) -> dict[str, pa.DataType]:
     """Types of columns of CSV, which would else be what their values look like: ids and words are text as it is written."""
     shop, features, columns = settings.shop, settings.features, settings.shop.columns
     words = [columns.user_id, columns.item_id, columns.kind, columns.name, *features.item_categorical, *features.user_categorical]
+    words += [*settings.fairness.user_groups, *settings.fairness.item_groups]
     numbers = [columns.quantity, columns.price, *features.item_numeric, *features.user_numeric]
     for _, _, column, is_number in settings.rule_columns():
         (numbers if is_number else words).append(column)
@@ -196,6 +200,9 @@ def _check_columns(mistakes: Mistakes, settings: Settings, events: Input, items:
             mistakes.look(_text, source, name, setting=f"features.{table}_categorical")
         for name in features.item_numeric if of_items else features.user_numeric:
             mistakes.look(_number, source, name, setting=f"features.{table}_numeric", required=True)
+        fairness = settings.fairness
+        for name in fairness.item_groups if of_items else fairness.user_groups:
+            mistakes.look(_text, source, name, setting=f"fairness.{table}_groups")
     mistakes.look(check_optional, settings, events, items)
     if shop.label_kinds is not None:  # without, no kind is asked for
         mistakes.look(_text, events, columns.kind, setting="shop.columns.kind")

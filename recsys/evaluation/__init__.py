@@ -1,6 +1,6 @@
 """Lists against what was bought.
 
 In: scored users and their later purchases. Out: figures with intervals, plots, the night's page.
-Read `backtest` (lists and baselines), `bootstrap` (intervals), `reliability` (do the chances hold?), `unknown` (what the model never
-saw); `report` lays out the page with `page` and `plots`.
+Read `backtest` (lists and baselines), `bootstrap` (intervals), `reliability` (do the chances hold?), `fairness` (for whom?),
+`unknown` (what the model never saw); `report` lays out the page with `page` and `plots`.
 """

@@ -30,7 +30,7 @@ Record = Mapping[str, Any]
 
 def render(record: Record) -> str:
     """The page of a record, as `night_record.recorded` keeps it; the same record gives the same page."""
-    made = (_gate, _rows, _ranking, _model, _scores, _lists, _rules, _users, _work, _nights)
+    made = (_gate, _rows, _ranking, _groups, _model, _scores, _lists, _rules, _users, _work, _nights)
     sections = [section for one in made if (section := one(record)) is not None]
     environment = jinja2.Environment(
         autoescape=True, loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -229,6 +229,36 @@ def _rules(record: Record) -> Section:
     head = ("rule", "kept out", f"users short of {record['k']}")
     text = "Candidates that each rule kept out, and the users with short lists from whom it took the most."
     return Section("Rules", text, [Table("rules", "Drops by rule", head, rows)])
+
+
+def _groups(record: Record) -> Section | None:
+    told = (record["metrics"] or {}).get("fairness")
+    if told is None:
+        return None
+    parts: list[Table] = []
+    gaps: list[str] = []
+    for column, found in told["users"].items():
+        rows = [
+            (
+                value,
+                count_text(one["users"]),
+                count_text(one["counted"]),
+                interval_text(one["ndcg@10"], one["interval"]),
+                number_text(one["calibration_error"]),
+                share_text(one["fallback"]),
+            )
+            for value, one in found["groups"].items()
+        ]
+        head = (column, "users", "counted", "NDCG@10", "score less bought", "without a model")
+        parts.append(Table(f"users-{column}", f"Users by {column}", head, rows))
+        if (gap := found["gap"]) is not None:
+            bounds = interval_text(gap["difference"], gap["interval"])
+            gaps.append(f"NDCG@10 of {column} {gap['best']} less that of {gap['worst']}: {bounds}.")
+    for column, groups in told["items"].items():
+        rows = [(value, *(share_text(one[name]) for name in ("catalog", "exposure", "wanted"))) for value, one in groups.items()]
+        parts.append(Table(f"items-{column}", f"Items by {column}", (column, "catalog", "attention in lists", "wanted"), rows))
+    text = " ".join(["The model's test by group; attention is 1 / log2(rank + 1) of each row.", *gaps])
+    return Section("Groups", text, parts)
 
 
 def _users(record: Record) -> Section:

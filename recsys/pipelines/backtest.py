@@ -14,7 +14,7 @@ from recsys.engine.progress import log
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units, share
 from recsys.errors import DataError
-from recsys.evaluation import backtest
+from recsys.evaluation import backtest, fairness
 from recsys.evaluation.reliability import count, summary, zero
 from recsys.hashing import mix, sampled, stable_hash
 from recsys.pipelines.past import als_of, share_of
@@ -51,7 +51,8 @@ def measure(state: ShopState, bundle: Bundle, *, as_of: date, end: date) -> dict
     """Metrics of lists as of a date against the purchases of [as_of, end), beside the baselines.
 
     Where candidates are given, the baselines too rank these alone, and users without one do not count. `calibration` is
-    `reliability.summary` against the purchases of window.label_days; null where the horizon is shorter.
+    `reliability.summary` against the purchases of window.label_days; null where the horizon is shorter. Where [fairness] names groups,
+    `fairness` is `fairness.summary`.
 
     Args:
         bundle: trained as of the same date, else it would know its test.
@@ -61,7 +62,10 @@ def measure(state: ShopState, bundle: Bundle, *, as_of: date, end: date) -> dict
     calibration = None
     if _label_end(state.settings, as_of) <= end:
         calibration = summary(_sums(stage, receipts, "scores"))
-    return {"as_of": as_of.isoformat(), "horizon_days": (end - as_of).days, **result, "calibration": calibration}
+    told = {"as_of": as_of.isoformat(), "horizon_days": (end - as_of).days, **result, "calibration": calibration}
+    if _audited(state.settings):
+        told["fairness"] = fairness.summary(_sums(stage, receipts, "groups"), state.dataset.catalog())
+    return told
 
 
 def paired(state: ShopState, bundle: Bundle, other: Bundle, *, as_of: date, end: date) -> dict[str, Any]:
@@ -113,6 +117,10 @@ def _measured(state: ShopState, bundle: Bundle, *, as_of: date, end: date) -> tu
     return stage, receipts
 
 
+def _audited(settings: Settings) -> bool:
+    return bool(settings.fairness.user_groups or settings.fairness.item_groups)
+
+
 def _label_end(settings: Settings, as_of: date) -> date:
     """The day before which a purchase makes true what a score as of a date foretells."""
     return as_of + timedelta(days=settings.window.label_days)
@@ -125,12 +133,14 @@ def _measure_task(
     chance = chances(scorer.bundle)
     told = {"seed": state.settings.run.seed, "diversity": state.settings.rank.diversity}
     label_end = _label_end(state.settings, as_of)
+    audited, asked = _audited(state.settings), state.settings.fairness.model_dump()
     share = share_of(state.dataset.contents.users_before(as_of), state.settings.champion.max_users)
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         start, stop = midnight(as_of), midnight(end)
         sums: dict[str, np.ndarray] = {}
         total = zero()
+        groups: dict[str, np.ndarray] = {}
         histories, only = state.dataset.histories(unit["shard"]), supplied_of(state, unit["shard"])
         if share < 1.0:
             hashes = mix(stable_hash(histories.users.column(USER_ID).to_numpy()) ^ TESTED)
@@ -141,8 +151,12 @@ def _measure_task(
             sums = backtest.add([sums, found])
             if label_end <= end:
                 total = backtest.add([total, count(batch, chance=chance, end=midnight(label_end))])
+            if audited:
+                times = {"start": start, "end": stop, "label_end": midnight(label_end)}
+                groups = backtest.add([groups, fairness.count(batch, **asked, **times, chance=chance, **told)])
         save_arrays(folder / f"{name}-lists.npz", **sums)
         save_arrays(folder / f"{name}-scores.npz", **total)
+        save_arrays(folder / f"{name}-groups.npz", **groups)
         return {"users": {key: int(sums[f"{key} users"][0]) if sums else 0 for key in backtest.SLICES}}
 
     return task

@@ -55,6 +55,7 @@ def ingest(inputs: ShopInputs, *, end: date) -> ShopDataset:
         "label_days": settings.window.label_days,
         "shards": inputs.shards,
         "key": inputs.key and inputs.key.fingerprint,
+        "audited": settings.fairness,
     }
     stage = Stage(settings.run.work, "ingest", {"inputs": inputs.identity(), **shape, "end": end.isoformat()})
     stage.once("begin", lambda: {"begun": time.time()})

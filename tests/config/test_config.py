@@ -245,7 +245,7 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
         pytest.param(
             SHOP + "[shopp]",
             "unknown key 'shopp'. Known here: shop, features, window, signals, candidates, examples, model, train, tune, calibration, "
-            "rank, rules, table, gate, champion, report, notify, privacy, run.",
+            "rank, rules, table, gate, champion, report, notify, privacy, fairness, run.",
             id="unknown section",
         ),
         pytest.param(
