@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jobs import check_files, job, main
 from recsys import config
-from recsys.config.paths import local_path
+from recsys.config.paths import local_path, location
 from recsys.data.guess import Guess
 from recsys.data.guess_shop import guess_shop, written
 from recsys.data.shop import open_shop
@@ -37,7 +37,7 @@ def init(
             raise ConfigError(f"--out {out}: must not exist yet. Name another file, or remove it.")
         check_files(out=out)
         named = {"events": events, "items": items, "users": users}
-        places = {name: absolute(place) for name, place in named.items() if place is not None}
+        places = {name: absolute(location(place)) for name, place in named.items() if place is not None}
         guessed = guess_shop(places, choose=_asked if sys.stdin.isatty() else _first, today=datetime.now(UTC).date())
         home = out.absolute().parent / out.stem
         text = written(guessed, places, {name: str(home / folder) for name, folder in FOLDERS.items()})

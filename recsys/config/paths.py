@@ -99,4 +99,5 @@ def _of_option(read: Callable[[str], str], text: str) -> str:
     try:
         return read(text)
     except PydanticCustomError as error:
-        raise ConfigError(f"{error}, got '{text}'. Name another path.") from error
+        seen = "" if error.type == "secret" else f", got '{text}'"  # what was written is not shown
+        raise ConfigError(f"{error}{seen}. Name another path.") from error

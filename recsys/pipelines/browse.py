@@ -16,7 +16,7 @@ import jinja2
 from recsys.config import Settings
 from recsys.data.shop import open_shop
 from recsys.engine.connect import connect
-from recsys.errors import PublishError
+from recsys.errors import ConfigError, PublishError
 from recsys.pipelines import inspect
 from recsys.pipelines.signals import ShopState, shop_state
 from recsys.publishing.table import PublishedNight, night_of_item, published_nights, read_night, table_schema
@@ -114,7 +114,13 @@ class Browser:
         night, before = inspect.find_night(self.settings, as_of=as_of)
         state = self._state(night)
         user = inspect.parse_user(text, state.inputs)
-        shown = inspect.show(state, user, night=night, before=before)
+        try:
+            shown = inspect.show(state, user, night=night, before=before)
+        except ConfigError:
+            if state.inputs.key is None:
+                raise
+            user = text  # under a key, pages link to users by what the table calls them
+            shown = inspect.show(state, user, night=night, before=before)
         ids = shown.rows.column(ITEM_ID).to_pylist()
         columns = [shown.rows.column(name).to_pylist() for name in (RANK, SCORE, SOURCES, REASON)]
         rows = [

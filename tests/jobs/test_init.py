@@ -250,6 +250,17 @@ def test_what_cannot_be_understood_is_one_sentence_and_nothing_is_written(
     assert not (tmp_path / "s.toml").exists()
 
 
+def test_places_are_as_settings_take_them(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows = [(f"u{u}", f"i{i}", at.isoformat()) for u, i, at in sales()]
+    write_csv(tmp_path / "e.csv", ["user_id", "item_id", "ts"], rows)
+    assert run("init", "--events", "~/e.csv", "--out", str(tmp_path / "s.toml")).status == 0
+    assert tomllib.loads((tmp_path / "s.toml").read_text())["shop"]["events"] == str(tmp_path / "e.csv")
+    refused = run("init", "--events", "s3://me:word@bucket/e", "--out", str(tmp_path / "t.toml"))
+    assert (refused.status, refused.err.count("\n"), "must name no user and no password" in refused.err) == (1, 1, True)
+    assert "word@" not in refused.err
+
+
 def test_a_file_that_stands_is_not_written_over(run: Run, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text("mine")
     ended = run("init", "--events", "nowhere", "--out", str(tmp_path / "s.toml"))

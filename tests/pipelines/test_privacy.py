@@ -14,10 +14,12 @@ import pytest
 
 from recsys import Shop
 from recsys.config import Settings
+from recsys.config import load as config_of
 from recsys.data import synthetic
 from recsys.data.keyed import Key, key_of, user_ids
 from recsys.data.shop import open_shop
 from recsys.errors import ConfigError, DataError
+from recsys.pipelines.browse import Browser
 from tests.verbs import Ended
 
 Run = Callable[..., Ended]
@@ -146,6 +148,12 @@ def test_no_file_of_a_night_holds_an_id_or_the_key(
     assert Shop(config).recommend(person(users[9])).column("item_id").to_pylist() == mine
     explained = run("explain", "--config", config, "--user", person(users[9]), "--item", str(mine[0]))
     assert (explained.status, f"for user {of[users[9]]} as of {DAY}: rank 1." in " ".join(explained.out.split())) == (0, True)
+
+    browser = Browser(config_of(config))
+    pages = [browser.user(name, None) for name in (person(users[9]), of[users[9]])]  # by the id, and by a link from an item's page
+    assert [page.title for page in pages] == [f"User {of[users[9]]} as of {DAY}"] * 2
+    with pytest.raises(ConfigError, match="no such user"):
+        browser.user("nobody", None)
 
     monkeypatch.setenv("WHO", OTHER)  # a rotated key is a new population, and that is said
     refused = run("show", "--config", config, "--user", person(users[9]))
