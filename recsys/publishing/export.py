@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import IO, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from recsys.errors import ConfigError, PublishError
 from recsys.publishing.changes import Changes, write_changes
@@ -92,7 +92,7 @@ def target_of(to: str, *, name: str, password: str | None) -> AbstractContextMan
         PublishError: it cannot be reached.
     """
     parts = urlsplit(to)
-    if parts.password is not None:
+    if parts.password is not None or "password" in parse_qs(parts.query):
         raise ConfigError("--to: must hold no password, which process lists and logs show. Use --password-env or --password-file.")
     if parts.scheme in ("redis", "rediss"):
         from recsys.publishing.redis_target import open_redis
