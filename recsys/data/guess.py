@@ -196,7 +196,7 @@ def _shared(events: Looked, left: Sequence[str], table: Looked, key: str) -> tup
     for name in left:
         values = pc.unique(events.text(name))
         share = pc.mean(pc.is_in(values, value_set=known)).as_py() or 0.0
-        if share > SHARED and len(values) > 1:
+        if share > SHARED:
             found.append((plain(name) == plain(key), len(values), share, name))
     _, _, share, name = max(found, default=(False, 0, 0.0, ""))
     return (share, name) if name else None

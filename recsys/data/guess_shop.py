@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import date
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import tomlkit
 from tomlkit.items import Table
 
@@ -18,7 +19,7 @@ from recsys.data.shop import text_types
 from recsys.data.types import id_type, midnight
 from recsys.errors import DataError, Mistakes
 from recsys.hashing import sampled, stable_hash
-from recsys.schema import ITEM_ID, TS, USER_ID, WANTED
+from recsys.schema import DAY_US, ITEM_ID, TS, USER_ID, WANTED
 
 EVENTS = 5_000_000  # whose users' past is looked at, about: of a larger shop those of some users, chosen by hash
 OPTIONAL = {"events": ("kind", "quantity", "price"), "items": ("available", "name")}
@@ -152,8 +153,11 @@ def _past(events: Input, guesses: list[Guess], *, today: date) -> Past:
             kept.append(chosen)
     table = pa.concat_tables(kept)
     past = table.filter(table.column(WANTED))
+    past = past.filter(pc.less(past.column(TS).cast(pa.int64()), midnight(today) + DAY_US))
     if not past.num_rows:
-        raise DataError(f"{events.location}: no event can be used as it is understood here: {names}. Name the columns by hand.")
+        raise DataError(
+            f"{events.location}: no event up to {today} can be used with {', '.join(names)} as its columns. Name the columns by hand."
+        )
     return guess_past(table, today=today)
 
 

@@ -119,7 +119,7 @@ def times(column: Column, form: str | None) -> Column:
     import pandas as pd  # which takes a quarter of a second to import
 
     text = as_text(column)
-    found = pd.to_datetime(text.to_pandas(), format=form, errors="coerce", utc="%z" in form)
+    found = pd.to_datetime(text.to_pandas(), format=form, errors="coerce", utc=True)
     made = pa.array(found, pa.timestamp("us", tz="UTC" if "%z" in form else None))
     return pa.chunked_array([made]) if isinstance(text, pa.ChunkedArray) else made
 

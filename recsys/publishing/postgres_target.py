@@ -72,7 +72,6 @@ class PostgresTarget:
             cursor.execute(sql.SQL("DELETE FROM {}").format(self.night))
             stamp = (date.fromisoformat(changes.to), changes.to_run)
             cursor.execute(sql.SQL("INSERT INTO {} (as_of, run_id) VALUES (%s, %s)").format(self.night), stamp)
-        self.connection.commit()
         return rows
 
     def _make_night(self, cursor: "psycopg.Cursor[tuple[object, ...]]") -> None:

@@ -22,6 +22,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from recsys.errors import PublishError
 from recsys.publishing.delta import (
+    TERMINAL,
     add_action,
     add_columns,
     check_table,
@@ -139,6 +140,8 @@ def commit_night(
                 raise PublishError(
                     f"{path}: {ATTEMPTS} commits of night {as_of} were overtaken by other writers: {error}. Run again."
                 ) from error
+        except (DeltaError, OSError) as error:
+            raise _no_commit(path, error) from error
     try:
         reclaim(path, storage_options)
     except (PublishError, DeltaError, OSError) as error:  # the night stands; old files wait for the next one
@@ -173,8 +176,16 @@ def take_back(path: str, *, to: date, storage_options: Mapping[str, str] = {}) -
             )
         except CommitFailedError:
             continue
+        except (DeltaError, OSError) as error:
+            raise _no_commit(path, error) from error
         return [day for day in known if day > to]
     raise PublishError(f"{path}: {ATTEMPTS} commits of the way back to {to} were overtaken by other writers. Run again.")
+
+
+def _no_commit(path: str, error: Exception) -> PublishError:
+    """What to say where the table's log cannot be written, as on a full disk."""
+    said = " ".join(TERMINAL.sub("", str(error)).split())[:300]
+    return PublishError(f"{path}: the commit cannot be made: {said}. Mend that, and run again.")
 
 
 def published_run(path: str, *, as_of: date, storage_options: Mapping[str, str] = {}) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
-from pyiceberg.table import Table
+from pyiceberg.table import DataScan, FileScanTask, Table
 from pyiceberg.transforms import IdentityTransform
 
 from recsys.config import Settings
@@ -96,6 +96,17 @@ def test_deleted_rows_are_gone_or_the_table_is_refused(catalog: SqlCatalog) -> N
         warnings.simplefilter("ignore")  # pyiceberg rewrites the file and says so
         table.delete("user_id == 2")
     assert values(opened(place(table)), "user_id") == [{"user_id": 1}, {"user_id": 3}]
+
+
+def test_files_with_rows_deleted_beside_them_are_refused(catalog: SqlCatalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, real = table_of(catalog, "events", ROWS), DataScan.plan_files
+
+    def plan_files(scan: DataScan) -> list[FileScanTask]:  # pyiceberg writes no delete files: as if another engine had
+        return [FileScanTask(task.file, delete_files={task.file}) for task in real(scan)]
+
+    monkeypatch.setattr(DataScan, "plan_files", plan_files)
+    with pytest.raises(DataError, match=r"has rows deleted beside file:.*, which cannot be read\. Rewrite its data files first"):
+        opened(place(table))
 
 
 def test_what_is_no_table_is_one_sentence(catalog: SqlCatalog, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from recsys.data.catalog import Catalog
 from recsys.errors import ConfigError
 from recsys.evaluation import bootstrap, fairness
 from recsys.evaluation.fairness import summary
+from tests.small import small_file
 from tests.verbs import Ended
 
 DAY = date(2024, 6, 6)
@@ -69,49 +70,18 @@ def test_shares_of_items_are_of_what_is_available_listed_and_wanted() -> None:
     }
 
 
-SETTINGS = """
-[shop]
-events = "{folder}/shop/events"
-items = "{folder}/shop/items"
-users = "{folder}/shop/users"
-[features]
-item_categorical = ["category"]
-[fairness]
-user_groups = ["age", "region"]
-item_groups = ["brand"]
-[window]
-label_days = 14
-history_days = 60
-cutoffs = 2
-[signals]
-factors = 4
-als_iterations = 2
-als_l2 = 10
-als_alpha = 2
-[model]
-hidden = [8]
-[train]
-epochs = 1
-[gate]
-max_baseline_loss = 1.0
-[table]
-path = "{folder}/table"
-[run]
-work = "{folder}/work"
-shards = 3
-[champion]
-path = "{folder}/bundles"
-[report]
-path = "{folder}/reports"
-"""
-
-
 @pytest.mark.ray
 @pytest.mark.usefixtures("in_process")
 def test_a_backtest_and_a_night_tell_groups_that_are_no_features(run: Callable[..., Ended], tmp_path: Path) -> None:
     made = synthetic.shop(tmp_path / "shop", users=150, items=60, days=112, seed=3, end=DAY + timedelta(days=14), events_per_user=20)
     config = tmp_path / "shop.toml"
-    config.write_text(SETTINGS.format(folder=tmp_path))
+    config.write_text(
+        small_file(
+            tmp_path,
+            shop={"users": str(tmp_path / "shop" / "users")},
+            fairness={"user_groups": ["age", "region"], "item_groups": ["brand"]},
+        )
+    )
     out = tmp_path / "metrics.json"
     ended = run("backtest", "--config", str(config), "--as-of", str(DAY), "--horizon-days", "14", "--out", str(out))
     assert ended.status == 0, ended.err
@@ -142,10 +112,10 @@ def test_a_backtest_and_a_night_tell_groups_that_are_no_features(run: Callable[.
 
     ended = run("nightly", "--config", str(config), "--as-of", str(DAY))
     assert ended.status == 0, ended.err
-    page = (tmp_path / "reports" / f"{DAY}.html").read_text()
+    page = (tmp_path / "made" / "reports" / f"{DAY}.html").read_text()
     assert 'id="users-age"' in page
     assert 'id="items-brand"' in page
-    spec = json.loads(next((tmp_path / "bundles").rglob("spec.json")).read_text())
+    spec = json.loads(next((tmp_path / "made" / "bundles").rglob("spec.json")).read_text())
     assert not {"age", "region", "brand"} & {*spec["dense"], *spec["codes"], *spec["vocabularies"]}
 
 

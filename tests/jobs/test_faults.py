@@ -12,46 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.data import synthetic
+from tests.small import small_file
 from tests.verbs import Ended
 
 Run = Callable[..., Ended]
 DAY = date(2024, 6, 6)
 ROWS = ["as_of", "user_id", "rank", "item_id", "score", "source", "reason"]
-SETTINGS = """
-[shop]
-events = "{folder}/shop/events"
-items = "{folder}/shop/items"
-[features]
-item_categorical = ["category"]
-[window]
-label_days = 14
-history_days = 60
-cutoffs = 2
-[signals]
-factors = 4
-als_iterations = 2
-als_l2 = 10
-als_alpha = 2
-[candidates]
-per_user = 50
-[model]
-hidden = [8]
-[train]
-epochs = 1
-[rank]
-k = 5
-[gate]
-max_baseline_loss = 1.0
-[table]
-path = "{folder}/made/table"
-[run]
-work = "{folder}/made/work"
-shards = 4
-[champion]
-path = "{folder}/made/bundles"
-[report]
-path = "{folder}/made/reports"
-"""
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("in_process")]
 
@@ -64,7 +30,7 @@ class House:
         made = synthetic.shop(folder / "shop", users=60, items=60, days=98, seed=3, end=DAY + timedelta(days=2), events_per_user=20)
         assert made.items is not None
         self.events, self.items = made.events, made.items
-        (folder / "shop.toml").write_text(SETTINGS.format(folder=folder))
+        (folder / "shop.toml").write_text(small_file(folder))
 
     def night(self, day: date = DAY) -> Ended:
         return self.run("nightly", "--config", str(self.folder / "shop.toml"), "--as-of", str(day))
@@ -157,19 +123,21 @@ def test_an_input_that_changes_under_the_night_is_one_sentence(house: House, fau
     assert house.rows().equals(undisturbed)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 KiB at the table's place; without the right to mount one the test is skipped, and says so."""
+@pytest.fixture(params=["12k", "24k"])  # full while parts are written, and in the commit
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A small file system at the table's place; without the right to mount one the test is skipped, and says so."""
     place = tmp_path / "made" / "table"
     place.mkdir(parents=True)
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "none", str(place)], capture_output=True, text=True, check=False)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "none", str(place)], capture_output=True, text=True, check=False
+    )
     if made.returncode:
         pytest.skip(f"no small disk was mounted: {made.stderr.strip()}")
     yield place
     subprocess.run(["umount", str(place)], check=False)  # where the test did not come to it
 
 
-def test_a_disk_that_is_full_while_parts_are_written_is_one_sentence_and_room_ends_it(house: House, small_disk: Path) -> None:
+def test_a_disk_that_is_full_in_parts_or_in_the_commit_is_one_sentence_and_room_ends_it(house: House, small_disk: Path) -> None:
     ended = house.night()
     assert ended.status == 1
     assert "No space left on device" in ended.err.splitlines()[-1], ended.err

@@ -235,6 +235,10 @@ def test_what_is_not_sure_is_asked_on_a_terminal(run: Run, tmp_path: Path, monke
             {"e": "user_id,item_id,ts\nu,i,2023-01-01\nv,i,2023-01-02\nu,j,2023-01-02\n", "items": "sku,x\ni,1\nj,2\n"},
             "Rename one of them.",
         ),
+        (
+            {"e": "user_id,item_id,ts\nu,i,2199-01-01\nv,i,2199-01-02\nu,j,2199-01-02\n"},
+            "can be used with user_id, item_id, ts as its columns",
+        ),
         ({}, "e.csv: no such file or folder. Check --events"),
     ],
 )

@@ -11,6 +11,7 @@ import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tomlkit
 
 from recsys import Shop
 from recsys.config import Settings
@@ -20,68 +21,27 @@ from recsys.data.keyed import Key, key_of, user_ids
 from recsys.data.shop import open_shop
 from recsys.errors import ConfigError, DataError
 from recsys.pipelines.browse import Browser
+from tests.small import small_file
 from tests.verbs import Ended
 
 Run = Callable[..., Ended]
 DAY = date(2024, 6, 6)
 KEY, OTHER = "a key of thirty-two characters 1", "a key of thirty-two characters 2"
-SETTINGS = """
-[shop]
-events = "{folder}/shop/events"
-items = "{folder}/shop/items"
-users = "{folder}/shop/users"
-[features]
-item_categorical = ["category"]
-user_categorical = ["age"]
-[window]
-label_days = 14
-history_days = 60
-cutoffs = 2
-[signals]
-factors = 4
-als_iterations = 2
-als_l2 = 10
-als_alpha = 2
-[candidates]
-per_user = 50
-[model]
-hidden = [8]
-[train]
-epochs = 1
-[rank]
-k = 5
-[[rules]]
-name = "hidden from her"
-kind = "pairs"
-never = "{folder}/shop/pairs.parquet"
-[[rules]]
-name = "nothing dear"
-kind = "range"
-column = "price"
-max = 0.0
-[rules.audience]
-ids = "{folder}/shop/audience.parquet"
-[gate]
-max_baseline_loss = 1.0
-min_overlap = 0.0
-max_drift = 100
-max_score_shift = 100
-max_source_change = 1
-min_source_kept = 0
-min_items = 0
-max_concentration_rise = 1
-[privacy]
-key_env = "WHO"
-[table]
-path = "{folder}/made/table"
-[run]
-work = "{folder}/made/work"
-shards = 3
-[champion]
-path = "{folder}/made/bundles"
-[report]
-path = "{folder}/made/reports"
-"""
+LOOSE = {"min_overlap": 0.0, "max_drift": 100.0, "max_score_shift": 100.0, "max_source_change": 1.0, "min_source_kept": 0.0}
+
+
+def settings_file(folder: Path) -> str:
+    """With rules that name users by lists, and a gate that lets another population pass."""
+    pairs = {"name": "hidden from her", "kind": "pairs", "never": str(folder / "shop" / "pairs.parquet")}
+    audience = {"ids": str(folder / "shop" / "audience.parquet")}
+    dear = {"name": "nothing dear", "kind": "range", "column": "price", "max": 0.0, "audience": audience}
+    return small_file(
+        folder,
+        shop={"users": str(folder / "shop" / "users")},
+        features={"user_categorical": ["age"]},
+        gate=LOOSE | {"min_items": 0.0, "max_concentration_rise": 1.0},
+        privacy={"key_env": "WHO"},
+    ) + tomlkit.dumps({"rules": [pairs, dear]})
 
 
 def person(number: int) -> str:
@@ -101,7 +61,7 @@ def shop(tmp_path: Path) -> synthetic.Planted:
     users = made.user_ids.to_pylist()
     pq.write_table(pa.table({"user_id": [person(users[5])], "item_id": pa.array([1], pa.int64())}), tmp_path / "shop" / "pairs.parquet")
     pq.write_table(pa.table({"user_id": [person(users[6]), person(users[7])]}), tmp_path / "shop" / "audience.parquet")
-    (tmp_path / "shop.toml").write_text(SETTINGS.format(folder=tmp_path))
+    (tmp_path / "shop.toml").write_text(settings_file(tmp_path))
     return made
 
 
