@@ -66,7 +66,9 @@ def export(
     night = next((one for day, one in nights.items() if as_of in (None, day)), None)
     if night is None:
         newest = ", ".join(map(str, list(nights)[:5])) or "none"
-        raise PublishError(f"{path}: night {as_of or 'of any date'} must be published to be exported; the newest are {newest}.")
+        raise PublishError(
+            f"{path}: night {as_of or 'of any date'} must be published to be exported; the newest are {newest}. Choose one of these."
+        )
     with target_of(to, name=name, password=password) as target:
         begun = time.monotonic()
         held = None if full else since or _base(target, nights, to=night)
