@@ -59,13 +59,13 @@ def planted_shop(
             with_users=not without_users,
             kinds=kinds,
         )
-        text = settings_text(planted, out, kinds=kinds or TRAITS[planted_kind].looks)
+        text = settings_text(planted, out)
         write_atomically(out / "shop.toml", lambda file: file.write_text(text, encoding="utf-8"))
         print(f"{planted.rows:,} events of {users:,} users and {items:,} items.")
         print(out / "shop.toml")
 
 
-def settings_text(planted: synthetic.Planted, out: Path, *, kinds: bool) -> str:
+def settings_text(planted: synthetic.Planted, out: Path) -> str:
     """The settings that name what the shop has, as TOML; every path is absolute."""
     places = {"events": planted.events, "items": planted.items, "users": planted.users}
     shop = {name: str(place.absolute()) for name, place in places.items() if place is not None}
@@ -73,7 +73,7 @@ def settings_text(planted: synthetic.Planted, out: Path, *, kinds: bool) -> str:
     features |= {"user_categorical": ["age", "region"]} if planted.users else {}
     folders = {name: str((out / name).absolute()) for name in ("table", "work", "bundles", "reports")}
     sections = {
-        "shop": {**shop, **({"label_kinds": ["purchase"]} if kinds else {})},
+        "shop": {**shop, **({"label_kinds": ["purchase"], "look_kinds": planted.looks} if planted.looks else {})},
         "features": features,
         "table": {"path": folders["table"]},
         "run": {"work": folders["work"]},

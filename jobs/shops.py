@@ -16,7 +16,7 @@ from recsys import config
 from recsys.config.paths import local_path
 from recsys.data import synthetic
 from recsys.data.shop import open_shop
-from recsys.data.shop_kinds import KINDS, TRAITS, Kind
+from recsys.data.shop_kinds import KINDS, Kind
 from recsys.engine.connect import connect
 from recsys.engine.progress import console, log
 from recsys.errors import ConfigError
@@ -62,7 +62,7 @@ def _backtest(kind: Kind, folder: Path, *, users: int, items: int) -> dict[str, 
     """As `backtest.measure`, of one label window that the model does not know, and `events`, the shop's."""
     log.info("shops: %s", kind)
     planted = synthetic.shop(folder, users=users, items=items, days=365, seed=0, end=END, kind=kind)
-    (folder / "shop.toml").write_text(settings_text(planted, folder, kinds=TRAITS[kind].looks), encoding="utf-8")
+    (folder / "shop.toml").write_text(settings_text(planted, folder), encoding="utf-8")
     settings = config.load(folder / "shop.toml")
     day = END - timedelta(days=settings.window.label_days)
     state = shop_state(open_shop(settings, as_of=day), end=END, as_of=day)

@@ -18,7 +18,10 @@ AVAILABLE = "available"  # may be recommended tonight
 NAME = "name"  # what a person calls the item
 
 ITEM = "item"  # item code, int32
-WANTED = "wanted"  # the event's kind is one of shop.label_kinds
+LOOK = "look"  # int8, what an event is: WANTED, DISLIKED, OTHER_LOOK, or beyond it one of shop.look_kinds, in their order
+WANTED = 0  # of shop.label_kinds, and of no less than shop.least_value
+DISLIKED = -1  # of less
+OTHER_LOOK = 1  # of a kind that neither shop.label_kinds nor shop.look_kinds names
 
 DENSE = "dense"  # float32 model inputs, one fixed-size list a row
 CODES = "codes"  # int32 model inputs, one fixed-size list a row
@@ -53,7 +56,7 @@ def events_schema(user_id: pa.DataType, item_id: pa.DataType) -> pa.Schema:
             pa.field(TS, TIMESTAMP, nullable=False),
             pa.field(QUANTITY, pa.float32(), nullable=False),
             pa.field(PRICE, pa.float32()),
-            pa.field(WANTED, pa.bool_(), nullable=False),
+            pa.field(LOOK, pa.int8(), nullable=False),
         ]
     )
 
@@ -68,7 +71,7 @@ def histories_schema(user_id: pa.DataType, user_features: list[pa.Field]) -> pa.
             pa.field(TS, pa.list_(TIMESTAMP), nullable=False),
             pa.field(QUANTITY, pa.list_(pa.float32()), nullable=False),
             pa.field(PRICE, pa.list_(pa.float32()), nullable=False),
-            pa.field(WANTED, pa.list_(pa.bool_()), nullable=False),
+            pa.field(LOOK, pa.list_(pa.int8()), nullable=False),
         ]
     )
 

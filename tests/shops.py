@@ -32,7 +32,7 @@ from recsys.retrieval.rules import RuledUsers
 from recsys.retrieval.signals import Signals
 from recsys.retrieval.sources import Source
 from recsys.retrieval.users import UserBatch
-from recsys.schema import DAY_US
+from recsys.schema import DAY_US, OTHER_LOOK, WANTED
 
 START, CUTOFF, END = 0, 100 * DAY_US, 110 * DAY_US
 MILK, CHEESE, BREAD, ROLL, CAKE, NOTHING, SPADE = range(7)
@@ -52,6 +52,8 @@ class Event(NamedTuple):
     price: float = math.nan
     quantity: float = 1.0
     wanted: bool = True
+    look: int = OTHER_LOOK
+    """What it is if it is not wanted."""
 
 
 BEFORE = [Event(ANN, NOTHING, -5.5), Event(DEE, BREAD, -1.5), Event(EVE, ROLL, -30.5)]
@@ -114,7 +116,7 @@ def group(events: Sequence[Event], table: pa.Table | None = None) -> Histories:
         np.array([round(event.day * DAY_US) for event in events], np.int64),
         np.array([event.quantity for event in events], np.float32),
         np.array([event.price for event in events], np.float32),
-        np.array([event.wanted for event in events], bool),
+        np.array([WANTED if event.wanted else event.look for event in events], np.int8),
     )
     return group_events(users() if table is None else table, np.array([event.user for event in events], np.int64), columns)
 
@@ -136,21 +138,23 @@ def settings(**sections: config.Section) -> config.Settings:
     return config.Settings.model_validate(default | sections)
 
 
-def with_looks() -> config.Settings:
-    """Settings under which events that are not wanted are looks."""
-    return settings(shop=config.Shop(events="events", items="items", users="users", label_kinds=("purchase",)))
+def with_looks(*kinds: str) -> config.Settings:
+    """Settings under which events that are not wanted are looks, of these kinds or of no kind of their own."""
+    told: dict[str, Any] = {"label_kinds": ("purchase",), "look_kinds": kinds or None}
+    return settings(shop=config.Shop(events="events", items="items", users="users", **told))
 
 
 def fit(events: Histories, changed: config.Settings | None = None, **options: Any) -> Signals:
     """The signals of [START, CUTOFF), every user taking part."""
     chosen = np.ones(len(events), bool)
-    fitted = (changed or settings()).signals
-    return signals.fit([(events, chosen)], items=7, start=START, cutoff=CUTOFF, settings=fitted, als=ALS, seed=3, **options)
+    under = changed or settings()
+    told: dict[str, Any] = {"als": ALS, "looks": under.shop.looks, **options}
+    return signals.fit([(events, chosen)], items=7, start=START, cutoff=CUTOFF, settings=under.signals, seed=3, **told)
 
 
 def featurizer(changed: config.Settings | None = None, items: Catalog | None = None, events: Histories | None = None) -> Featurizer:
     """The shop's featurizer of the night of CUTOFF, with signals of other events where they are given."""
-    return Featurizer(changed or settings(), items or catalog(), fit(events or whole()), VOCABULARIES, TONIGHT)
+    return Featurizer(changed or settings(), items or catalog(), fit(events or whole(), changed), VOCABULARIES, TONIGHT)
 
 
 def batch(changed: config.Settings | None = None, items: Catalog | None = None) -> RuledUsers:

@@ -21,7 +21,7 @@ from jobs.bench.rows import END, planted_shop
 from recsys import config
 from recsys.data.shop import open_shop
 from recsys.engine.connect import ENVIRONMENT, connect
-from recsys.features.candidate_features import Featurizer, candidate_features, embedded
+from recsys.features.candidate_features import Featurizer, embedded
 from recsys.features.spec import FeatureSpec
 from recsys.pipelines.signals import ShopState, fit_signals, shop_state
 from recsys.ranking import bundle
@@ -96,7 +96,7 @@ def measure(folder: Path, path: Path) -> dict[str, Any]:
                     users = featurizer.users(batch)
                     candidates = propose(users, featurizer.sources, per_user=settings.candidates.per_user)
                 with step(STEPS[1]):
-                    inputs = candidate_features(candidates, users, features=settings.features, vocabularies=state.vocabularies)
+                    inputs = featurizer.inputs(candidates, users)
                 with step(STEPS[2]):
                     raw = scorer(inputs.dense, inputs.codes)
                 with step(STEPS[3]):

@@ -20,6 +20,7 @@ from recsys.config.pairs import Column, Pairs, Scaling, Words
 from recsys.config.publishing import Champion, Fairness, Gate, Notify, Privacy, Rank, Report, Run, Table
 from recsys.config.rules import (
     AVAILABLE,
+    DISLIKES,
     REPEATS,
     AnyRule,
     Audience,
@@ -40,6 +41,7 @@ from recsys.config.training import Calibration, Model, PairsTrain, Train
 __all__ = [
     "ABSENT",
     "AVAILABLE",
+    "DISLIKES",
     "REPEATS",
     "SPACE",
     "AnyRule",

@@ -158,5 +158,5 @@ class CapRule(Section):
 
 
 AnyRule = BoughtRule | ColumnRule | RangeRule | ItemsRule | PairsRule | CapRule
-AVAILABLE, REPEATS = RULES_BUILT_IN = ("available", "repeats")  # names of rules that are no [[rules]]
-HISTORY_COLUMNS = ("user_id", "item", "ts", "quantity", "price", "wanted")  # of the histories beside what users tell
+AVAILABLE, REPEATS, DISLIKES = RULES_BUILT_IN = ("available", "repeats", "dislikes")  # names of rules that are no [[rules]]
+HISTORY_COLUMNS = ("user_id", "item", "ts", "quantity", "price", "look")  # of the histories beside what users tell

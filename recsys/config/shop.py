@@ -23,6 +23,8 @@ class Columns(Section):
     """Column of events: units of the item. Optional; without it every event is of 1."""
     price: str = "price"
     """Column of events: what was paid for one unit, not for all of them. Optional."""
+    value: str = "value"
+    """Column of events: how much the user liked it, such as a rating; a number, read where shop.least_value is set."""
     available: str = "available"
     """Column of items: whether the item may be recommended, true or false. Optional; without it every item may."""
     name: str = "name"
@@ -49,6 +51,13 @@ class Shop(Section):
     label_kinds: Names | None = None
     """Kinds of events that count as wanted, such as ["purchase"]: these are what lists are to foretell; events then need a column
     kind. Absent: all."""
+    look_kinds: Names | None = None
+    """Kinds of events that are looks, such as ["view", "cart"]: they are not wanted, but tell of taste. Each has features of its own,
+    and weighs by how often a purchase followed it. All kinds that neither they nor label_kinds name are one more."""
+    least_value: float | None = None
+    """An event of a smaller value, such as 4 where shop.columns.value is a rating from 1 to 5, is not wanted: the user took the item
+    and did not like it, and gets it on no list while the event is within window.history_days. One without a value counts as liked.
+    Absent: values are not read."""
     versions: dict[Literal["events", "items", "users"], Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     """Which version of a Delta table, or which snapshot of an Iceberg table by its id, is read, such as {items = 12}. Absent: the
     newest."""
@@ -58,6 +67,27 @@ class Shop(Section):
     other such column is refused where ours is absent."""
     storage_options: StorageOptions = Field(default_factory=dict)
     """Options of the object store, such as region and endpoint. Secrets do not belong here: they come from the environment."""
+
+    @property
+    def looks(self) -> int:
+        """How many kinds of looks there are, those that no key names being one: 0 where every event is wanted."""
+        return 0 if self.label_kinds is None else 1 + len(self.look_kinds or ())
+
+    def may_read(self) -> list[str]:
+        """Columns of events, by the shop's names, that are read where they are there."""
+        columns = self.columns
+        optional = [columns.kind] * (self.label_kinds is not None) + [columns.value] * (self.least_value is not None)
+        return [*optional, columns.quantity, columns.price]
+
+    @model_validator(mode="after")
+    def _looks_are_other_kinds(self) -> "Shop":
+        if self.look_kinds is not None and self.label_kinds is None:
+            raise ValueError("shop.look_kinds needs shop.label_kinds, without which all kinds are wanted; set it, or remove look_kinds")
+        if self.least_value is None and self.columns.value != Columns().value:
+            raise ValueError("shop.columns.value is read for shop.least_value, which is absent; set it, or remove shop.columns.value")
+        if both := sorted(set(self.look_kinds or ()) & set(self.label_kinds or ())):
+            raise ValueError(f"shop.look_kinds and shop.label_kinds name '{both[0]}'; remove it from one")
+        return self
 
 
 class Features(Section):
@@ -113,6 +143,10 @@ class Signals(Section):
     what users had not bought before, in the last label window of the shop's own that ends label_days before the date."""
     als_alpha: Annotated[float, Field(gt=0)] | None = None
     """Weight of purchases in ALS, against what was not bought, which weighs 1."""
+    look_weight: Annotated[float, Field(ge=0, le=1)] | None = None
+    """What a look, an event that is not of shop.label_kinds, weighs beside a purchase, 1, where neighbours and factors are fitted and
+    where they are asked: that of the kind which a purchase follows most often; others weigh less by as much less as one follows them.
+    0: looks are not asked. Absent: as als_l2 is chosen, by lists of what users had neither bought nor looked at."""
     group_users: Positive = 50
     """A group of users with the same words must have so many buyers in the last 28 days to have a popularity of its own: fewer would
     show one user what another bought."""
@@ -131,7 +165,7 @@ class Candidates(Section):
     own: Annotated[int, Field(ge=0)] = 200
     """Source own: items that the user bought before."""
     seen: Annotated[int, Field(ge=0)] = 100
-    """Source seen: items with an event of the user's that is not of shop.label_kinds, such as a view, a cart or a rating, lately first.
+    """Source seen: items that the user looked at, with an event that is not of shop.label_kinds such as a view or a cart; lately first.
     Without label_kinds every event is wanted, and there is none."""
     popular: Positive = 100
     """Source popular: items that many users bought. It is never off, as it serves those without history."""

@@ -13,7 +13,7 @@ from recsys.data.inputs import File, read
 from recsys.data.keyed import Key, user_ids
 from recsys.data.shop import ShopInputs
 from recsys.data.types import UNITS, as_text, clean_ids, readable, times, utc
-from recsys.schema import AVAILABLE, ITEM_ID, NAME, PRICE, QUANTITY, TS, USER_ID, WANTED, events_schema
+from recsys.schema import AVAILABLE, DISLIKED, ITEM_ID, LOOK, NAME, OTHER_LOOK, PRICE, QUANTITY, TS, USER_ID, WANTED, events_schema
 
 Rejected = Counter[str]
 
@@ -61,11 +61,6 @@ def clean(
         price = pc.if_else(usable, price, pa.scalar(None, pa.float32()))
     else:
         price = pa.chunked_array([pa.nulls(rows, pa.float32())])
-    if columns.kind in raw.column_names and shop.label_kinds is not None:
-        kinds = _text(raw, columns.kind, where)
-        wanted = pc.fill_null(pc.is_in(kinds, value_set=pa.array(shop.label_kinds, pa.string())), False)
-    else:
-        wanted = pa.chunked_array([pa.array(np.ones(rows, bool))])
 
     faults = {
         "null_user_id": pc.is_null(users),
@@ -82,8 +77,26 @@ def clean(
         if count := int(bad.sum()):
             rejected[reason] = count
         good &= ~bad
-    table = pa.table([users, items, ts, quantity, price, wanted], names=[USER_ID, ITEM_ID, TS, QUANTITY, PRICE, WANTED])
+    table = pa.table(
+        [users, items, ts, quantity, price, _looks(raw, settings, where)], names=[USER_ID, ITEM_ID, TS, QUANTITY, PRICE, LOOK]
+    )
     return table.filter(pa.array(good)).cast(events_schema(user_id, item_id)), rejected
+
+
+def _looks(raw: pa.Table, settings: Settings, where: str) -> pa.ChunkedArray:
+    """int8: what each event is, as `schema.LOOK` has it."""
+    shop, columns = settings.shop, settings.shop.columns
+    look = np.full(raw.num_rows, WANTED, np.int8)
+    if columns.kind in raw.column_names and shop.label_kinds is not None:
+        kinds = _text(raw, columns.kind, where)
+        look[:] = OTHER_LOOK
+        for code, kind in enumerate(shop.look_kinds or (), start=OTHER_LOOK + 1):
+            look[pc.fill_null(pc.equal(kinds, kind), False).to_numpy()] = code
+        look[pc.fill_null(pc.is_in(kinds, value_set=pa.array(shop.label_kinds, pa.string())), False).to_numpy()] = WANTED
+    if columns.value in raw.column_names and shop.least_value is not None:
+        disliked = pc.fill_null(pc.less(raw.column(columns.value).cast(pa.float64()), shop.least_value), False)
+        look[(look == WANTED) & disliked.to_numpy()] = DISLIKED
+    return pa.chunked_array([pa.array(look)])
 
 
 def clean_users(raw: pa.Table, inputs: ShopInputs, where: str = "users") -> tuple[pa.Table, Rejected]:

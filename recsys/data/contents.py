@@ -104,7 +104,7 @@ def hash_days(histories: Histories, item_hashes: np.ndarray, *, before: Mapping[
     hashes = mix(mix(users[histories.user_row]) ^ item_hashes[histories.item])
     hashes = mix(hashes ^ histories.ts.view(np.uint64))
     hashes = mix(hashes ^ (price << np.uint64(32)) ^ histories.quantity.view(np.uint32).astype(np.uint64))
-    hashes = mix(hashes ^ histories.wanted.astype(np.uint64))
+    hashes = mix(hashes ^ histories.look.astype(np.int64).view(np.uint64))
     sums = Counter(before)
     sums.update(_sums(histories.ts // DAY_US, hashes))
     return {day: value % MODULUS for day, value in sums.items()}

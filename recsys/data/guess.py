@@ -27,11 +27,14 @@ NAMES = {
     "kind": "kind event event_type event_name type action behavior behaviour interaction activity",
     "quantity": "quantity qty units count pieces amount",
     "price": "price unit_price sales_price item_price cost",
+    "value": "rating stars overall score grade",
     "available": "available in_stock is_available is_active active enabled on_sale",
     "name": "name title product_name prod_name item_name description desc label",
 }
 SUFFIXES = ("id", "code", "no", "nr", "number", "key", "time", "timestamp", "date", "at")
 BOUGHT = re.compile(r"purchas|bought|^buy|^order|transaction|^sale|sold|checkout|conver|paid", re.IGNORECASE)
+RATINGS = (3, 11)  # a rating has so many values at least and at most
+LIKED = 0.8  # of the best rating, from which on an item was liked: 4 of 5
 DAYS = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y%m%d")
 PATTERNS = [f"{day}{clock}" for day in DAYS for clock in (" %H:%M:%S", "T%H:%M:%S", " %H:%M", "", "T%H:%M:%S%z", " %H:%M:%S%z")]
 EPOCHS = {"s": 1e8, "ms": 1e11, "us": 1e14, "ns": 1e17}  # the least number of each unit that is a time since 1973
@@ -285,7 +288,15 @@ def guess_kind(events: Looked, taken: Iterable[str], choose: Choose) -> list[Gue
         told = ", ".join(f"{kind} {counts[kind] / len(events.rows):.0%}" for kind in reversed(kinds))
         why = f"what lists are to foretell; kinds are {told}"
         wanted = Guess("shop", "label_kinds", bought or kinds[:1], why, () if bought else tuple([kind] for kind in kinds))
-        return [Guess("shop.columns", "kind", name, f"it says what sort of event a row is: {told}"), ask(wanted, choose)]
+        label = ask(wanted, choose)
+        looks = Guess(
+            "shop", "look_kinds", [kind for kind in reversed(kinds) if kind not in label.value], "the other kinds tell of taste"
+        )
+        return [
+            Guess("shop.columns", "kind", name, f"it says what sort of event a row is: {told}"),
+            label,
+            *([looks] if looks.value else []),
+        ]
     return []
 
 
@@ -301,6 +312,19 @@ def guess_numbers(events: Looked, taken: Iterable[str]) -> list[Guess]:
                 used.add(name)
                 break
     return guesses
+
+
+def guess_rating(events: Looked, taken: Iterable[str], choose: Choose) -> list[Guess]:
+    """value and least_value, where a column says how much the user liked the item."""
+    for name in best([name for name in events.rows.column_names if name not in set(taken)], "value"):
+        if not is_number(events.rows.column(name).type) or not RATINGS[0] <= events.distinct(name) <= RATINGS[1]:
+            continue
+        ratings = sorted(float(rating) for rating in pc.unique(events.rows.column(name)).drop_null().to_pylist())
+        least = next(rating for rating in ratings if rating >= LIKED * ratings[-1])
+        why = f"what was rated lower was not liked; ratings are {ratings[0]:g} to {ratings[-1]:g}"
+        liked = ask(Guess("shop", "least_value", least, why, tuple(ratings)), choose)
+        return [Guess("shop.columns", "value", name, "its name and its few numbers are a rating's"), liked]
+    return []
 
 
 def guess_ignored(table: Looked, optional: Iterable[str], taken: Iterable[str]) -> list[str]:

@@ -5,10 +5,11 @@ from datetime import date, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys.data.guess import Guess
 from recsys.hashing import stable_hash
-from recsys.schema import DAY_US, ITEM_ID, TS, USER_ID, WANTED
+from recsys.schema import DAY_US, ITEM_ID, LOOK, TS, USER_ID, WANTED
 
 LABEL_DAYS = (7, 14, 28, 56, 91)
 HISTORY_DAYS = (91, 182, 365, 730, 1095, 1825)
@@ -33,9 +34,9 @@ def guess_past(events: pa.Table, *, today: date) -> Past:
     """Windows for a shop of these usable events, of users who are there with all of theirs; events after today are left out.
 
     Args:
-        events: user_id, item_id, ts and wanted, as `cleaning.clean` keeps them; at least one is wanted and not after today.
+        events: user_id, item_id, ts and look, as `cleaning.clean` keeps them; at least one is wanted and not after today.
     """
-    wanted = events.filter(events.column(WANTED))
+    wanted = events.filter(pc.equal(events.column(LOOK), WANTED))
     day = wanted.column(TS).cast(pa.int64()).to_numpy() // DAY_US
     ours = day <= (today - EPOCH).days
     wanted, day = wanted.filter(pa.array(ours)), day[ours]

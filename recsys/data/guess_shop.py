@@ -11,7 +11,19 @@ from tomlkit.items import Table
 
 from recsys.config import Settings
 from recsys.data.cleaning import clean
-from recsys.data.guess import Choose, Guess, Looked, guess_ids, guess_ignored, guess_key, guess_kind, guess_numbers, guess_times, look
+from recsys.data.guess import (
+    Choose,
+    Guess,
+    Looked,
+    guess_ids,
+    guess_ignored,
+    guess_key,
+    guess_kind,
+    guess_numbers,
+    guess_rating,
+    guess_times,
+    look,
+)
 from recsys.data.guess_features import describe, guess_item_columns
 from recsys.data.guess_past import Past, guess_past
 from recsys.data.inputs import Input, open_input, read
@@ -19,7 +31,7 @@ from recsys.data.shop import text_types
 from recsys.data.types import id_type, midnight
 from recsys.errors import DataError, Mistakes
 from recsys.hashing import sampled, stable_hash
-from recsys.schema import DAY_US, ITEM_ID, TS, USER_ID, WANTED
+from recsys.schema import DAY_US, ITEM_ID, LOOK, TS, USER_ID, WANTED
 
 EVENTS = 5_000_000  # whose users' past is looked at, about: of a larger shop those of some users, chosen by hash
 OPTIONAL = {"events": ("kind", "quantity", "price"), "items": ("available", "name")}
@@ -61,6 +73,7 @@ def guess_shop(places: Mapping[str, str], *, choose: Choose, today: date) -> Gue
     taken += [guess.value for guess in guesses if guess.key == "ts"]
     guesses += guess_kind(events, taken, choose)
     guesses += guess_numbers(events, taken)
+    guesses += guess_rating(events, taken, choose)
     described, left_out = _described(tables, keys)
     guesses += described
     ignored: list[str] = []
@@ -147,12 +160,12 @@ def _past(events: Input, guesses: list[Guess], *, today: date) -> Past:
         for number in range(file.row_groups):
             rows = read(source, file, [number], names)
             usable, _ = clean(rows, settings=settings, user_id=types[0], item_id=types[1], end=midnight(date.max), where=file.path)
-            chosen = usable.select([USER_ID, ITEM_ID, TS, WANTED])
+            chosen = usable.select([USER_ID, ITEM_ID, TS, LOOK])
             if share < 1:
                 chosen = chosen.filter(pa.array(sampled(stable_hash(chosen.column(USER_ID).to_numpy()), share)))
             kept.append(chosen)
     table = pa.concat_tables(kept)
-    past = table.filter(table.column(WANTED))
+    past = table.filter(pc.equal(table.column(LOOK), WANTED))
     past = past.filter(pc.less(past.column(TS).cast(pa.int64()), midnight(today) + DAY_US))
     if not past.num_rows:
         raise DataError(

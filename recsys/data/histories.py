@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.schema import DAY_US, ITEM, PRICE, QUANTITY, TS, WANTED
+from recsys.schema import DAY_US, ITEM, LOOK, PRICE, QUANTITY, TS, WANTED
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,16 @@ class Histories:
     """float32 (E)."""
     price: np.ndarray
     """float32 (E), for one unit; NaN where unknown."""
-    wanted: np.ndarray
-    """bool (E): the event's kind counts as wanted."""
+    look: np.ndarray
+    """int8 (E): WANTED, DISLIKED, or which kind of look the event is, as `schema.LOOK` has it."""
 
     def __len__(self) -> int:
         return self.users.num_rows
+
+    @property
+    def wanted(self) -> np.ndarray:
+        """bool (E): the event is what lists are to foretell."""
+        return self.look == WANTED
 
     @property
     def user_row(self) -> np.ndarray:
@@ -49,7 +54,7 @@ class Histories:
             ts=self.ts[mask],
             quantity=self.quantity[mask],
             price=self.price[mask],
-            wanted=self.wanted[mask],
+            look=self.look[mask],
         )
 
     def between(self, start: int, end: int) -> "Histories":
@@ -66,7 +71,7 @@ class Histories:
             ts=self.ts[events],
             quantity=self.quantity[events],
             price=self.price[events],
-            wanted=self.wanted[events],
+            look=self.look[events],
         )
 
     def take(self, rows: np.ndarray) -> "Histories":
@@ -86,7 +91,7 @@ def read_histories(folder: Path, shard: str) -> Histories:
 def from_table(table: pa.Table) -> Histories:
     """Histories of the rows of a table with `histories_schema`."""
     table = table.combine_chunks()
-    lists = {name: _one_array(table.column(name)) for name in (ITEM, TS, QUANTITY, PRICE, WANTED)}
+    lists = {name: _one_array(table.column(name)) for name in (ITEM, TS, QUANTITY, PRICE, LOOK)}
     offsets = lists[ITEM].offsets.to_numpy()
 
     def flat(name: str) -> pa.Array:
@@ -99,7 +104,7 @@ def from_table(table: pa.Table) -> Histories:
         ts=pc.cast(flat(TS), pa.int64()).to_numpy(zero_copy_only=False),
         quantity=flat(QUANTITY).to_numpy(zero_copy_only=False),
         price=flat(PRICE).to_numpy(zero_copy_only=False),
-        wanted=flat(WANTED).to_numpy(zero_copy_only=False),
+        look=flat(LOOK).to_numpy(zero_copy_only=False),
     )
 
 
@@ -111,7 +116,7 @@ def to_table(histories: Histories, schema: pa.Schema) -> pa.Table:
         TS: pa.array(histories.ts, pa.int64()).cast(schema.field(TS).type.value_type),
         QUANTITY: pa.array(histories.quantity, pa.float32()),
         PRICE: pa.array(histories.price, pa.float32()),
-        WANTED: pa.array(histories.wanted, pa.bool_()),
+        LOOK: pa.array(histories.look, pa.int8()),
     }
     table = histories.users
     for name, values in columns.items():
@@ -125,10 +130,10 @@ def group_events(users: pa.Table, user_row: np.ndarray, events: Sequence[np.ndar
     Args:
         users: U rows with user_id and features.
         user_row: int (E), the row of each event's user.
-        events: item int32, ts int64, quantity float32, price float32, wanted bool; each (E).
+        events: item int32, ts int64, quantity float32, price float32, look int8; each (E).
     """
-    item, ts, quantity, price, wanted = events
-    order = np.lexsort((wanted, price, quantity, item, ts, user_row))  # by every column: equal events meet, input order is forgotten
+    item, ts, quantity, price, look = events
+    order = np.lexsort((look, price, quantity, item, ts, user_row))  # by every column: equal events meet, input order is forgotten
     counts = np.bincount(user_row, minlength=users.num_rows)
     return Histories(
         users=users,
@@ -137,7 +142,7 @@ def group_events(users: pa.Table, user_row: np.ndarray, events: Sequence[np.ndar
         ts=ts[order],
         quantity=quantity[order],
         price=price[order],
-        wanted=wanted[order],
+        look=look[order],
     )
 
 
@@ -151,7 +156,7 @@ def merge(one: Histories, other: Histories) -> tuple[Histories, np.ndarray]:
     counts = np.diff(one.offsets), np.diff(other.offsets)
     both = np.concatenate([np.repeat(counts[1] > 0, counts[0]), np.ones(len(other.item), bool)])  # of users who have more
     user_row = np.concatenate([one.user_row, other.user_row])
-    names = ("wanted", "price", "quantity", "item", "ts")
+    names = ("look", "price", "quantity", "item", "ts")
     columns = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in names}
     new = np.arange(len(user_row)) >= len(one.item)
     moved = np.flatnonzero(both)
@@ -174,7 +179,7 @@ def distinct_events(histories: Histories) -> np.ndarray:
         return np.zeros(0, bool)
     user_row = histories.user_row
     same = np.ones(len(histories.item) - 1, bool)
-    for column in (user_row, histories.item, histories.ts, histories.quantity, histories.wanted):
+    for column in (user_row, histories.item, histories.ts, histories.quantity, histories.look):
         same &= column[1:] == column[:-1]
     price = histories.price
     same &= (price[1:] == price[:-1]) | (np.isnan(price[1:]) & np.isnan(price[:-1]))
@@ -189,15 +194,19 @@ def _one_array(column: pa.ChunkedArray) -> pa.ListArray:
 
 
 def purchase_days(histories: Histories, *, cutoff: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """User row int64, item code int64 and day int64 of every distinct (user, item, day) purchase, in that order.
+    """As `event_days`, of what is wanted."""
+    return event_days(histories, histories.wanted, cutoff=cutoff)
+
+
+def event_days(histories: Histories, chosen: np.ndarray, *, cutoff: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User row int64, item code int64 and day int64 of every distinct (user, item, day) among chosen events, bool (E), in that order.
 
     Days count back from the cutoff: 0 is the last 24 hours before it.
     """
-    wanted = histories.wanted
-    days = (cutoff - 1 - histories.ts[wanted]) // DAY_US
-    key = histories.user_row[wanted].astype(np.int64)
-    order = np.lexsort((days, histories.item[wanted], key))
-    user, item, days = key[order], histories.item[wanted][order].astype(np.int64), days[order]
+    days = (cutoff - 1 - histories.ts[chosen]) // DAY_US
+    key = histories.user_row[chosen].astype(np.int64)
+    order = np.lexsort((days, histories.item[chosen], key))
+    user, item, days = key[order], histories.item[chosen][order].astype(np.int64), days[order]
     new = np.ones(len(user), bool)
     new[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1]) | (days[1:] != days[:-1])
     return user[new], item[new], days[new]

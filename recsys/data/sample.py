@@ -21,13 +21,13 @@ from recsys.data.label_windows import label_windows
 from recsys.data.shop import ShopInputs
 from recsys.data.types import as_text, midnight, readable
 from recsys.errors import DataError, Mistakes
-from recsys.schema import DAY_US, ITEM_ID, TS, USER_ID, WANTED, events_schema
+from recsys.schema import DAY_US, ITEM_ID, LOOK, TS, USER_ID, WANTED, events_schema
 
 Looked = TypeVar("Looked")
 
 ROWS = 10_000_000  # of events that are looked at, at most about
 THREADS = 4
-EVENTS = [USER_ID, ITEM_ID, TS, WANTED]  # columns that are kept of them, some 30 bytes a row where ids are numbers
+EVENTS = [USER_ID, ITEM_ID, TS, LOOK]  # columns that are kept of them, some 30 bytes a row where ids are numbers
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def look_at(inputs: ShopInputs, mistakes: Mistakes, *, as_of: date) -> ShopSampl
     if inputs.items is not None:
         rows["items"] = inputs.items.rows
 
-    wanted = events.filter(events.column(WANTED))
+    wanted = events.filter(pc.equal(events.column(LOOK), WANTED))
     day = wanted.column(TS).cast(pa.int64()).to_numpy() // DAY_US
     window, today = inputs.settings.window, midnight(as_of) // DAY_US
     recent = wanted.filter(pa.array(day >= today - window.history_days))
@@ -122,11 +122,12 @@ def check_kinds(inputs: ShopInputs, sample: ShopSample) -> None:
     Raises:
         DataError: some are of none, or nothing at all is wanted.
     """
-    where, kinds = inputs.events.location, inputs.settings.shop.label_kinds or ()
+    where, shop = inputs.events.location, inputs.settings.shop
     seen = ", ".join(f"{name} {count:,}" for name, count in sample.kinds.items()) or "none"
     wrong = [
-        f"{where}: shop.label_kinds must be kinds of events, got '{kind}', which no row that was looked at is of; seen {seen}. Mend it."
-        for kind in kinds
+        f"{where}: shop.{key} must be kinds of events, got '{kind}', which no row that was looked at is of; seen {seen}. Mend it."
+        for key, kinds in (("label_kinds", shop.label_kinds), ("look_kinds", shop.look_kinds))
+        for kind in kinds or ()
         if kind not in sample.kinds
     ]
     if not wrong and sample.wanted == 0:
@@ -139,8 +140,8 @@ def _events(inputs: ShopInputs, end: int, file: File, group: int) -> tuple[pa.Ta
     """A row group's usable events, its rows, rejected ones by reason, and rows of each kind where one is asked for."""
     settings, columns = inputs.settings, inputs.settings.shop.columns
     asked = settings.shop.label_kinds is not None
-    optional = [columns.kind] * asked + [columns.quantity, columns.price]
-    names = dict.fromkeys([columns.user_id, columns.item_id, columns.ts, *(c for c in optional if c in inputs.events.columns)])
+    optional = [name for name in settings.shop.may_read() if name in inputs.events.columns]
+    names = dict.fromkeys([columns.user_id, columns.item_id, columns.ts, *optional])
     raw = read(inputs.events, file, [group], list(names))
     kept, faults = clean(
         raw, settings=settings, user_id=inputs.user_id, item_id=inputs.item_id, end=end, where=file.path, key=inputs.key

@@ -145,7 +145,7 @@ def text_types(settings: Settings) -> dict[str, pa.DataType]:
     shop, features, columns = settings.shop, settings.features, settings.shop.columns
     words = [columns.user_id, columns.item_id, columns.kind, columns.name, *features.item_categorical, *features.user_categorical]
     words += [*settings.fairness.user_groups, *settings.fairness.item_groups]
-    numbers = [columns.quantity, columns.price, *features.item_numeric, *features.user_numeric]
+    numbers = [columns.value, columns.quantity, columns.price, *features.item_numeric, *features.user_numeric]
     for _, _, column, is_number in settings.rule_columns():
         (numbers if is_number else words).append(column)
     types: dict[str, pa.DataType] = dict.fromkeys(words, pa.string()) | dict.fromkeys(numbers, pa.float64())
@@ -188,6 +188,8 @@ def _check_columns(mistakes: Mistakes, settings: Settings, events: Input, items:
     mistakes.look(_check_times, events, settings)
     for setting in ("quantity", "price"):
         mistakes.look(_number, events, getattr(columns, setting), setting=f"shop.columns.{setting}", required=False)
+    if shop.least_value is not None:
+        mistakes.look(_number, events, columns.value, setting="shop.columns.value", required=True)
     if items is not None:
         mistakes.look(_available, items, columns.available)
         if columns.name in items.columns:

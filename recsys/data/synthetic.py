@@ -72,6 +72,8 @@ class Planted:
     """float64 (I,): the same on the last day."""
     staple_offsets: np.ndarray
     """int64 (U + 1,)."""
+    looks: tuple[str, ...]
+    """Kinds of events beside purchases; without, events have no column of kinds."""
     staple_items: np.ndarray
     """int32: user u's staples are `staple_items[staple_offsets[u]:staple_offsets[u + 1]]`, ascending, none twice."""
 
@@ -168,13 +170,13 @@ def shop(
         start_weight=start_weight,
         end_weight=end_weight,
         staple_offsets=staple_offsets,
+        looks=EVENT_KINDS[1:] if traits.looks else EVENT_KINDS[1:2] if kinds else (),
         staple_items=(pairs % items).astype(np.int32),
     )
     beyond = events_per_user * (1 - staple_share)
     files = max(LEAST_FILES, round(users * (events_per_user + (2 * beyond if kinds else 0)) / EVENTS_PER_FILE))
     start_us = int(datetime(end.year, end.month, end.day, tzinfo=UTC).timestamp()) * 1_000_000 - days * DAY_US
     planted.events.mkdir(parents=True)
-    rows = 0
     for number in range(files):
         buyers = np.arange(number, users, files)  # every file holds users from all over
         table = _events(
@@ -191,7 +193,7 @@ def shop(
             random=np.random.default_rng([seed, 1, number]),
         )
         pq.write_table(_renamed(table, names), planted.events / f"part-{number:05d}.parquet")
-        rows += len(table)
+        planted = replace(planted, rows=planted.rows + len(table))
     random = np.random.default_rng([seed, 2])
     if planted.items:
         planted.items.mkdir()
@@ -199,7 +201,7 @@ def shop(
     if planted.users:
         planted.users.mkdir()
         pq.write_table(_renamed(_users(planted, random), names), planted.users / "users.parquet")
-    return replace(planted, rows=rows)
+    return planted
 
 
 class _Tail:

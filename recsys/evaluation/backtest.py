@@ -16,8 +16,8 @@ from recsys.retrieval import best_kernels
 from recsys.retrieval.best_kernels import sort
 from recsys.retrieval.candidates import Candidates
 from recsys.retrieval.heaps import Barred, Heaps, empty_heaps
+from recsys.retrieval.item_sums import MONTH, POPULARITY_DAYS
 from recsys.retrieval.rules import RuledUsers
-from recsys.retrieval.signals import MONTH, POPULARITY_DAYS
 from recsys.retrieval.sources import Factors, Group, Neighbours
 from recsys.retrieval.users import UserBatch
 from recsys.schema import USER_ID

@@ -1,6 +1,6 @@
 """Candidate rows -> model inputs; training and scoring both call `candidate_features`, so they cannot differ."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from recsys.data.histories import Histories
 from recsys.features import kernels
 from recsys.features.spec import ModelInputs
 from recsys.retrieval.candidates import NOT_FEATURES, Candidates, propose, user_batches
+from recsys.retrieval.item_sums import MONTH, POPULARITY_DAYS
 from recsys.retrieval.rules import RuledUsers, Rules
-from recsys.retrieval.signals import MONTH, POPULARITY_DAYS, Signals
+from recsys.retrieval.signals import Signals
 from recsys.retrieval.sources import Seen, Source, sources
 from recsys.retrieval.supplied import Supplied
 from recsys.retrieval.users import UserBatch, group_days
@@ -65,8 +66,12 @@ class Featurizer:
             batch = histories.select(start, stop)
             users = self.users(batch, supplied.select(start, stop) if supplied is not None else None)
             candidates = propose(users, self.sources, per_user=self.settings.candidates.per_user)
-            inputs = candidate_features(candidates, users, features=self.settings.features, vocabularies=self.vocabularies)
-            yield batch, users, candidates, inputs
+            yield batch, users, candidates, self.inputs(candidates, users)
+
+    def inputs(self, candidates: Candidates, users: UserBatch) -> ModelInputs:
+        """The features of candidates of these users."""
+        settings, kinds = self.settings, self.settings.shop.look_kinds or ()
+        return candidate_features(candidates, users, features=settings.features, vocabularies=self.vocabularies, look_kinds=kinds)
 
 
 def embedded(features: config.Features, vocabularies: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -76,7 +81,12 @@ def embedded(features: config.Features, vocabularies: Mapping[str, tuple[str, ..
 
 
 def candidate_features(
-    candidates: Candidates, users: UserBatch, *, features: config.Features, vocabularies: Mapping[str, tuple[str, ...]]
+    candidates: Candidates,
+    users: UserBatch,
+    *,
+    features: config.Features,
+    vocabularies: Mapping[str, tuple[str, ...]],
+    look_kinds: Sequence[str] = (),
 ) -> ModelInputs:
     """The features of every candidate row, from what was known before the signals' cutoff.
 
@@ -89,6 +99,7 @@ def candidate_features(
     columns |= _of_own_purchases(candidates, users, active)
     if Seen.name in candidates.names:
         columns |= _of_looks(candidates, users)
+        _add(columns, _of_kinds(candidates, users, look_kinds), of="looks")
     _add(columns, _of_categories(candidates, users, active), of="categories")
 
     row, item = candidates.user_row, candidates.item
@@ -219,7 +230,7 @@ def _of_own_purchases(candidates: Candidates, users: UserBatch, active: _Activit
 
 
 def _of_looks(candidates: Candidates, users: UserBatch) -> dict[str, np.ndarray]:
-    """The user and the item: looked at how often, when last, and since it was last bought."""
+    """The user and the item: looked at how often, when last, and since it was last bought; and who else looks at it."""
     key = candidates.user_row * len(users.signals.items) + candidates.item
     seen, own = users.seen, users.own
     place, known = seen.find(key)
@@ -231,7 +242,22 @@ def _of_looks(candidates: Candidates, users: UserBatch) -> dict[str, np.ndarray]
         "seen_last": np.where(known, np.log1p(seen.last[place]), np.nan),
         "seen_known": known,
         "seen_since": since,
+        **{f"looks_{days}d": logs for days, logs in zip(POPULARITY_DAYS, users.signals.log_looks[:, candidates.item], strict=True)},
     }
+
+
+def _of_kinds(candidates: Candidates, users: UserBatch, kinds: Sequence[str]) -> dict[str, np.ndarray]:
+    """The same of each of shop.look_kinds alone, and who looks much lately."""
+    key = candidates.user_row * len(users.signals.items) + candidates.item
+    columns: dict[str, np.ndarray] = {}
+    for kind, looks in zip(kinds, users.looks[1:], strict=True):
+        place, known = looks.find(key)
+        columns[f"{kind}_count"] = np.where(known, np.log1p(looks.count[place]), 0.0)
+        columns[f"{kind}_last"] = np.where(known, np.log1p(looks.last[place]), np.nan)
+        row = looks.key[:-1] // len(users.signals.items)
+        recent = np.bincount(row, weights=looks.recent[:-1], minlength=len(users))
+        columns[f"{kind}_by_user"] = np.log1p(recent)[candidates.user_row]
+    return columns
 
 
 def _of_categories(candidates: Candidates, users: UserBatch, active: _Activity) -> dict[str, np.ndarray]:

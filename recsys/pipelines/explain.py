@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.errors import BundleError, ConfigError
-from recsys.features.candidate_features import Featurizer, candidate_features
+from recsys.features.candidate_features import Featurizer
 from recsys.features.spec import FeatureSpec, ModelInputs
 from recsys.pipelines.inspect import find_user
 from recsys.pipelines.past import als_of
@@ -207,7 +207,7 @@ def _alone(candidates: Candidates, position: int, users: RuledUsers, featurizer:
         if name in sources:
             score[:, place] = sources[name].scores(users, row, item)
     one = Candidates(candidates.names, row, item, np.zeros((1, len(candidates.names)), np.int32), score)
-    return candidate_features(one, users, features=featurizer.settings.features, vocabularies=featurizer.vocabularies)
+    return featurizer.inputs(one, users)
 
 
 def nearest(

@@ -31,7 +31,7 @@ from recsys.engine.stage import Receipt, Stage, receipt_in
 from recsys.engine.units import Task, run_units
 from recsys.errors import DataError
 from recsys.hashing import stable_hash
-from recsys.schema import ITEM_ID, PRICE, QUANTITY, TS, USER_ID, WANTED, events_schema
+from recsys.schema import ITEM_ID, LOOK, PRICE, QUANTITY, TS, USER_ID, events_schema
 from recsys.storage import code_digest, digest, write_atomically
 
 ADDED = 8  # parts are added to an ingest of so many times their rows
@@ -174,8 +174,7 @@ def _clean_task(inputs: ShopInputs, end: int, folder: Path) -> Task:
     """First pass: one part read, cleaned, and written as one record batch per shard."""
     columns, shards = inputs.settings.shop.columns, inputs.shards
     events = [columns.user_id, columns.item_id, columns.ts]
-    optional = [columns.kind] * (inputs.settings.shop.label_kinds is not None) + [columns.quantity, columns.price]
-    events += [name for name in optional if name in inputs.events.columns and name not in events]
+    events += [name for name in inputs.settings.shop.may_read() if name in inputs.events.columns and name not in events]
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         if unit["table"] == "events":
@@ -229,7 +228,7 @@ def _group_task(inputs: ShopInputs, folders: tuple[Path, Path]) -> Task:
             events.column(TS).cast(pa.int64()).to_numpy(),
             events.column(QUANTITY).to_numpy(),
             pc.fill_null(events.column(PRICE), math.nan).to_numpy(),
-            events.column(WANTED).to_numpy(),
+            events.column(LOOK).to_numpy(),
         )
         grouped = group_events(users, row, columns)
         if base is not None and before is not None:

@@ -42,7 +42,8 @@ from recsys.publishing.release import RECORD, Release
 from recsys.publishing.staging import Part
 from recsys.publishing.table import published_nights
 from recsys.ranking.bundle import Bundle
-from recsys.retrieval.signals import MONTH, Signals
+from recsys.retrieval.item_sums import MONTH
+from recsys.retrieval.signals import Signals
 from recsys.schema import ITEM_ID, RANK, REASON, SCORE, SOURCE, USER_ID
 from recsys.storage import write_atomically
 

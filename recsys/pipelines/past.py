@@ -1,9 +1,9 @@
 """What a shop's own past decides where its settings leave it open: whether items may be repeated, and what ALS weighs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,6 @@ from threadpoolctl import threadpool_limits
 from recsys.config import Settings
 from recsys.data.contents import Contents
 from recsys.data.dataset import ShopDataset
-from recsys.data.histories import purchase_days
 from recsys.data.label_windows import label_windows
 from recsys.data.shop import ShopInputs
 from recsys.data.types import midnight
@@ -22,7 +21,8 @@ from recsys.engine.progress import log
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
 from recsys.hashing import mix, sampled, stable_hash
-from recsys.retrieval.collaborative import ALS_CHOICES, Als, als_quality
+from recsys.retrieval.collaborative import ALS_CHOICES, LOOK_CHOICES, Als, als_quality, evidence_of, look_weights
+from recsys.retrieval.signals import ItemSums
 from recsys.schema import DAY_US, USER_ID
 from recsys.storage import digest
 
@@ -61,19 +61,39 @@ def share_of(users: int, at_most: int) -> float:
 
 
 def choose_als(inputs: ShopInputs, shop: ShopDataset, *, as_of: date) -> Als:
-    """What ALS weighs: as set, else that of ALS_CHOICES with the best NDCG@10 of lists of new items, by ALS alone.
+    """What ALS weighs: as set, else that of ALS_CHOICES with the best NDCG@10 of lists of new items, by ALS alone; then, of a shop
+    with looks, that of LOOK_CHOICES with the best of lists of what the user had not even looked at.
 
     Judged on the last label window that ends label_days before as_of or earlier: a model is tested on what comes after it. A choice is
     a unit, and serves until another window is full.
     """
     settings, window = inputs.settings, inputs.settings.window
-    if settings.signals.als_l2 is not None and settings.signals.als_alpha is not None:
-        return Als(settings.signals.als_l2, settings.signals.als_alpha)
+    l2, alpha, looks = settings.signals.als_l2, settings.signals.als_alpha, settings.signals.look_weight
+    als = ALS_CHOICES[0] if l2 is None or alpha is None else Als(l2, alpha)
+    open_looks = looks is None and settings.shop.looks > 0
+    if (l2 is not None or alpha is not None) and not open_looks:
+        return als._replace(looks=looks or 0.0)
     days = label_windows(window, as_of=as_of - timedelta(days=window.label_days), first=shop.first)
     if not days:
-        log.info("shop: too young to tell what ALS should weigh: als_l2 %g, als_alpha %g", *ALS_CHOICES[0])
-        return ALS_CHOICES[0]
-    day = days[-1]
+        log.info("shop: too young to tell what ALS should weigh: als_l2 %g, als_alpha %g", als.l2, als.alpha)
+        return als._replace(looks=looks or 0.0)
+    if l2 is None or alpha is None:
+        choices = [one._replace(looks=looks or 0.0) for one in ALS_CHOICES]
+        als = _best(inputs, shop, days[-1], choices, unseen=False, told="als_l2 %g, als_alpha %g, look_weight %g")
+    if open_looks:
+        choices = [als._replace(looks=one) for one in LOOK_CHOICES]
+        als = _best(inputs, shop, days[-1], choices, unseen=True, told="with als_l2 %g, als_alpha %g look_weight %g")
+    return als
+
+
+def _best(inputs: ShopInputs, shop: ShopDataset, day: date, choices: Sequence[Als], *, unseen: bool, told: str) -> Als:
+    """The choice whose lists as of the day were the best, the first of equals; of a shop with too few users to tell the first of all.
+
+    Args:
+        unseen: lists are of what the user had neither bought nor looked at; else of what the user had not bought.
+        told: the choice, for the log.
+    """
+    settings, window = inputs.settings, inputs.settings.window
     made_of = history_of(settings, shop.contents, day, end=day + timedelta(days=window.label_days))
     stage = Stage(
         settings.run.work,
@@ -82,44 +102,64 @@ def choose_als(inputs: ShopInputs, shop: ShopDataset, *, as_of: date) -> Als:
             "ids": [str(inputs.user_id), str(inputs.item_id)],
             "signals": settings.signals,
             "window": [window.history_days, window.label_days],
+            "looks": settings.shop.looks,
             "seed": settings.run.seed,
         },
         lasting=True,
     )
-    units = {f"{day}-{digest(made_of)}-{number}": {"cutoff": day.isoformat(), "als": als} for number, als in enumerate(ALS_CHOICES)}
+    asked = digest({**made_of, "choices": choices, "unseen": unseen})
+    units = {f"{day}-{asked}-{number}": {"cutoff": day.isoformat(), "als": als, "unseen": unseen} for number, als in enumerate(choices)}
     here = inputs.events.rows <= SMALL_EVENTS
     receipts = [*run_units(stage, units, _als_task, settings, shop, unit="choices", label="als", here=here).values()]
-    return _chosen(receipts, day=day)
+    best = _chosen(receipts)
+    if best is None:
+        log.info(f"shop: %d users wanted something new from %s on: {told}", receipts[0]["users"], day, *choices[0])
+        return choices[0]
+    of = "items not even looked at" if unseen else "new items"
+    figures = (receipts[best]["ndcg"], of, day, *choices[0], receipts[0]["ndcg"])
+    log.info(f"shop: {told}: NDCG@10 %.4f of %s from %s on, where %g, %g and %g have %.4f", *choices[best], *figures)
+    return choices[best]
 
 
-def _chosen(receipts: list[Receipt], *, day: date) -> Als:
-    """The first of the best; of a shop with too few users to tell the first of all."""
-    best = 0
-    if receipts[0]["users"] >= LEAST_USERS:
-        best = int(np.argmax([receipt["ndcg"] for receipt in receipts]))
-        told = (*ALS_CHOICES[best], receipts[best]["ndcg"], day, *ALS_CHOICES[0], receipts[0]["ndcg"])
-        log.info("shop: als_l2 %g, als_alpha %g: NDCG@10 %.4f of new items from %s on, where %g and %g have %.4f", *told)
-    else:
-        log.info("shop: %d users wanted something new from %s on: als_l2 %g, als_alpha %g", receipts[0]["users"], day, *ALS_CHOICES[0])
-    return ALS_CHOICES[best]
+def _chosen(receipts: Sequence[Receipt]) -> int | None:
+    """The place of the first of the best; None where too few users tell."""
+    return int(np.argmax([one["ndcg"] for one in receipts])) if receipts[0]["users"] >= LEAST_USERS else None
+
+
+class _Past(NamedTuple):
+    """What users had done as of a day, and what some of them wanted after it; (U, J) matrices of items that had a buyer."""
+
+    days: sp.csr_matrix
+    """On how many days the user had bought the item."""
+    looks: list[sp.csr_matrix]
+    """Of each kind: on how many days the user had looked at it."""
+    weights: np.ndarray
+    """float64 (K): what looks of each kind weigh beside those of the weightiest."""
+    wanted: sp.csr_matrix
+    """Not zero where the user wanted the item after the day; of about MOST_USERS users."""
 
 
 def _als_task(settings: Settings, shop: ShopDataset) -> Task:
-    read: dict[str, tuple[sp.csr_matrix, sp.csr_matrix]] = {}
+    read: dict[str, _Past] = {}
 
     def task(name: str, unit: dict[str, Any]) -> Receipt:
         if not read:
-            read["all"] = _purchases(settings, shop, date.fromisoformat(unit["cutoff"]))
+            read["all"] = _past(settings, shop, date.fromisoformat(unit["cutoff"]))
+        past, als = read["all"], Als(*unit["als"])
+        evidence = evidence_of(past.days, past.looks, als.looks * past.weights, bought=np.ones(past.days.shape[1], bool))
+        known = sum(past.looks, past.days) if unit["unseen"] else past.days
+        wanted = past.wanted - past.wanted.multiply(known > 0)
+        wanted.eliminate_zeros()
+        there = np.diff(known.indptr) > 0
         with threadpool_limits(1, "blas"):  # one choice is tried on one CPU
-            found = als_quality(*read["all"], settings.signals, Als(*unit["als"]), seed=settings.run.seed)
+            found = als_quality(evidence[there], known[there], wanted.tocsr()[there], settings.signals, als, seed=settings.run.seed)
         return {"users": len(found), "ndcg": float(found.mean()) if len(found) else 0.0}
 
     return task
 
 
-def _purchases(settings: Settings, shop: ShopDataset, day: date) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-    """(U, J) purchase days as of a day of the users that signals are fitted on, and what about MOST_USERS of them wanted after it that
-    was new to them; of items that had a buyer.
+def _past(settings: Settings, shop: ShopDataset, day: date) -> _Past:
+    """As of a day, of the users that signals are fitted on.
 
     Rows are in user_id order, so that nothing depends on how users are cut into shards.
     """
@@ -127,30 +167,28 @@ def _purchases(settings: Settings, shop: ShopDataset, day: date) -> tuple[sp.csr
     start, end = cutoff - settings.window.history_days * DAY_US, cutoff + settings.window.label_days * DAY_US
     fitted = share_of(shop.contents.users_before(day), settings.signals.max_users)
     judged = share_of(shop.contents.users_wanting(day), MOST_USERS)
-    items = shop.rows["catalog"]
+    sums = ItemSums(shop.rows["catalog"], [settings.window.history_days], looks=settings.shop.looks)
     before, after, ids = list[sp.csr_matrix](), list[sp.csr_matrix](), list[pa.Array]()
+    looks: list[list[sp.csr_matrix]] = [[] for _ in range(settings.shop.looks)]
     for shard in shop.shards:
         histories = shop.histories(shard)
         hashes = stable_hash(histories.users.column(USER_ID).to_numpy())
         rows = np.flatnonzero(sampled(hashes, fitted))
         histories, hashes = histories.take(rows), hashes[rows]
-        size = (len(histories), items)
-        user, item, _ = purchase_days(histories.between(start, cutoff), cutoff=cutoff)
-        before.append(sp.csr_matrix((np.ones(len(user), np.float32), (user, item)), shape=size))
+        history = histories.between(start, cutoff)
+        before.append(sums.add(history, cutoff=cutoff)[0])
+        for number, one in enumerate(sums.add_looks(history, cutoff=cutoff)):
+            looks[number].append(one)
         later = histories.between(cutoff, end)
         later = later.keep(later.wanted)
         kept = sampled(mix(hashes ^ JUDGED), judged)[later.user_row]
         pairs = np.unique(np.stack([later.user_row[kept].astype(np.int64), later.item[kept].astype(np.int64)]), axis=1)
-        wanted = sp.csr_matrix((np.ones(pairs.shape[1], np.float32), (pairs[0], pairs[1])), shape=size)
-        after.append(wanted - wanted.multiply(before[-1] > 0))
+        after.append(sp.csr_matrix((np.ones(pairs.shape[1], np.float32), (pairs[0], pairs[1])), shape=before[-1].shape))
         ids.append(histories.users.column(USER_ID).combine_chunks())
     order = pc.sort_indices(pa.chunked_array(ids)).to_numpy()
-    purchases, wanted = (sp.vstack(parts, format="csr")[order] for parts in (before, after))
-    bought = np.flatnonzero(np.asarray(purchases.sum(axis=0)).ravel() > 0)
-    purchases, wanted = purchases[:, bought], wanted[:, bought].tocsr()
-    wanted.eliminate_zeros()
-    known = np.diff(purchases.indptr) > 0
-    return purchases[known], wanted[known]
+    days, wanted, *kinds = (sp.vstack(parts, format="csr")[order] for parts in (before, after, *looks))
+    bought = np.flatnonzero(np.asarray(days.sum(axis=0)).ravel() > 0)
+    return _Past(days[:, bought], [one[:, bought] for one in kinds], look_weights(sums.look_rates()), wanted[:, bought])
 
 
 def als_of(about: Mapping[str, Any]) -> Als:

@@ -3,9 +3,9 @@
 A reason's kind says what the other columns hold:
 
     bought_before  the user bought it: the item itself
-    looked_at      seen: the item itself
-    goes_with      neighbours: the purchase that adds most to the item's score
-    similar_to     ALS: the same, by `collaborative.purchase_shares`; bought_before where that purchase is the item itself
+    looked_at      the user looked at it: the item itself
+    goes_with      neighbours: the item bought, or looked at, that adds most to the item's score
+    similar_to     ALS: the same, by `collaborative.evidence_shares`; bought_before or looked_at where that is the item itself
     popular_in     the category, of the item's, that is most the user's own
     new_in         the same, of an item that few or none bought
     popular        neither
@@ -24,8 +24,8 @@ import scipy.sparse as sp
 
 from recsys.ranking.top_k import Ranked
 from recsys.retrieval.candidates import Candidates
-from recsys.retrieval.collaborative import purchase_shares
-from recsys.retrieval.signals import MONTH
+from recsys.retrieval.collaborative import evidence_shares
+from recsys.retrieval.item_sums import MONTH
 from recsys.retrieval.supplied import SUPPLIED
 from recsys.retrieval.users import UserBatch
 
@@ -106,24 +106,29 @@ def _looked_at(row: np.ndarray, item: np.ndarray, users: UserBatch) -> list[Reas
 
 
 def _goes_with(row: np.ndarray, item: np.ndarray, users: UserBatch) -> list[Reason]:
-    bought = users.matrix[row].astype(bool).astype(np.float32)
+    evident = sp.csr_matrix(users.evident[::-1], shape=users.evidence.shape)
     weights = users.signals.neighbours_by_scored[:, item].T.tocsr()
-    beside = users.signals.items[_strongest(weights.multiply(bought).tocoo())]
+    strongest = _strongest(weights.multiply(evident[row]).tocoo())
+    return [Reason("goes_with", f"Goes with {told}.", code) for told, code in _told(row, strongest, users)]
+
+
+def _told(row: np.ndarray, item: np.ndarray, users: UserBatch) -> list[tuple[str, int]]:
+    """Of what a reason rests on the name, with what the user did, and the code."""
+    beside = users.signals.items[item]
+    _, bought = users.own.find(row * len(users.signals.items) + item)
+    did = ["bought" if one else "looked at" for one in bought.tolist()]
     names = users.catalog.names(beside)
-    return [
-        Reason("goes_with", f"Goes with {name}, which you bought.", code) for name, code in zip(names, beside.tolist(), strict=True)
-    ]
+    return [(f"{name}, which you {verb}", code) for name, verb, code in zip(names, did, beside.tolist(), strict=True)]
 
 
 def _similar_to(row: np.ndarray, item: np.ndarray, users: UserBatch) -> list[Reason]:
-    shares = purchase_shares(users.matrix, users.signals.factors, users.signals.als, gram=users.signals.gram, row=row, item=item)
+    shares = evidence_shares(users.evidence, users.signals.factors, users.signals.als, gram=users.signals.gram, row=row, item=item)
     strongest = _strongest(shares.tocoo())
-    beside = users.signals.items[strongest]
-    names = users.catalog.names(beside)
-    itself = _bought_before(row, item, users)
+    _, own = users.own.find(row * len(users.signals.items) + item)
+    itself = zip(_bought_before(row, item, users), _looked_at(row, item, users), own.tolist(), strict=True)
     return [
-        again if same else Reason("similar_to", f"Similar to {name}, which you bought.", code)
-        for again, same, name, code in zip(itself, strongest == item, names, beside.tolist(), strict=True)
+        (bought if owned else looked) if same else Reason("similar_to", f"Similar to {told}.", code)
+        for (bought, looked, owned), same, (told, code) in zip(itself, strongest == item, _told(row, strongest, users), strict=True)
     ]
 
 

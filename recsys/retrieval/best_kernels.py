@@ -45,13 +45,15 @@ def of_row(score: np.ndarray, users: np.ndarray, barred: Barred, found: Heaps) -
 def of_sums(
     offsets: np.ndarray,
     bought: np.ndarray,
+    share: np.ndarray,
     row_offsets: np.ndarray,
     scored: np.ndarray,
     weight: np.ndarray,
     barred: Barred,
     found: Heaps,
 ) -> None:
-    """Of the sums of the rows of weights, int64 (J + 1), int32, float32, of what the users bought, int64 (U + 1) and int32; above 0."""
+    """Of the sums of the rows of weights, int64 (J + 1), int32, float32, times the users' shares of them, int64 (U + 1), int32 and
+    float32; above 0."""
     items = barred.shared.shape[1]
     blocks = items // BLOCK + 1
     total = np.zeros(blocks * BLOCK, np.float32)
@@ -69,7 +71,7 @@ def of_sums(
                     if total[item] == 0:
                         listed[size] = item
                         size += 1
-                    total[item] += weight[place]
+                    total[item] += share[at] * weight[place]
             floor = floor_of(found, user)
             for place in range(size):
                 item = listed[place]
@@ -82,7 +84,7 @@ def of_sums(
         for at in range(offsets[user], offsets[user + 1]):
             for place in range(row_offsets[bought[at]], row_offsets[bought[at] + 1]):
                 item = np.uint32(scored[place])
-                total[item] += weight[place]
+                total[item] += share[at] * weight[place]
                 touched[item >> SHIFT] = True
         for block in range(blocks):
             if touched[block]:

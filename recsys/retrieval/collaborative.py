@@ -1,5 +1,6 @@
 """Who bought this also bought that: EASE and cosine neighbours, and the factors of ALS."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ class Als(NamedTuple):
     """Of the squared length of each vector."""
     alpha: float
     """Of what was bought, damped as by `confidence`; what was not bought weighs 1."""
+    looks: float = 0.0
+    """Of a look of the kind that a purchase follows most often, beside a purchase; 0: looks are not asked."""
 
 
 # A shop takes what ranked best in its own past; one that is too young takes the first. What suits it hangs on how many buy an item and
@@ -32,17 +35,43 @@ ALS_CHOICES = tuple(
 )
 
 
-def neighbour_weights(purchases: sp.csr_matrix, settings: config.Signals) -> sp.csr_matrix:
+LOOK_CHOICES = (0.0, 0.1, 0.3, 1.0)  # of `Als.looks`, chosen in the same way once the rest is: docs/log.md
+
+
+def evidence_of(days: sp.csr_matrix, looks: Sequence[sp.csr_matrix], weights: np.ndarray, *, bought: np.ndarray) -> sp.csr_matrix:
+    """float32 (U, J): days with a purchase, and days with a look of each kind times the kind's weight.
+
+    Args:
+        days, looks: float32 (U, J); of the latter one for each weight.
+        bought: bool (J), items that anybody bought: looks at others tell nothing that was learned.
+    """
+    found = days
+    for one, weight in zip(looks, weights.tolist(), strict=False):
+        if weight > 0:
+            found = found + one.multiply(bought * np.float32(weight)).tocsr()
+    found.eliminate_zeros()
+    return found.astype(np.float32)
+
+
+def look_weights(rates: np.ndarray) -> np.ndarray:
+    """float64 (K): what looks of each kind weigh beside those of the kind that a purchase follows most often; all 1 where none does."""
+    highest = rates.max(initial=0.0)
+    return rates / highest if highest > 0 else np.ones(len(rates))
+
+
+def neighbour_weights(evidence: sp.csr_matrix, settings: config.Signals) -> sp.csr_matrix:
     """(J, J) weights: row = item bought, column = item scored, the strongest `neighbours` or so kept for one column.
+
+    Of `evidence` at most 1 counts: a purchase is one, however often.
 
     The most bought items are scored by EASE, the closed-form item autoencoder (Steck 2019, eq. 8), solved jointly over them all. For
     the rest, cosine chooses the neighbours and each one's weight is the same ridge regression on that neighbour alone, which
     puts both on one scale.
     """
-    count = purchases.shape[1]
-    binary = purchases.copy()
-    binary.data[:] = 1.0
-    bought = np.asarray(binary.sum(axis=0)).ravel()
+    count = evidence.shape[1]
+    binary = evidence.copy()
+    binary.data = np.minimum(binary.data, 1.0)
+    bought = np.asarray(binary.power(2).sum(axis=0)).ravel()  # of purchases alone: how many users bought it
     head = np.sort(np.argsort(-bought, kind="stable")[: min(settings.ease_items, count)])
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     if len(head):
@@ -71,7 +100,7 @@ def neighbour_weights(purchases: sp.csr_matrix, settings: config.Signals) -> sp.
     return sp.csr_matrix((weight, (bought_item, scored_item)), shape=(count, count))
 
 
-def item_factors(purchases: sp.csr_matrix, settings: config.Signals, als: Als, *, seed: int) -> np.ndarray:
+def item_factors(evidence: sp.csr_matrix, settings: config.Signals, als: Als, *, seed: int) -> np.ndarray:
     """float32 (J, D) item factors of implicit-feedback ALS (Hu, Koren, Volinsky 2008)."""
     model = AlternatingLeastSquares(
         factors=settings.factors,
@@ -81,26 +110,29 @@ def item_factors(purchases: sp.csr_matrix, settings: config.Signals, als: Als, *
         random_state=seed,
         num_threads=1,
     )
-    model.fit(confidence(purchases), show_progress=False)
+    model.fit(confidence(evidence), show_progress=False)
     return np.asarray(model.item_factors, np.float32)
 
 
-def als_quality(purchases: sp.csr_matrix, wanted: sp.csr_matrix, settings: config.Signals, als: Als, *, seed: int) -> np.ndarray:
+def als_quality(
+    evidence: sp.csr_matrix, known: sp.csr_matrix, wanted: sp.csr_matrix, settings: config.Signals, als: Als, *, seed: int
+) -> np.ndarray:
     """float64 (V,): NDCG@10 of lists by ALS alone, of the V users who want something, in their order.
 
     Args:
-        purchases: (U, J) purchase days; what is in it is not listed.
-        wanted: (U, J), not zero where the user wanted an item later, none that the user had bought.
+        evidence: (U, J), as of `evidence_of`.
+        known: (U, J); what is in it is not listed.
+        wanted: (U, J), not zero where the user wanted an item later, none that is known.
     """
-    factors = item_factors(purchases, settings, als, seed=seed)
+    factors = item_factors(evidence, settings, als, seed=seed)
     gram = factors.T @ factors
     users = np.flatnonzero(np.diff(wanted.indptr))
     found = [np.empty(0)]
     for start in range(0, len(users), JUDGED_USERS):
         rows = users[start : start + JUDGED_USERS]
-        mine, later = purchases[rows], wanted[rows].sorted_indices()
-        scores = fold_in(mine, factors, als, gram=gram) @ factors.T
-        scores[mine.nonzero()] = -np.inf
+        later = wanted[rows].sorted_indices()
+        scores = fold_in(evidence[rows], factors, als, gram=gram) @ factors.T
+        scores[known[rows].nonzero()] = -np.inf
         kept = min(JUDGED, scores.shape[1])
         best = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
         order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
@@ -109,19 +141,19 @@ def als_quality(purchases: sp.csr_matrix, wanted: sp.csr_matrix, settings: confi
     return np.concatenate(found)
 
 
-def fold_in(purchases: sp.csr_matrix, factors: np.ndarray, als: Als, *, gram: np.ndarray) -> np.ndarray:
+def fold_in(evidence: sp.csr_matrix, factors: np.ndarray, als: Als, *, gram: np.ndarray) -> np.ndarray:
     """float32 (U, D) user factors for given item factors: the user's half of an ALS iteration (equation 4 of the same paper).
 
     A user's bits depend on the user's purchases alone, not on who else is in the batch. Ours, as the library's wants writable
     arrays, and those that workers share are not.
 
     Args:
-        purchases: (U, J) purchase days.
+        evidence: (U, J), as of `evidence_of`.
         factors: float32 (J, D) of `item_factors`.
         gram: float32 (D, D), factors.T @ factors: what all users share of the normal equation.
     """
-    weight = confidence(purchases)
-    vectors = np.zeros((purchases.shape[0], factors.shape[1]), np.float32)
+    weight = confidence(evidence)
+    vectors = np.zeros((evidence.shape[0], factors.shape[1]), np.float32)
     for user, (start, stop) in enumerate(pairwise(weight.indptr.tolist())):
         if start < stop:
             liked, sure, left = _normal_equation(weight, slice(start, stop), factors, als, gram)
@@ -129,8 +161,8 @@ def fold_in(purchases: sp.csr_matrix, factors: np.ndarray, als: Als, *, gram: np
     return vectors
 
 
-def purchase_shares(
-    purchases: sp.csr_matrix,
+def evidence_shares(
+    evidence: sp.csr_matrix,
     factors: np.ndarray,
     als: Als,
     *,
@@ -138,17 +170,17 @@ def purchase_shares(
     row: np.ndarray,
     item: np.ndarray,
 ) -> sp.csr_matrix:
-    """(M, J) what each purchase adds to the ALS score of M pairs of a user and an item; a row's sum is the score.
+    """(M, J) what each purchase or look adds to the ALS score of M pairs of a user and an item; a row's sum is the score.
 
     The user's folded-in vector is A^-1 times the sum over purchases i of c_i y_i, so the score of item j is the sum of
-    c_i y_j' A^-1 y_i (section 5 of the same paper). Every purchase of the user has an entry, whatever its value.
+    c_i y_j' A^-1 y_i (section 5 of the same paper). Each of the user's items has an entry, whatever its value.
 
     Args:
-        purchases: (U, J) purchase days.
+        evidence: (U, J), as of `evidence_of`.
         gram: as of `fold_in`.
         row, item: int64 (M), user row and active position of each pair; users in any order.
     """
-    weight = confidence(purchases)
+    weight = confidence(evidence)
     lengths = np.diff(weight.indptr)[row]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     bought = np.empty(offsets[-1], np.int64)
@@ -162,7 +194,7 @@ def purchase_shares(
         places = offsets[mine][:, None] + np.arange(stop - start)
         bought[places] = weight.indices[start:stop]
         share[places] = (sure[:, None] * (liked @ pulled)).T
-    return sp.csr_matrix((share, bought, offsets), shape=(len(row), purchases.shape[1]))
+    return sp.csr_matrix((share, bought, offsets), shape=(len(row), evidence.shape[1]))
 
 
 def _normal_equation(
@@ -184,10 +216,10 @@ def _solve(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return found
 
 
-def confidence(purchases: sp.csr_matrix) -> sp.csr_matrix:
-    """Purchase counts damped to 1 + log(count), so that a weekly milk does not own a user's factors."""
-    damped = purchases.astype(np.float32)
-    damped.data = 1.0 + np.log(damped.data)
+def confidence(evidence: sp.csr_matrix) -> sp.csr_matrix:
+    """Days damped to 1 + log(days), so that a weekly milk does not own a user's factors; less than one, of looks, as it is."""
+    damped = evidence.astype(np.float32)
+    damped.data = np.where(damped.data < 1.0, damped.data, 1.0 + np.log(np.maximum(damped.data, np.float32(1.0))))
     return damped
 
 

@@ -3,7 +3,7 @@
 A rule that decides about a user and an item alone is asked while a source looks for its best items, so each proposes its best allowed
 ones, and what the rule took from them is counted (`candidates.propose`). A cap decides about an item among others
 and acts where lists are cut (`top_k.cut_lists`). Drops are counted under the first rule that asks for them: the built-in ones
-("available", and "repeats" unless rank.allow_repeats), then [[rules]] in their order.
+("available", "repeats" unless rank.allow_repeats, and with shop.least_value "dislikes"), then [[rules]] in their order.
 
 Where rules act: all of them in scoring and in the backtest, its baselines too. In training, which is to see the candidates that
 scoring will see, all but those with a list of ids: a list says what holds tonight and may change every night, and a new list must
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import config
-from recsys.config import AVAILABLE, REPEATS
+from recsys.config import AVAILABLE, DISLIKES, REPEATS
 from recsys.data.catalog import Catalog
 from recsys.hashing import stable_hash
 from recsys.retrieval.heaps import Barred
@@ -69,7 +69,9 @@ class Rules:
         self.caps: list[Cap] = []
         self._masks: list[_Mask] = [_Mask(0, items=~catalog.available & (lists is not None))]
         if REPEATS in self.names:
-            self._masks.append(_Mask(1, pairs=_bought(None)))
+            self._masks.append(_Mask(self.names.index(REPEATS), pairs=_bought(None)))
+        if DISLIKES in self.names:
+            self._masks.append(_Mask(self.names.index(DISLIKES), pairs=lambda users: users.disliked_key))
         first = len(self.names) - len(settings.rules)
         for place, rule in enumerate(settings.rules):
             if isinstance(rule, config.CapRule):
@@ -122,7 +124,9 @@ class RuledUsers(UserBatch):
 
 def names(settings: config.Settings) -> tuple[str, ...]:
     """The rules in the order in which drops are counted."""
-    return (AVAILABLE, *(() if settings.rank.repeats else (REPEATS,)), *(rule.name for rule in settings.rules))
+    repeats = () if settings.rank.repeats else (REPEATS,)
+    dislikes = () if settings.shop.least_value is None else (DISLIKES,)
+    return (AVAILABLE, *repeats, *dislikes, *(rule.name for rule in settings.rules))
 
 
 def in_training(settings: config.Settings) -> list[config.AnyRule]:

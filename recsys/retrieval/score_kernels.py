@@ -29,6 +29,7 @@ class Lists(NamedTuple):
 def sums_of_pairs(
     offsets: np.ndarray,
     bought: np.ndarray,
+    share: np.ndarray,
     column_offsets: np.ndarray,
     neighbour: np.ndarray,
     weight: np.ndarray,
@@ -36,19 +37,19 @@ def sums_of_pairs(
     item: np.ndarray,
 ) -> np.ndarray:
     """float32 (N): for pairs with ascending user rows the same sums, to the bit, from the weights by column; NaN where not above 0."""
-    owns = np.zeros(len(column_offsets) - 1, np.bool_)
+    owns = np.zeros(len(column_offsets) - 1, np.float32)
     score = np.empty(len(item), np.float32)
     user = -1
     for pair in range(len(item)):
         if user_row[pair] != user:
             if user >= 0:
-                owns[bought[offsets[user] : offsets[user + 1]]] = False
+                owns[bought[offsets[user] : offsets[user + 1]]] = 0
             user = user_row[pair]
-            owns[bought[offsets[user] : offsets[user + 1]]] = True
+            owns[bought[offsets[user] : offsets[user + 1]]] = share[offsets[user] : offsets[user + 1]]
         total = np.float32(0)
         for place in range(column_offsets[item[pair]], column_offsets[item[pair] + 1]):
             if owns[np.uint32(neighbour[place])]:
-                total += weight[place]
+                total += owns[np.uint32(neighbour[place])] * weight[place]
         score[pair] = total if total > 0 else np.float32(np.nan)
     return score
 

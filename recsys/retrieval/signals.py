@@ -13,16 +13,13 @@ from threadpoolctl import threadpool_limits
 
 from recsys import config
 from recsys.data.catalog import Catalog
-from recsys.data.histories import Histories, purchase_days
+from recsys.data.histories import Histories
 from recsys.errors import DataError
 from recsys.hashing import mix, stable_hash
-from recsys.retrieval.collaborative import Als, item_factors, neighbour_weights, on_grid, whole_numbers
+from recsys.retrieval.collaborative import Als, evidence_of, item_factors, look_weights, neighbour_weights, on_grid, whole_numbers
+from recsys.retrieval.item_sums import MONTH, POPULARITY_DAYS, ItemSums
 from recsys.schema import DAY_US, ITEM_ID, USER_ID
 from recsys.storage import load_arrays, save_arrays, write_arrow, write_atomically
-
-POPULARITY_DAYS = (7, 28, 91)  # windows beside the whole history
-PRICE_UNIT = 2.0**-20  # what prices are rounded to before they are summed: such sums are exact, whatever their order
-MONTH = POPULARITY_DAYS.index(28)  # the row of `popularity` that sources and shares use
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,12 @@ class Signals:
     factors: np.ndarray
     """float32 (J, D): item factors of ALS."""
     als_weights: np.ndarray
-    """float64 (2): l2 and alpha, under which they were fitted; users are folded in under the same."""
+    """float64 (3): l2, alpha and looks, under which they were fitted; users are folded in under the same."""
+    look_rates: np.ndarray
+    """float64 (K): of the pairs of a user and an item with a look of each kind, the share that the user bought on the day of the first
+    such look or later; kinds are OTHER_LOOK, then those of shop.look_kinds. Empty where no look is known from a purchase."""
+    looks: np.ndarray
+    """float32 (W, J): each item's share of the looks of all kinds in each window of POPULARITY_DAYS, a user's of one day as one."""
     groups: np.ndarray
     """uint64 (G): keys of the groups of users that are large enough, ascending; of `group_keys`."""
     group_offsets: np.ndarray
@@ -114,6 +116,16 @@ class Signals:
     def als(self) -> Als:
         """`als_weights` by name."""
         return Als(*self.als_weights.tolist())
+
+    @cached_property
+    def look_weights(self) -> np.ndarray:
+        """float64 (K): what looks of each kind weigh beside those of the weightiest."""
+        return look_weights(self.look_rates)
+
+    @cached_property
+    def log_looks(self) -> np.ndarray:
+        """float32 (W, J): log of `looks`, as `log_popularity`."""
+        return np.log(self.looks + 1e-7)
 
     @cached_property
     def gram(self) -> np.ndarray:
@@ -172,50 +184,6 @@ def load(path: Path, catalog: Catalog) -> Signals:
     return Signals(items=items, position=position, **load_arrays(path.with_suffix(".npz")))
 
 
-class _ItemSums:
-    """What the histories of all shards say of each item: float64 (I) sums, exact whatever the order of shards."""
-
-    def __init__(self, items: int, days: Sequence[int]) -> None:
-        self.days = days
-        self.windows = np.zeros((len(days), items))
-        """(W, I): purchases, a user's of one day as one, in the last so many days."""
-        self.buyers = np.zeros((len(days), items))
-        """(W, I): users who bought in the last so many days."""
-        self.repeaters = np.zeros(items)
-        self.gap_days, self.gaps = np.zeros(items), np.zeros(items)
-        """Days between two purchases by one user, and how many such gaps."""
-        self.price, self.priced = np.zeros(items), np.zeros(items)
-        self.first = np.full(items, np.iinfo(np.int64).max)
-        self.last = np.full(items, np.iinfo(np.int64).min)
-
-    def add(self, history: Histories, *, cutoff: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-        """Count a shard's history; float32 (U, I): on how many days each user bought each item, and 1 where in the last 28 days."""
-        items = len(self.repeaters)
-        user, item, day = purchase_days(history, cutoff=cutoff)
-        new_pair = np.ones(len(item), bool)
-        new_pair[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-        pair_user, pair_item, last_day = user[new_pair], item[new_pair], day[new_pair]  # of each pair the last day comes first
-        for row, days in enumerate(self.days):
-            self.windows[row] += np.bincount(item[day < days], minlength=items)
-            self.buyers[row] += np.bincount(pair_item[last_day < days], minlength=items)
-        times = np.diff(np.append(np.flatnonzero(new_pair), len(item)))
-        self.repeaters += np.bincount(pair_item[times > 1], minlength=items)
-        again = np.flatnonzero(~new_pair)
-        self.gap_days += np.bincount(item[again], weights=(day[again] - day[again - 1]).astype(float), minlength=items)
-        self.gaps += np.bincount(item[again], minlength=items)
-        wanted = history.keep(history.wanted)
-        has_price = np.isfinite(wanted.price)
-        rounded = np.rint(wanted.price[has_price].astype(float) / PRICE_UNIT) * PRICE_UNIT
-        self.price += np.bincount(wanted.item[has_price], weights=rounded, minlength=items)
-        self.priced += np.bincount(wanted.item[has_price], minlength=items)
-        np.minimum.at(self.first, wanted.item, wanted.ts)
-        np.maximum.at(self.last, wanted.item, wanted.ts)
-        lately = last_day < POPULARITY_DAYS[MONTH]
-        size = (len(history), items)
-        month = sp.csr_matrix((np.ones(int(lately.sum()), np.float32), (pair_user[lately], pair_item[lately])), shape=size)
-        return sp.csr_matrix((times.astype(np.float32), (pair_user, pair_item)), shape=size), month
-
-
 def fit(
     shards: Iterable[tuple[Histories, np.ndarray]],
     *,
@@ -225,6 +193,7 @@ def fit(
     settings: config.Signals,
     als: Als,
     seed: int,
+    looks: int = 0,
     extra: np.ndarray | None = None,
     groups: Sequence[str] = (),
     unseen: np.ndarray | None = None,
@@ -237,6 +206,7 @@ def fit(
     Args:
         shards: histories with any events, and bool (U): the users whose histories fit neighbours and factors.
         items: I, the size of the catalog.
+        looks: K, kinds of looks.
         extra: int (X), codes of items that are active whether bought or not.
         unseen, most_unseen: codes of items, int; the first so many of them that nobody bought are active too.
         groups: columns of users, the one that tells most first; of chosen users, those with the same values have a popularity of
@@ -246,13 +216,18 @@ def fit(
         DataError: nobody wanted anything in the time.
     """
     windows = (*POPULARITY_DAYS, max(1, -(-(cutoff - start) // DAY_US)))
-    sums = _ItemSums(items, windows)
+    sums = ItemSums(items, windows, looks=looks)
     rows: list[sp.csr_matrix] = []
     ids: list[pa.Array] = []
     keys: list[np.ndarray] = []
     months: list[sp.csr_matrix] = []
+    looked: list[list[sp.csr_matrix]] = [[] for _ in range(looks)]
     for batch, chosen in shards:
-        pairs, month = sums.add(batch.between(start, cutoff), cutoff=cutoff)
+        history = batch.between(start, cutoff)
+        pairs, month = sums.add(history, cutoff=cutoff)
+        for number, one in enumerate(sums.add_looks(history, cutoff=cutoff)):
+            if als.looks:
+                looked[number].append(one[chosen])
         rows.append(pairs[chosen])
         ids.append(batch.users.column(USER_ID).filter(pa.array(chosen)).combine_chunks())
         keys.append(group_keys(batch.users, groups)[:, chosen])
@@ -278,11 +253,13 @@ def fit(
         repeat_rate = sums.repeaters[active] / sums.buyers[-1, active]
     # Rows in user_id order: sums of floats, and so the factors' last bits, must not depend on how users are cut into shards.
     order = pc.sort_indices(pa.chunked_array(ids)).to_numpy()
-    purchases: sp.csr_matrix = sp.vstack(rows, format="csr")[order][:, np.flatnonzero(bought)]
-    purchases = purchases[np.diff(purchases.indptr) > 0]
+    days, *kinds = (sp.vstack(one, format="csr") for one in (rows, *(one for one in looked if one)))
+    evidence = evidence_of(days, kinds, als.looks * look_weights(sums.look_rates()), bought=bought)
+    evidence = evidence[order][:, np.flatnonzero(bought)]
+    evidence = evidence[np.diff(evidence.indptr) > 0]
     with threadpool_limits(1, "blas"):  # one fit runs on one CPU
-        weights = neighbour_weights(purchases, settings)
-        vectors = item_factors(purchases, settings, als, seed=seed)
+        weights = neighbour_weights(evidence, settings)
+        vectors = item_factors(evidence, settings, als, seed=seed)
     grouped = group_purchases(np.concatenate(keys, axis=1), sp.vstack(months, format="csr")[:, active], settings.group_users)
     known = position[bought]  # fitted to what was bought, then spread to the active positions
     factors = np.zeros((len(active), vectors.shape[1]), np.float32)
@@ -306,6 +283,8 @@ def fit(
         neighbour_weights=weights.data.astype(np.float32),
         factors=factors,
         als_weights=np.array(als, np.float64),
+        look_rates=sums.look_rates(),
+        looks=(sums.look_windows[:, active] / np.maximum(sums.look_windows.sum(axis=1, keepdims=True), 1)).astype(np.float32),
         groups=grouped[0],
         group_offsets=grouped[1].indptr.astype(np.int64),
         group_items=grouped[1].indices.astype(np.int32),

@@ -16,8 +16,9 @@ from recsys import config
 from recsys.retrieval import best_kernels, score_kernels
 from recsys.retrieval.collaborative import on_grid
 from recsys.retrieval.heaps import Barred, Heaps, empty_heaps
+from recsys.retrieval.item_sums import MONTH, POPULARITY_DAYS
 from recsys.retrieval.score_kernels import Lists
-from recsys.retrieval.signals import MONTH, POPULARITY_DAYS, Signals, group_keys
+from recsys.retrieval.signals import Signals, group_keys
 from recsys.retrieval.users import UserBatch
 from recsys.schema import DAY_US
 
@@ -64,12 +65,12 @@ class Seen:
         found = empty_heaps(len(users), limit)
         row, item = np.divmod(users.seen.key[:-1], len(users.signals.items))
         offsets = np.searchsorted(row, np.arange(len(users) + 1)).astype(np.int64)
-        best_kernels.of_rows(offsets, item.astype(np.int32), users.seen.decayed[:-1].astype(np.float32), barred, found)
+        best_kernels.of_rows(offsets, item.astype(np.int32), users.seen_score, barred, found)
         return found
 
     def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102
         place, known = users.seen.find(user_row * len(users.signals.items) + item)
-        return np.where(known, users.seen.decayed[place], np.nan).astype(np.float32)
+        return np.where(known, np.append(users.seen_score, np.nan)[place], np.nan).astype(np.float32)
 
 
 class Popular:
@@ -144,7 +145,7 @@ def _group_share(signals: Signals, groups: np.ndarray) -> np.ndarray:
 
 
 class Neighbours:
-    """What goes with what the user bought: the sum of the neighbour weights of the user's items."""
+    """What goes with what the user bought and looked at: the sum of the neighbour weights of the user's items."""
 
     name = "neighbours"
 
@@ -152,14 +153,14 @@ class Neighbours:
         found = empty_heaps(len(users), limit)
         signals = users.signals
         best_kernels.of_sums(
-            *users.bought, signals.neighbour_offsets, signals.neighbour_items, signals.neighbour_weights, barred, found
+            *users.evident, signals.neighbour_offsets, signals.neighbour_items, signals.neighbour_weights, barred, found
         )
         return found
 
     def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102
         weights = users.signals.neighbours_by_scored
         by_item = weights.indptr.astype(np.int64), weights.indices, weights.data
-        return score_kernels.sums_of_pairs(*users.bought, *by_item, user_row, item)
+        return score_kernels.sums_of_pairs(*users.evident, *by_item, user_row, item)
 
 
 class Factors:
@@ -178,7 +179,7 @@ class Factors:
         left, unit, power = on_grid(users.vectors, users.signals.largest_factor)
         reach = np.sqrt((left * left).sum(axis=1)) * unit * power * 1.000001  # more than rounding can take
         grid = np.sqrt(left.shape[1]) / power  # more than a vector is moved by
-        asking = np.flatnonzero(np.diff(users.matrix.indptr))
+        asking = np.flatnonzero(np.diff(users.evidence.indptr))
         for start in range(0, len(order), BLOCK):
             floor = np.where(found.size[asking, 0] == limit, found.score[asking, 0, 0], -np.inf)
             asking = asking[reach[asking] * length[start] >= floor]
@@ -193,7 +194,7 @@ class Factors:
     def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102
         left, unit, power = on_grid(users.vectors, users.signals.largest_factor)
         score = score_kernels.products_of_pairs(left, unit, users.signals.factors, power, np.stack([user_row, item]))
-        proposed = (np.diff(users.matrix.indptr) > 0)[user_row] & (users.signals.buyers[-1] > 0)[item]
+        proposed = (np.diff(users.evidence.indptr) > 0)[user_row] & (users.signals.buyers[-1] > 0)[item]
         return np.where(proposed, score, np.nan).astype(np.float32)
 
 

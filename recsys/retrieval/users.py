@@ -1,18 +1,19 @@
 """A batch of users as of the signals' cutoff: what they bought, counted."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
 
 from recsys.data.catalog import Catalog
-from recsys.data.histories import Histories, purchase_days
+from recsys.data.histories import Histories, event_days, purchase_days
 from recsys.retrieval import score_kernels
-from recsys.retrieval.collaborative import fold_in
+from recsys.retrieval.collaborative import evidence_of, fold_in
 from recsys.retrieval.signals import Signals
 from recsys.retrieval.supplied import Supplied
+from recsys.schema import DISLIKED, OTHER_LOOK
 
 OWN_HALF_LIFE_DAYS = 60.0  # of a purchase's weight among the user's own; not tuned
 SEEN_HALF_LIFE_DAYS = 7.0  # of a look's; not tuned
@@ -53,11 +54,34 @@ class UserBatch:
 
     @cached_property
     def seen(self) -> "Grouped":
-        """Events of other kinds than are wanted by (user, item), such as views and carts; several of one day count once."""
-        user, item, days = purchase_days(replace(self.history, wanted=~self.history.wanted), cutoff=int(self.signals.cutoff))
+        """Looks of all kinds, such as views and carts, by (user, item); several of one day count once."""
+        return group_days(*self._days(self.history.look >= OTHER_LOOK), half_life=SEEN_HALF_LIFE_DAYS)
+
+    @cached_property
+    def looks(self) -> tuple["Grouped", ...]:
+        """The same of each kind of look, in the order of `signals.look_rates`."""
+        codes = range(OTHER_LOOK, OTHER_LOOK + len(self.signals.look_rates))
+        return tuple(group_days(*self._days(self.history.look == code), half_life=SEEN_HALF_LIFE_DAYS) for code in codes)
+
+    @cached_property
+    def seen_score(self) -> np.ndarray:
+        """float32: of each pair in `seen`, its looks halved every half-life, each as much as a purchase follows its kind."""
+        score = np.zeros(len(self.seen.key) - 1)
+        for weight, looks in zip(self.signals.look_weights, self.looks, strict=True):
+            score[np.searchsorted(self.seen.key, looks.key[:-1])] += weight * looks.decayed[:-1]
+        return score.astype(np.float32)
+
+    @cached_property
+    def disliked_key(self) -> np.ndarray:
+        """int64: user row x J + active position of every pair that the user took and did not like, ascending."""
+        return np.unique(self._days(self.history.look == DISLIKED)[0])
+
+    def _days(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """User row x J + active position, and days before the cutoff, of the chosen events of active items; each day once."""
+        user, item, days = event_days(self.history, chosen, cutoff=int(self.signals.cutoff))
         position = self.signals.position[item].astype(np.int64)
         there = position >= 0
-        return group_days(user[there] * len(self.signals.items) + position[there], days[there], half_life=SEEN_HALF_LIFE_DAYS)
+        return user[there] * len(self.signals.items) + position[there], days[there]
 
     @cached_property
     def known(self) -> np.ndarray:
@@ -73,8 +97,18 @@ class UserBatch:
     @cached_property
     def matrix(self) -> sp.csr_matrix:
         """float32 (U, J): on how many days the user bought the item."""
-        user, item = np.divmod(self.own_key, len(self.signals.items))
-        return sp.csr_matrix((self.own.count[:-1].astype(np.float32), (user, item)), shape=(len(self), len(self.signals.items)))
+        return self._matrix(self.own)
+
+    @cached_property
+    def evidence(self) -> sp.csr_matrix:
+        """float32 (U, J): as of `evidence_of`, under what the signals were fitted to."""
+        looks = [self._matrix(looks) for looks in self.looks] if self.signals.als.looks else []
+        return evidence_of(self.matrix, looks, self.signals.als.looks * self.signals.look_weights, bought=self.signals.buyers[-1] > 0)
+
+    def _matrix(self, days: "Grouped") -> sp.csr_matrix:
+        """float32 (U, J): how many of these days."""
+        user, item = np.divmod(days.key[:-1], len(self.signals.items))
+        return sp.csr_matrix((days.count[:-1].astype(np.float32), (user, item)), shape=(len(self), len(self.signals.items)))
 
     @cached_property
     def bought(self) -> tuple[np.ndarray, np.ndarray]:
@@ -82,9 +116,15 @@ class UserBatch:
         return self.matrix.indptr.astype(np.int64), self.matrix.indices.astype(np.int32)
 
     @cached_property
+    def evident(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row pointers int64 (U + 1), items int32, ascending within a user, and float32, what neighbours take of them: at most 1."""
+        found = self.evidence
+        return found.indptr.astype(np.int64), found.indices.astype(np.int32), np.minimum(found.data, np.float32(1))
+
+    @cached_property
     def vectors(self) -> np.ndarray:
-        """float32 (U, D): the users folded in to the factors of ALS; zeros without purchases."""
-        return fold_in(self.matrix, self.signals.factors, self.signals.als, gram=self.signals.gram)
+        """float32 (U, D): the users folded in to the factors of ALS; zeros where there is no `evidence`."""
+        return fold_in(self.evidence, self.signals.factors, self.signals.als, gram=self.signals.gram)
 
     @cached_property
     def tastes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

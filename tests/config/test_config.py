@@ -213,6 +213,25 @@ def test_a_mistake_in_a_rule_is_one_sentence(file: Path, text: str, message: str
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            'look_kinds = ["view"]',
+            "shop.look_kinds needs shop.label_kinds, without which all kinds are wanted; set it, or remove look_kinds.",
+        ),
+        ('label_kinds = ["buy"]\nlook_kinds = ["view", "buy"]', "shop.look_kinds and shop.label_kinds name 'buy'; remove it from one."),
+        (
+            'columns = { value = "stars" }',
+            "shop.columns.value is read for shop.least_value, which is absent; set it, or remove shop.columns.value.",
+        ),
+        ('least_value = "4"', "key 'shop.least_value': input should be a valid number, got '4'."),
+    ],
+)
+def test_a_mistake_in_what_events_are_is_one_sentence(file: Path, text: str, message: str) -> None:
+    assert sentence(file, f'[shop]\nevents = "e"\n{text}\n').removeprefix("shop: ") == message
+
+
+@pytest.mark.parametrize(
     ("key", "value", "got"), [("diversity", "0.25", r"0\.25"), ("allow_repeats", "true", "True"), ("candidates", '"mine"', "'mine'")]
 )
 def test_the_pairs_door_knows_neither_diversity_nor_repeats_nor_candidates(file: Path, key: str, value: str, got: str) -> None:
@@ -253,7 +272,7 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
         ),
         pytest.param(
             SHOP + '[shop.columns]\nuser = "household"',
-            "unknown key 'shop.columns.user'. Known here: user_id, item_id, ts, kind, quantity, price, available, name.",
+            "unknown key 'shop.columns.user'. Known here: user_id, item_id, ts, kind, quantity, price, value, available, name.",
             id="unknown nested key",
         ),
         pytest.param(
@@ -365,7 +384,7 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
                 ("user", "item", ""),
                 ("user", "ts", ""),
                 ("user", "quantity", ""),
-                ("user", "wanted", ""),
+                ("user", "look", ""),
                 ("user", "user_id", ""),
                 ("user", "who", 'user_id = "who"'),
                 ("item", "item_id", 'item_id = "sku"'),

@@ -26,6 +26,7 @@ event = st.builds(
     price=st.sampled_from([float("nan"), 0.0, 1.5]),
     quantity=st.sampled_from([1.0, 2.0]),
     wanted=st.booleans(),
+    look=st.sampled_from([-1, 1, 2]),
 )
 
 
@@ -60,6 +61,7 @@ few = st.builds(
     price=st.just(1.0),
     quantity=st.just(1.0),
     wanted=st.booleans(),
+    look=st.sampled_from([-1, 1, 2]),
 )
 
 

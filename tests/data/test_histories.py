@@ -22,6 +22,7 @@ DRAWN = st.builds(
     price=st.sampled_from([math.nan, 1.0, 2.0]),
     quantity=st.sampled_from([1.0, 2.0]),
     wanted=st.booleans(),
+    look=st.sampled_from([-1, 1, 2]),
 )
 FOUR = pa.table({"user_id": pa.array([7, 8, 9, 12], pa.int64())})
 

@@ -253,6 +253,7 @@ LATER = st.builds(
     price=st.floats(0, 100),
     quantity=st.just(1.0),
     wanted=st.booleans(),
+    look=st.sampled_from([-1, 1, 2]),
 )
 
 

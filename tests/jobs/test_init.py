@@ -82,7 +82,12 @@ def clicks(folder: Path) -> Shape:
         rows.append((ms, user, "transaction", item, len(rows)))
     events = write_csv(folder / "events.csv", ["timestamp", "visitorid", "event", "itemid", "transactionid"], rows)
     shop = {"columns": {"user_id": "visitorid", "item_id": "itemid", "ts": "timestamp", "kind": "event"}}
-    return Shape({"events": events}, {"shop": shop | {"ts_format": "ms", "label_kinds": ["transaction"]}}, made[-1].at.date(), set())
+    return Shape(
+        {"events": events},
+        {"shop": shop | {"ts_format": "ms", "label_kinds": ["transaction"], "look_kinds": ["view", "addtocart"]}},
+        made[-1].at.date(),
+        set(),
+    )
 
 
 def invoices(folder: Path) -> Shape:
@@ -134,10 +139,16 @@ def reviews(folder: Path) -> Shape:
     path = folder / "reviews.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for user, item, at in made:
-            row = {"reviewerID": f"A{user}X", "asin": f"B00{item}", "overall": 5.0, "unixReviewTime": int(at.timestamp())}
+            row = {
+                "reviewerID": f"A{user}X",
+                "asin": f"B00{item}",
+                "overall": 1.0 + (user + item) % 5,
+                "unixReviewTime": int(at.timestamp()),
+            }
             file.write(json.dumps(row | {"reviewText": "Very good. " * 9, "verified": True}) + "\n")
-    shop = {"columns": {"user_id": "reviewerID", "item_id": "asin", "ts": "unixReviewTime"}, "ts_format": "s"}
-    return Shape({"events": path}, {"shop": shop}, made[-1].at.date(), set())
+    columns = {"user_id": "reviewerID", "item_id": "asin", "ts": "unixReviewTime", "value": "overall"}
+    shop = {"columns": columns, "ts_format": "s", "least_value": 4.0}
+    return Shape({"events": path}, {"shop": shop}, made[-1].at.date(), {"least_value"})
 
 
 def planted(folder: Path) -> Shape:
@@ -145,7 +156,7 @@ def planted(folder: Path) -> Shape:
     end = date(2024, 1, 1)
     made = synthetic.shop(folder / "shop", users=80, items=60, days=DAYS, seed=0, end=end, kinds=True)
     features = {"item_categorical": ["category", "brand"], "item_numeric": ["size", "price"], "user_categorical": ["age", "region"]}
-    expected = {"shop": {"label_kinds": ["purchase"]}, "features": features}
+    expected = {"shop": {"label_kinds": ["purchase"], "look_kinds": ["view"]}, "features": features}
     assert made.items
     assert made.users
     return Shape({"events": made.events, "items": made.items, "users": made.users}, expected, end - timedelta(days=1), set())
@@ -168,7 +179,14 @@ def test_a_shop_is_understood_and_its_settings_open_it(shape: Callable[[Path], S
     lines = out.read_text().splitlines()
     assert {lines[number + 1].split(" = ")[0] for number, line in enumerate(lines) if line.startswith("# CHECK: ")} == made.unsure
     for number, line in enumerate(lines):  # every guess has its reason above it
-        if " = " in line and line.split(" = ")[0] in ("ts_format", "timezone", "label_kinds", "item_categorical", "label_days"):
+        if " = " in line and line.split(" = ")[0] in (
+            "ts_format",
+            "timezone",
+            "label_kinds",
+            "least_value",
+            "item_categorical",
+            "label_days",
+        ):
             assert lines[number - 1].startswith("# ")
     config.load(out)
 

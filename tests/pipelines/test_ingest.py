@@ -25,7 +25,23 @@ from recsys.data.types import midnight, utc
 from recsys.errors import DataError
 from recsys.hashing import shard_of
 from recsys.pipelines.ingest import ingest
-from recsys.schema import AVAILABLE, ITEM, ITEM_ID, KIND, NAME, PRICE, QUANTITY, TIMESTAMP, TS, USER_ID, WANTED, events_schema
+from recsys.schema import (
+    AVAILABLE,
+    DISLIKED,
+    ITEM,
+    ITEM_ID,
+    KIND,
+    LOOK,
+    NAME,
+    OTHER_LOOK,
+    PRICE,
+    QUANTITY,
+    TIMESTAMP,
+    TS,
+    USER_ID,
+    WANTED,
+    events_schema,
+)
 from tests.data.bad_rows import bad_rows, no_utf8
 
 END = date(2024, 3, 1)
@@ -102,7 +118,7 @@ def test_columns_are_read_under_the_shop_s_names() -> None:
     raw = pa.table({"buyer": [7], "sku": [8], "when": pa.array([LAST], TIMESTAMP), "n": [2], "paid": [0.5], "what": ["view"]})
     columns = {USER_ID: "buyer", ITEM_ID: "sku", TS: "when", QUANTITY: "n", PRICE: "paid", KIND: "what"}
     kept, _ = cleaned(raw, columns=columns, label_kinds=["purchase"])
-    assert kept.to_pylist() == [{USER_ID: 7, ITEM_ID: 8, TS: LAST, QUANTITY: 2.0, PRICE: 0.5, WANTED: False}]
+    assert kept.to_pylist() == [{USER_ID: 7, ITEM_ID: 8, TS: LAST, QUANTITY: 2.0, PRICE: 0.5, LOOK: OTHER_LOOK}]
 
 
 @pytest.mark.parametrize(
@@ -117,10 +133,23 @@ def test_columns_are_read_under_the_shop_s_names() -> None:
 )
 def test_label_kinds_say_what_is_wanted_and_drop_nothing(kinds: list[Any] | None, label_kinds: Any, wanted: list[bool]) -> None:
     plain = events() if kinds is None else events(kind=pa.array(kinds))
-    assert cleaned(plain, label_kinds=label_kinds)[0][WANTED].to_pylist() == wanted
+    assert cleaned(plain, label_kinds=label_kinds)[0][LOOK].to_pylist() == [WANTED if one else OTHER_LOOK for one in wanted]
     if kinds is not None:
         encoded = events(kind=pa.array(kinds).dictionary_encode())
-        assert cleaned(encoded, label_kinds=label_kinds)[0][WANTED].to_pylist() == wanted
+        assert cleaned(encoded, label_kinds=label_kinds)[0][LOOK].to_pylist() == [WANTED if one else OTHER_LOOK for one in wanted]
+
+
+def test_kinds_of_looks_and_values_say_what_an_event_is() -> None:
+    kinds = ["cart", "purchase", "view", None, "purchase", "cart", "purchase", "wish", "purchase"]
+    raw = events(kind=pa.array(kinds), value=pa.array([1, 4, 1, 1, 3, 5, None, 9, 5]))
+    told: dict[str, Any] = {"label_kinds": ["purchase"], "look_kinds": ["view", "cart"]}
+    view, cart = OTHER_LOOK + 1, OTHER_LOOK + 2
+    plain = [cart, WANTED, view, OTHER_LOOK, WANTED, cart, WANTED, OTHER_LOOK, WANTED]
+    assert cleaned(raw, **told)[0][LOOK].to_pylist() == plain
+    disliked = [DISLIKED if place == 4 else look for place, look in enumerate(plain)]  # 3 < 4; one without a value counts as liked
+    assert cleaned(raw, **told, least_value=4)[0][LOOK].to_pylist() == disliked
+    every = cleaned(raw, least_value=4.5)[0][LOOK].to_pylist()
+    assert every == [DISLIKED, DISLIKED, DISLIKED, DISLIKED, DISLIKED, WANTED, WANTED, WANTED, WANTED]
 
 
 # ---- ids
@@ -512,7 +541,7 @@ def test_bad_rows_are_counted_by_reason_and_kept_and_rejected_are_what_was_read(
 @pytest.mark.ray
 def test_a_profile_s_events_are_those_of_a_groupby(shop: Shop, done: ShopDataset) -> None:
     frame = good_rows(shop)
-    frame = frame.assign(**{WANTED: frame[KIND] == "purchase"})
+    frame = frame.assign(**{LOOK: np.where(frame[KIND] == "purchase", WANTED, OTHER_LOOK)})
     table = profiles_of(done)
     seen = {row[USER_ID]: row for row in table.to_pylist()}
     assert len(frame.groupby(USER_ID)) == 150
@@ -520,7 +549,7 @@ def test_a_profile_s_events_are_those_of_a_groupby(shop: Shop, done: ShopDataset
         profile = seen.pop(user)
         assert profile[ITEM] == rows[ITEM].tolist()
         assert profile[TS] == rows[TS].dt.to_pydatetime().tolist()
-        assert profile[WANTED] == rows[WANTED].tolist()
+        assert profile[LOOK] == rows[LOOK].tolist()
         np.testing.assert_array_equal(profile[QUANTITY], rows[QUANTITY].astype(np.float32))
         np.testing.assert_array_equal(profile[PRICE], rows[PRICE].astype(np.float32))
     assert [(user, row[ITEM]) for user, row in seen.items()] == [(1, []), (10**6, [])]  # users without an event

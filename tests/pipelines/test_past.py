@@ -23,7 +23,7 @@ from recsys.pipelines.backtest import measure
 from recsys.pipelines.score import check_bundle
 from recsys.pipelines.signals import ShopState, read_signals, shop_state
 from recsys.pipelines.train import train_shop
-from recsys.retrieval.collaborative import ALS_CHOICES, Als
+from recsys.retrieval.collaborative import ALS_CHOICES, LOOK_CHOICES, Als
 from recsys.training.fit import Trained
 
 DAY = date(2024, 6, 6)
@@ -43,7 +43,7 @@ class Shop(NamedTuple):
 def shop(tmp_path_factory: pytest.TempPathFactory, while_in_process: Callable[[], AbstractContextManager[None]]) -> Shop:
     folder = tmp_path_factory.mktemp("past")
     planted = synthetic.shop(folder, users=300, items=200, days=120, seed=5, end=DAY, events_per_user=60)
-    text = settings_text(planted, folder, kinds=False).replace("[run]\n", "[run]\nshards = 2\n")
+    text = settings_text(planted, folder).replace("[run]\n", "[run]\nshards = 2\n")
     quick = "[window]\nlabel_days = 14\n[signals]\nfactors = 32\n[model]\nhidden = [4]\n[train]\nepochs = 1\nworkers = 1\n"
     (folder / "shop.toml").write_text(text + quick)
     settings = config.load(folder / "shop.toml")
@@ -115,9 +115,8 @@ def test_how_users_are_cut_into_shards_changes_nothing(
     with while_in_process():
         other = shop_state(open_shop(shop.settings.model_copy(update={"run": run}), as_of=DAY), end=DAY, as_of=DAY - LABEL)
     assert (len(shop.state.dataset.shards), len(other.dataset.shards)) == (2, 5)
-    for ours, theirs in zip(
-        *(past._purchases(shop.settings, one.dataset, date(2024, 4, 25)) for one in (shop.state, other)), strict=True
-    ):
+    mine, others = (past._past(shop.settings, one.dataset, date(2024, 4, 25)) for one in (shop.state, other))
+    for ours, theirs in ((mine.days, others.days), (mine.wanted, others.wanted)):
         assert ours.nnz > 0
         assert (ours != theirs).nnz == 0
 
@@ -150,13 +149,42 @@ def test_what_is_set_is_taken_and_a_bundle_that_learned_otherwise_refused(shop: 
         check_bundle(older, shop.settings)
 
 
+def test_looks_weigh_what_ranked_best_what_users_had_not_even_looked_at(
+    tmp_path: Path, while_in_process: Callable[[], AbstractContextManager[None]]
+) -> None:
+    planted = synthetic.shop(tmp_path, users=300, items=200, days=120, seed=5, end=DAY, kind="views-and-carts")
+    quick = "[window]\nlabel_days = 14\n[signals]\nfactors = 16\nals_l2 = 10\nals_alpha = 2\n"
+    (tmp_path / "shop.toml").write_text(settings_text(planted, tmp_path) + quick)
+    settings = config.load(tmp_path / "shop.toml")
+    with while_in_process():
+        state = shop_state(open_shop(settings, as_of=DAY), end=DAY, as_of=DAY - LABEL)
+        told = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("work/als-*/receipts/*.json"))]
+        chosen = LOOK_CHOICES[int(np.argmax([one["ndcg"] for one in told]))]
+        assert state.als == Als(10.0, 2.0, chosen)
+        assert chosen > 0  # what users look at in this shop is what they like
+        here = past._past(settings, state.dataset, date(2024, 4, 25))
+        task = past._als_task(settings, state.dataset)
+        unit = {"cutoff": "2024-04-25", "als": [10.0, 2.0, 0.0], "unseen": True}
+        unseen, new = (task("", unit | {"unseen": one})["users"] for one in (True, False))
+        asked = settings.signals.model_copy(update={"look_weight": 0.25})
+        inputs = replace(state.inputs, settings=settings.model_copy(update={"signals": asked}))
+        assert past.choose_als(inputs, state.dataset, as_of=DAY) == Als(10.0, 2.0, 0.25)
+    looked = sum(here.looks, here.days) > 0
+    left = here.wanted - here.wanted.multiply(looked)
+    assert (
+        told[0]["users"] == unseen == int((left.getnnz(axis=1) > 0).sum() - (left[looked.getnnz(axis=1) == 0].getnnz(axis=1) > 0).sum())
+    )
+    assert 30 < unseen < new  # some wanted nothing new but what they had looked at
+    assert here.weights.tolist()[0] == 0  # no event is of a kind without a name
+    assert here.weights[2] == 1 > here.weights[1] > 0  # a purchase follows a cart more often than a view
+
+
 def test_a_shop_too_young_to_tell_takes_the_first(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert past.choose_als(shop.state.inputs, shop.state.dataset, as_of=date(2024, 3, 20)) == ALS_CHOICES[0]
         assert "too young to tell what ALS should weigh" in caplog.text
         few = [{"users": 29, "ndcg": 0.1 * number} for number in range(len(ALS_CHOICES))]
-        assert past._chosen(few, day=DAY) == ALS_CHOICES[0]
-        assert "29 users wanted something new" in caplog.text
+        assert past._chosen(few) is None
         enough = [{"users": 30, "ndcg": 0.1 * number} for number in range(len(ALS_CHOICES))]
-        assert past._chosen(enough, day=DAY) == ALS_CHOICES[-1]
-        assert past._chosen([{**one, "ndcg": 0.1} for one in enough], day=DAY) == ALS_CHOICES[0]
+        assert past._chosen(enough) == len(ALS_CHOICES) - 1
+        assert past._chosen([{**one, "ndcg": 0.1} for one in enough]) == 0

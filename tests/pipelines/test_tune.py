@@ -48,7 +48,7 @@ refit = false
 
 
 def text_of(folder: Path, planted: synthetic.Planted, *, tune: str, seed: int) -> str:
-    text = settings_text(planted, folder, kinds=False)
+    text = settings_text(planted, folder)
     return text.replace("[run]\n", f"[run]\nshards = 2\nseed = {seed}\n") + QUICK + tune
 
 

@@ -14,7 +14,8 @@ from recsys.data.catalog import Catalog
 from recsys.data.histories import Histories, purchase_days
 from recsys.retrieval import collaborative, signals
 from recsys.retrieval.collaborative import Als
-from recsys.retrieval.signals import MONTH, Signals
+from recsys.retrieval.item_sums import MONTH
+from recsys.retrieval.signals import Signals
 from recsys.schema import DAY_US
 from tests import shops
 from tests.shops import ANN, BOB, CID, CUTOFF, START, Event
@@ -133,6 +134,7 @@ OUTSIDE = st.builds(
     price=st.floats(0, 100),
     quantity=st.just(1.0),
     wanted=st.booleans(),
+    look=st.sampled_from([-1, 1, 2]),
 )
 
 

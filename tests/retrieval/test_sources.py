@@ -38,8 +38,8 @@ def test_own_scores_what_the_user_bought_often_and_lately_first(users: RuledUser
     assert shops.items_of(propose(users, (Own(), 9)), ANN, "own") == [P_MILK, P_BREAD, P_CHEESE]
 
 
-def test_seen_scores_what_the_user_looked_at_lately_first(users: RuledUsers) -> None:
-    scores = shops.scores_of(Seen(), users)
+def test_seen_scores_what_the_user_looked_at_lately_first() -> None:
+    scores = shops.scores_of(Seen(), shops.batch(shops.with_looks()))
     assert np.argwhere(np.isfinite(scores)).tolist() == [[BOB, P_CHEESE]]  # on day 96 of 100
     assert scores[BOB, P_CHEESE] == pytest.approx(0.5 ** (3 / 7))
     more = [
@@ -82,7 +82,7 @@ def test_neighbours_score_the_sum_of_the_weights_of_what_the_user_bought(users: 
 def test_factors_score_by_a_vector_folded_in_from_the_history(users: RuledUsers) -> None:
     scores = shops.scores_of(Factors(), users)
     factors = users.signals.factors.astype(float)
-    l2, alpha = shops.ALS
+    l2, alpha, _ = shops.ALS
     for user in (ANN, BOB, CID, DEE):
         confidence = np.zeros(6)
         days = users.matrix.toarray()[user]
