@@ -55,25 +55,40 @@ def after_commit(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress(label: str, total: int, *, unit: str) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of newly finished units: a bar on a terminal, log lines elsewhere."""
+def progress(label: str, total: int, *, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to call with how many units are newly finished, and how many rows they made: a bar on a terminal, log lines elsewhere.
+
+    Both tell rows a second, where units make rows, and about how long the rest takes.
+    """
     start = time.monotonic()
-    done = 0
+    done = made = 0
+
+    def rate(seconds: float) -> str:
+        return f", {made:,} rows, {made / max(seconds, 1e-3):,.0f} rows/s" if made else ""
+
     if console.is_terminal:
-        columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+        columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit + "{task.fields[rate]}"))
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda count: bar.update(task, advance=count)
+            task = bar.add_task(label, total=total, rate="")
+
+            def move(count: int, rows: int) -> None:
+                nonlocal made
+                made += rows
+                bar.update(task, advance=count, rate=rate(time.monotonic() - start))
+
+            yield move
         return
     said = start
 
-    def advance(count: int) -> None:
-        nonlocal done, said
-        done += count
+    def advance(count: int, rows: int) -> None:
+        nonlocal done, made, said
+        done, made = done + count, made + rows
         now = time.monotonic()
         if now - said >= LOG_SECONDS and done < total:
             said = now
-            log.info("%s: %d of %d %s, %.0f s", label, done, total, unit, now - start)
+            left = (now - start) / done * (total - done)
+            log.info("%s: %d of %d %s, %.0f s%s, about %.0f s left", label, done, total, unit, now - start, rate(now - start), left)
 
     yield advance
-    log.info("%s: %d %s in %.1f s", label, done, unit, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    log.info("%s: %d %s in %.1f s%s", label, done, unit, seconds, rate(seconds))

@@ -75,16 +75,16 @@ class _Worker:
         return None
 
 
-def _here(worker: _Worker, units: Mapping[str, Mapping[str, Any]]) -> Generator[RecsysError | None]:
-    """Work on the units in this process; of each what `_Worker.error` says."""
+def _here(worker: _Worker, units: Mapping[str, Mapping[str, Any]]) -> Generator[tuple[str, RecsysError | None]]:
+    """Work on the units in this process; of each its name and what `_Worker.error` says."""
     for name, values in units.items():
-        yield worker.error(name, values)
+        yield name, worker.error(name, values)
 
 
 def _on_ray(
     worker: _Worker, units: Mapping[str, Mapping[str, Any]], *, actors: int | None, device: str
-) -> Generator[RecsysError | None]:
-    """Work on the units as one Ray Data job; of each finished one what `_Worker.error` says, in any order."""
+) -> Generator[tuple[str, RecsysError | None]]:
+    """Work on the units as one Ray Data job; of each finished one its name and what `_Worker.error` says, in any order."""
     have, what = (gpus(), "GPUs") if device == "gpu" else (cpus(), "CPUs")
     wanted = actors or max(have, 1)
     if wanted > have:
@@ -102,7 +102,7 @@ def _on_ray(
     )
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-            yield from map(pickle.loads, batch["error"])
+            yield from zip(map(str, batch["name"]), map(pickle.loads, batch["error"]), strict=True)
     except (RayError, RuntimeError) as error:
         raise_ending(error)
         last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
@@ -162,10 +162,11 @@ def run_units(
                 mistakes = _here(worker, pending) if here else _on_ray(worker, pending, actors=actors, device=device)
                 # closed here and now: a job that a mistake leaves behind must not outlive the Ray it runs on
                 with closing(mistakes), progress(label or stage.name, len(pending), unit=unit) as advance:
-                    for done, mistake in enumerate(mistakes, start=1):
+                    for done, (name, mistake) in enumerate(mistakes, start=1):
                         if mistake is not None:
                             raise mistake
-                        advance(1)
+                        rows = (stage.receipt(name) or {}).get("rows", 0)
+                        advance(1, rows if isinstance(rows, int) else 0)
                         tell("units_done", done, stage=stage.name)
                         tell("units_left", len(pending) - done, stage=stage.name)
                         if late := until is not None and time.time() >= until:

@@ -119,7 +119,7 @@ def _search(
                 history, failed = said["history"], said.get("failed")
                 stopped = failed is None and next_epoch(history, VALIDATE, plans[number].train) is not None
                 receipt = stage.finish(names[number], {"history": history, "failed": failed, "stopped": stopped})
-                advance(1)
+                advance(1, 0)
                 if on_trial is not None:
                     on_trial(_trial(number, drawn[number], receipt))
 

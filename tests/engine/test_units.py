@@ -344,8 +344,33 @@ def test_progress_off_a_terminal_is_log_lines_now_and_then(monkeypatch: pytest.M
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(seconds))
     with caplog.at_level(logging.INFO, logger="recsys"), progress("score", 8, unit="shards") as advance:
         for _ in range(4):
-            advance(2)
-    assert [record.getMessage() for record in caplog.records] == ["score: 4 of 8 shards, 11 s", "score: 8 shards in 30.0 s"]
+            advance(2, 0)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["score: 4 of 8 shards, 11 s, about 11 s left", "score: 8 shards in 30.0 s"]
+
+
+def test_progress_tells_rows_a_second_where_units_make_rows(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    seconds = iter([0.0, 20.0, 50.0, 60.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(seconds))
+    with caplog.at_level(logging.INFO, logger="recsys"), progress("score", 3, unit="shards") as advance:
+        advance(1, 5_000)
+        advance(2, 25_000)
+    assert [record.getMessage() for record in caplog.records] == [
+        "score: 1 of 3 shards, 20 s, 5,000 rows, 250 rows/s, about 40 s left",
+        "score: 3 shards in 60.0 s, 30,000 rows, 500 rows/s",
+    ]
+
+
+def test_rows_of_units_are_those_of_their_receipts(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    stage = Stage(tmp_path, "rows", {})
+
+    def make() -> Task:
+        return lambda _, unit: {"rows": unit["rows"] or {"a table": 7}}
+
+    with caplog.at_level(logging.INFO, logger="recsys"):
+        run_units(stage, {f"u{rows}": {"rows": rows} for rows in (3, 40, 0)}, make, unit="units", here=True)
+    assert "rows: 3 units in" in caplog.text
+    assert ", 43 rows, " in caplog.text
 
 
 def test_units_may_be_worked_on_in_this_process_without_ray(tmp_path: Path):
