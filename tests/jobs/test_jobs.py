@@ -386,6 +386,7 @@ factors = 8
 als_iterations = 4
 als_l2 = 10
 als_alpha = 2
+look_weight = 0.3
 ease_l2 = 20.0
 [candidates]
 per_user = 50
