@@ -42,6 +42,10 @@ def list_(config_path: Config) -> None:
                 made.as_of, made.challenger, trained, numbers, "" if made.users is None else f"{made.users:,}", stands, made.why
             )
         console.print(table)
+        for version in registry.versions():
+            users, when = registry.erased_since(version)
+            if users:
+                console.print(f"{version} was trained before {users:,} users were erased ({when}).")
         console.print(f"The champion: {decisions[-1].champion if decisions else 'none yet'}.")
 
 

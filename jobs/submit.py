@@ -22,6 +22,7 @@ LOCAL_TOKEN = Path("var/cluster/token")  # of `make cluster-up`
 NOT_JOBS = {
     "browse",
     "init",
+    "erase",
     "export",
     "printing",  # no verb
     "submit",
@@ -30,7 +31,7 @@ NOT_JOBS = {
     "runs",
     "work",
     "docs",
-}  # browse, init, export, publish, bundles, runs and work read and write a few small files: no work for a cluster
+}  # browse, erase, init, export, publish, bundles, runs and work read and write a few small files: no work for a cluster
 LEFT_RUNNING = 130  # as of a command that Ctrl-C ended
 
 

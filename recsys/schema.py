@@ -132,6 +132,14 @@ def check(table: pa.Table, schema: pa.Schema, *, where: str) -> pa.Table:
     return table.select(schema.names)
 
 
+def complete(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the schema's columns in its order: nullable ones that it was made before are null."""
+    for field in schema:
+        if field.nullable and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(schema.names)
+
+
 def differences(seen: pa.Schema, expected: pa.Schema) -> str:
     """What is wrong with the columns seen; empty where nothing is."""
     if seen.equals(expected):

@@ -12,7 +12,7 @@ from recsys.publishing.delta import open_table, table_files
 from recsys.publishing.release import Release
 from recsys.publishing.staging import Part
 from recsys.publishing.table import readable
-from recsys.schema import AS_OF, CARRIED_FROM, ITEM_ID, MODEL_VERSION, RANK, RUN_ID, USER_ID, recommendations_schema
+from recsys.schema import AS_OF, CARRIED_FROM, ITEM_ID, MODEL_VERSION, RANK, RUN_ID, USER_ID, complete, recommendations_schema
 from recsys.storage import filesystem
 
 
@@ -49,9 +49,7 @@ def _tonight(rows: pa.Table, release: Release, since: date) -> pa.Table:
     """Rows by user and rank of a part as rows of tonight's, without as_of."""
     schema = recommendations_schema(release.user_id, release.item_id)
     schema = schema.remove(schema.get_field_index(AS_OF))
-    for field in schema:
-        if field.name not in rows.column_names:  # the part was written before the column came
-            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+    rows = complete(rows, schema)
     changed = {
         RANK: pa.array(_places(rows.column(USER_ID)), pa.int32()),
         RUN_ID: pa.repeat(release.run_id, rows.num_rows),

@@ -35,10 +35,11 @@ from recsys.publishing.delta import (
     table_files,
 )
 from recsys.publishing.staging import Part, refuse_missing
-from recsys.schema import AS_OF, ITEM_ID, MODEL_VERSION, RANK, REASON, RUN_ID, SCORE, USER_ID, recommendations_schema
+from recsys.schema import AS_OF, ITEM_ID, MODEL_VERSION, RANK, REASON, RUN_ID, SCORE, USER_ID, complete, recommendations_schema
 
 log = logging.getLogger("recsys")
 USER_KEY = "user_key"  # a note of each commit
+PUBLISHED = "published_utc"  # a note of a commit that repeats those of an earlier one: when that was made
 ATTEMPTS = 10  # commits of other nights that one commit gives way to
 
 
@@ -221,6 +222,8 @@ def published_nights(path: str, storage_options: Mapping[str, str] = {}) -> list
         entry = entries.get((as_of.isoformat(), run_id))
         version = entry["version"] if entry else None
         published_utc = datetime.fromtimestamp(entry["timestamp"] / 1000, UTC) if entry else None
+        if entry and PUBLISHED in entry:
+            published_utc = datetime.fromisoformat(entry[PUBLISHED])
         user_key = (entry or {}).get(USER_KEY) or None
         rows = sum(file["rows"] for file in files)
         found.append(PublishedNight(as_of, run_id, model_version, rows, version, published_utc, user_key))
@@ -251,10 +254,7 @@ def read_night(path: str, *, as_of: date, user_id: str | int | None = None, stor
         found = rows.to_table(filter=wanted)
     found = found.sort_by([(USER_ID, "ascending"), (RANK, "ascending")])
     schema = recommendations_schema(rows.schema.field(USER_ID).type, rows.schema.field(ITEM_ID).type)
-    for field in schema:
-        if field.nullable and field.name not in found.column_names:
-            found = found.append_column(field, pa.nulls(found.num_rows, field.type))
-    return found.select(schema.names)
+    return complete(found, schema)
 
 
 def night_of_item(path: str, *, as_of: date, item_id: str | int, storage_options: Mapping[str, str] = {}) -> pa.Table:

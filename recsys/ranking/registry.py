@@ -2,6 +2,7 @@
 
     <path>/bundles/<version>/tested      the bundle that met the champion, trained before the window that decided
     <path>/bundles/<version>/published   its refit on all data, made after it had won; this one scores the nights
+    <path>/erasures/<time>.json          users who were erased, how many, and the versions that had been trained before
     <path>/decisions/<number>.json       every decision, oldest first; the newest that chose a bundle names the champion
 
 `version` is the model_version of the tested bundle. Nothing is ever overwritten: going back is one more decision.
@@ -10,7 +11,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,21 @@ class Registry:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(decision), indent=1) + "\n"
         write_atomically(folder / f"{len(self.decisions()):06d}.json", lambda file: file.write_text(text, encoding="utf-8"))
+
+    def mark_erased(self, users: int, *, when: datetime) -> list[str]:
+        """Note that so many users were erased now: the versions of before, which are returned, may have learned from them."""
+        versions = self.versions()
+        if versions:
+            place = self.path / "erasures" / f"{when:%Y%m%dT%H%M%S}.json"
+            told = {"users": users, "erased_utc": when.isoformat(timespec="seconds"), "versions": versions}
+            write_atomically(place, lambda file: file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8"))
+        return versions
+
+    def erased_since(self, version: str) -> tuple[int, str | None]:
+        """How many users were erased after the version was trained, and when last, UTC; none and None where nobody was."""
+        marks = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((self.path / "erasures").glob("*.json"))]
+        mine = [mark for mark in marks if version in mark["versions"]]
+        return sum(mark["users"] for mark in mine), mine[-1]["erased_utc"] if mine else None
 
     def promote(self, version: str, *, as_of: date, why: str) -> Decision:
         """Make a version the champion by hand; one that never won publishes as it was tested, without a refit.

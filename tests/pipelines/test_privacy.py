@@ -21,6 +21,7 @@ from recsys.data.keyed import Key, key_of, user_ids
 from recsys.data.shop import open_shop
 from recsys.errors import ConfigError, DataError
 from recsys.pipelines.browse import Browser
+from tests.contents import content
 from tests.small import small_file
 from tests.verbs import Ended
 
@@ -63,17 +64,6 @@ def shop(tmp_path: Path) -> synthetic.Planted:
     pq.write_table(pa.table({"user_id": [person(users[6]), person(users[7])]}), tmp_path / "shop" / "audience.parquet")
     (tmp_path / "shop.toml").write_text(settings_file(tmp_path))
     return made
-
-
-def content(file: Path) -> str:
-    """All that a file holds as text: its bytes, and, where they are packed, what a reader makes of them."""
-    text = file.read_bytes().decode("latin-1")
-    if file.suffix == ".parquet":
-        text += str(pq.read_table(file, partitioning=None).to_pylist())
-    if file.suffix == ".arrow":
-        with pa.memory_map(str(file)) as source:
-            text += str(pa.ipc.open_file(source).read_all().to_pylist())
-    return text
 
 
 @pytest.mark.ray
