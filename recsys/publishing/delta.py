@@ -161,14 +161,16 @@ def remove_leftovers(path: str, left: Sequence[pafs.FileInfo], storage_options: 
         store.delete_file(info.path)
 
 
-def reclaim(path: str, storage_options: Mapping[str, str], *, hours: int = RECLAIM_HOURS) -> None:
-    """Delete what the log says was removed so many hours ago, unless it was written again since: a running night may stage it.
+def reclaim(path: str, storage_options: Mapping[str, str], *, hours: int | None = None) -> None:
+    """Delete what the log says was removed so many hours ago, RECLAIM_HOURS unless told otherwise, unless it was written again since: a
+    running night may stage it.
 
     Only a dry run is left to deltalake: each real one deletes all it ever listed again, and adds two versions to the table.
     """
     table = open_table(path, storage_options)
     assert table is not None, f"{path}: no table after a commit"
     store, root = filesystem(path, storage_options)
+    hours = RECLAIM_HOURS if hours is None else hours
     names = table.vacuum(hours, dry_run=True, enforce_retention_duration=False)
     for info in store.get_file_info([f"{root}/{name}" for name in names]):
         if info.is_file and time.time_ns() - info.mtime_ns > hours * 3600 * 1_000_000_000:
