@@ -1,4 +1,4 @@
-"""The bundles that met the champion: list them, make one the champion, or go back to the one before."""
+"""The bundles that met the champion: list them, look at one's card, make one the champion, or go back to the one before."""
 
 from datetime import date
 from typing import Annotated
@@ -10,10 +10,12 @@ from jobs import Config, job
 from recsys import config
 from recsys.engine.owner import owned
 from recsys.engine.progress import console
-from recsys.errors import one_line_errors
+from recsys.errors import BundleError, one_line_errors
+from recsys.pipelines.card import card_place, read_card
 from recsys.ranking.registry import Decision, Registry
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
+INPUTS = 15  # that a card in short names
 Reason = Annotated[str, typer.Option("--why", help="Why; kept with the decision.")]
 
 
@@ -47,6 +49,28 @@ def list_(config_path: Config) -> None:
             if users:
                 console.print(f"{version} was trained before {users:,} users were erased ({when}).")
         console.print(f"The champion: {decisions[-1].champion if decisions else 'none yet'}.")
+
+
+@app.command()
+def card(config_path: Config, version: Annotated[str, typer.Argument(help="As `list` shows it.")]) -> None:
+    """A model's card in short, and where its page lies."""
+    with job():
+        registry = _registry(config_path)
+        entry = registry.entry(version)
+        told = read_card(registry, entry.version)
+        if told is None:
+            raise BundleError(f"{registry.path}: model {version} has no card, as it was not tested on a night. A challenger gets one.")
+        console.print(told["stands"], highlight=False)
+        table = Table(title="What its lists rest on", title_justify="left")
+        table.add_column("input")
+        table.add_column("NDCG@10 lost when shuffled, 95%", justify="right")
+        for one in told["importance"]["inputs"][:INPUTS]:
+            low, high = one["interval"] or (None, None)
+            bounds = "" if low is None else f" [{low:+.4f}, {high:+.4f}]"
+            table.add_row(one["input"], f"{one['loss']:+.4f}{bounds}")
+        console.print(table)
+        console.print(" ".join(told["limits"]), highlight=False)
+        console.print(f"The page: {card_place(registry, version)}", highlight=False)
 
 
 @app.command()

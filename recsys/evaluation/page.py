@@ -1,7 +1,11 @@
-"""What the night's page is put together from: sections of tables and plots, and numbers in words."""
+"""What pages are put together from: sections of tables and plots, and numbers in words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
 
 NONE = "-"
 
@@ -41,6 +45,13 @@ class Section:
     title: str
     text: str
     parts: Sequence[Table | Plot]
+
+
+def lay_out(template: str, **told: Any) -> str:
+    """A page of a template beside this file; whatever a shop wrote is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(autoescape=True, loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.get_template(template).render(**told)
 
 
 # Numbers in words ---------------------------------------------------------------------------------------------------------------

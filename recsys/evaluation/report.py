@@ -6,13 +6,10 @@ hatches, so that they can be read in grey.
 
 from collections.abc import Mapping
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from recsys.evaluation import backtest
-from recsys.evaluation.page import NONE, Plot, Section, Table, count_text, interval_text, number_text, share_text
+from recsys.evaluation.page import NONE, Plot, Section, Table, count_text, interval_text, lay_out, number_text, share_text
 from recsys.evaluation.plots import (
     draw_nights,
     draw_popularity,
@@ -30,14 +27,10 @@ Record = Mapping[str, Any]
 
 def render(record: Record) -> str:
     """The page of a record, as `night_record.recorded` keeps it; the same record gives the same page."""
-    made = (_gate, _rows, _ranking, _groups, _model, _scores, _lists, _rules, _users, _work, _nights)
+    made = (_gate, _rows, ranking_section, groups_section, _model, _scores, _lists, _rules, _users, _work, _nights)
     sections = [section for one in made if (section := one(record)) is not None]
-    environment = jinja2.Environment(
-        autoescape=True, loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
     failed = [check for check in record["gate"]["checks"] if not check["passed"]]
     let_through = record["gate"]["overrides"]
-    page = environment.get_template("report.html")
     fallback = fallback_text(record["fallback"]) if record["fallback"] else ""
     told = {
         "fallback": fallback,
@@ -45,7 +38,7 @@ def render(record: Record) -> str:
         "weekday": _weekday(record["as_of"]),
         "warnings": warnings_of(words=record["words"], given=record["given"]),
     }
-    return page.render(record=record, sections=sections, failed=failed, let_through=let_through, **told)
+    return lay_out("report.html", record=record, sections=sections, failed=failed, let_through=let_through, **told)
 
 
 def compared(record: Record) -> dict[str, Any]:
@@ -117,7 +110,8 @@ def _rows(record: Record) -> Section:
     return Section("Rows and candidates", "Rejected rows are dropped and counted by reason; the counts are kept.", parts)
 
 
-def _ranking(record: Record) -> Section | None:
+def ranking_section(record: Record) -> Section | None:
+    """The lists beside those of baselines; None where nothing was measured."""
     metrics = record["metrics"]
     if metrics is None:
         return None
@@ -179,7 +173,13 @@ def _scores(record: Record) -> Section:
     scores, parts = record["lists"]["scores"], list[Table | Plot]()
     before = next((night for night in record["nights"] if night["scores"]), None)
     parts.append(drawn("Scores of the lists' rows", draw_scores(scores, before), 3.2))
-    calibration = record["metrics"]["calibration"] if record["metrics"] else None
+    parts += calibration_parts(record["metrics"])
+    return Section("Scores", f"{count_text(scores['without'])} rows have no score: lists of users who never bought.", parts)
+
+
+def calibration_parts(metrics: Mapping[str, Any] | None) -> list[Table | Plot]:
+    """Chances beside what was bought, of what `pipelines.backtest.measure` gave; none where that was not told."""
+    calibration, parts = metrics["calibration"] if metrics else None, list[Table | Plot]()
     if calibration is not None:
         rows = []
         for name, part in {"all": calibration, **calibration["segments"]}.items():
@@ -194,7 +194,7 @@ def _scores(record: Record) -> Section:
         parts.append(Table("deciles", "Chances beside what was bought", ("decile", "rows", "before", "after", "bought"), deciles))
         if any(one["bought"] > 0 for one in calibration["deciles"]):
             parts.append(reliability_plot(calibration))
-    return Section("Scores", f"{count_text(scores['without'])} rows have no score: lists of users who never bought.", parts)
+    return parts
 
 
 def _lists(record: Record) -> Section:
@@ -231,7 +231,8 @@ def _rules(record: Record) -> Section:
     return Section("Rules", text, [Table("rules", "Drops by rule", head, rows)])
 
 
-def _groups(record: Record) -> Section | None:
+def groups_section(record: Record) -> Section | None:
+    """For whom the lists hold, by the groups of [fairness]; None where none are named."""
     told = (record["metrics"] or {}).get("fairness")
     if told is None:
         return None

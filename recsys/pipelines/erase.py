@@ -26,6 +26,7 @@ from recsys.engine.lease import leased
 from recsys.engine.stage import stage_folders
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import report
+from recsys.pipelines.card import mark_cards
 from recsys.publishing.delta import open_table
 from recsys.publishing.erase import Erased, erase_users, forget_history, holding, nights_with
 from recsys.ranking.registry import Registry
@@ -131,7 +132,9 @@ def erase(settings: Settings, ids_file: Path) -> tuple[Certificate, Path]:
             _write(file, json.dumps(record, indent=1) + "\n")
         for entry in {work / file.relative_to(work).parts[0] for file in _below(work)}:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        bundles = Registry(settings.champion.path).mark_erased(len(users), when=begun)
+        registry = Registry(settings.champion.path)
+        bundles = registry.mark_erased(len(users), when=begun)
+        mark_cards(registry)
         looked_at, held = holding(path, users, storage)
     left = [file for place in (reports, work, Path(settings.champion.path)) for file in sorted(place.rglob("*")) if file.is_file()]
     held += [str(file) for file in _naming(left, users)]

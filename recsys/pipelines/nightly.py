@@ -9,8 +9,9 @@ from recsys.config import Settings
 from recsys.data.dataset import ShopDataset
 from recsys.data.shop import ShopInputs, check_as_of, open_shop
 from recsys.engine.lease import leased
-from recsys.engine.progress import log
+from recsys.engine.progress import after_commit, log
 from recsys.errors import ConfigError, Mistakes
+from recsys.pipelines.card import write_card
 from recsys.pipelines.champion import Chosen, choose
 from recsys.pipelines.deadline import Deadline, clock_zone
 from recsys.pipelines.night_record import read_record, recorded
@@ -131,4 +132,6 @@ def nightly(
         told: dict[str, Any] = {"as_of": as_of, "overrides": overrides, "quality": chosen.quality, "deadline": deadline}
         with recorded(state, chosen.bundle, chosen=chosen, **told):
             published = score_shop(state, chosen.bundle, on_scored=on_scored, **told)
+        with after_commit("card"):
+            write_card(state, Registry(settings.champion.path), chosen, as_of=as_of)
     return state, published
