@@ -14,7 +14,7 @@ from recsys.errors import ConfigError
 
 SETTINGS = "settings.submitted.toml"  # the settings as they travel, at the root of the job's working directory
 PATHS = (  # settings that say where something lies
-    *("shop.events", "shop.items", "shop.users"),
+    *("shop.events", "shop.items", "shop.users", "shop.daily"),
     *("pairs.path", "pairs.test", "pairs.score", "pairs.users", "pairs.items"),
     *("rank.candidates", "table.path", "run.work", "champion.path", "report.path", "notify.url_file", "privacy.key_file"),
 )

@@ -25,11 +25,11 @@ def report(receipt: dict[str, Any]) -> Table:
     """What was read, dropped and written, as a table for the terminal."""
     table = Table(title="Demo shop")
     table.add_column("rows")
-    for name in ("events", "items", "users"):
+    for name in ("events", "items", "users", "daily"):
         table.add_column(name, justify="right")
 
     def row(label: str, counts: dict[str, int]) -> None:
-        table.add_row(label, *(f"{counts.get(name, 0):,}" for name in ("events", "items", "users")))
+        table.add_row(label, *(f"{counts.get(name, 0):,}" for name in ("events", "items", "users", "daily")))
 
     row("read", receipt["read"])
     dropped = receipt["dropped"]
@@ -47,7 +47,7 @@ def report(receipt: dict[str, Any]) -> Table:
 
 def main(
     out: Annotated[
-        Path, typer.Option(help="Folder the shop is written to: events/, items/, users/.", parser=local_path, metavar="PATH")
+        Path, typer.Option(help="Folder the shop is written to: events/, items/, users/, daily/.", parser=local_path, metavar="PATH")
     ] = Path("var/shop"),
     force: Annotated[bool, typer.Option("--force", help="Write it again though it is there.")] = False,
 ) -> None:

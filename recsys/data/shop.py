@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 
 from recsys.config import Settings
 from recsys.data.bounds import bounds
+from recsys.data.daily import check_daily
 from recsys.data.inputs import Input, open_input
 from recsys.data.kept import Kept
 from recsys.data.keyed import Key, key_of
 from recsys.data.label_windows import FIRST, label_windows, learns_from
-from recsys.data.names import check_optional
+from recsys.data.names import check_optional, text_types
 from recsys.data.types import UNITS, arrow_zone, day_of, family, id_type, is_word, midnight, times, utc
 from recsys.data.types import is_number as may_be_number
 from recsys.errors import DataError, Mistakes
@@ -47,6 +48,7 @@ class ShopInputs:
     """The shop's own candidates."""
     key: Key | None = None
     """That user ids are kept under; then `user_id` is string, whatever the shop's files hold."""
+    daily: Input | None = None
     raw_user_id: pa.DataType = dataclasses.field(default_factory=pa.string)
     """Type of user ids in the shop's files."""
 
@@ -113,6 +115,7 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     items = shop.items and look("shop.items", shop.items, version=shop.versions.get("items"))
     users = shop.users and look("shop.users", shop.users, version=shop.versions.get("users"))
     supplied = settings.rank.candidates and look("rank.candidates", settings.rank.candidates)
+    daily = shop.daily and look("shop.daily", shop.daily)
     lists: dict[str, Input] = {}
     for number, rule in enumerate(settings.rules):
         for what, location in rule.lists().items():
@@ -121,10 +124,12 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     if events is None:
         mistakes.end()
     assert events is not None
-    items, users, supplied = items or None, users or None, supplied or None
+    items, users, supplied, daily = items or None, users or None, supplied or None, daily or None
 
-    ids = _check_ids(mistakes, settings, events, items, users, supplied, lists)
+    ids = _check_ids(mistakes, settings, events, items, users, supplied, daily, lists)
     _check_columns(mistakes, settings, events, items, users)
+    if daily is not None:
+        mistakes.look(check_daily, daily, settings, _number)
     mistakes.end()
     user_id, item_id = ids
     assert user_id is not None
@@ -132,26 +137,12 @@ def open_shop(settings: Settings, *, as_of: date) -> ShopInputs:
     kept = Kept(settings.run.work)
     first, last = _span(events, settings, kept, as_of=as_of)
     kept_as = user_id if key is None else pa.string()
-    inputs = ShopInputs(settings, events, items, users, kept_as, item_id, first, last, lists, supplied, key, user_id)
+    inputs = ShopInputs(settings, events, items, users, kept_as, item_id, first, last, lists, supplied, key, daily, user_id)
     mistakes.look(check_as_of, inputs, as_of)
     mistakes.look(_check_text, inputs, kept)
     mistakes.end()
     kept.save()
     return inputs
-
-
-def text_types(settings: Settings) -> dict[str, pa.DataType]:
-    """Types of columns of CSV, which would else be what their values look like: ids and words are text as it is written."""
-    shop, features, columns = settings.shop, settings.features, settings.shop.columns
-    words = [columns.user_id, columns.item_id, columns.kind, columns.name, *features.item_categorical, *features.user_categorical]
-    words += [*settings.fairness.user_groups, *settings.fairness.item_groups]
-    numbers = [columns.value, columns.quantity, columns.price, *features.item_numeric, *features.user_numeric]
-    for _, _, column, is_number in settings.rule_columns():
-        (numbers if is_number else words).append(column)
-    types: dict[str, pa.DataType] = dict.fromkeys(words, pa.string()) | dict.fromkeys(numbers, pa.float64())
-    if shop.ts_format is not None:
-        types[columns.ts] = pa.int64() if shop.ts_format in UNITS else pa.string()
-    return types | {columns.available: pa.bool_()}
 
 
 def _check_ids(
@@ -161,6 +152,7 @@ def _check_ids(
     items: Input | None,
     users: Input | None,
     supplied: Input | None,
+    daily: Input | None,
     lists: Mapping[str, Input],
 ) -> tuple[pa.DataType | None, pa.DataType | None]:
     """The types of users' and items' ids, which all inputs must share; None where events have none."""
@@ -173,6 +165,7 @@ def _check_ids(
         (items, both[1:]),
         (users, both[:1]),
         (supplied, both),
+        (daily, both[1:]),
         *((listed, of_list[name.partition("-")[2]]) for name, listed in lists.items()),
     ):
         for name in names if source is not None else ():
@@ -229,6 +222,7 @@ def _check_text(inputs: ShopInputs, kept: Kept) -> None:
         (inputs.items, [columns.item_id, columns.name, *(field.name for field in inputs.item_fields())]),
         (inputs.users, [columns.user_id, *(field.name for field in inputs.user_fields())]),
         (inputs.supplied, both),
+        (inputs.daily, both[1:]),
         *((listed, ids[name.partition("-")[2]]) for name, listed in inputs.lists.items()),
     ):
         if source is not None:

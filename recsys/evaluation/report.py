@@ -93,7 +93,7 @@ def _gate(record: Record) -> Section:
 
 
 def _rows(record: Record) -> Section:
-    names = ("events", "items", "users")
+    names = tuple(record["inputs"])
     rejected = [
         (table, reason, count_text(count)) for table in names for reason, count in sorted(record["rejected"].get(table, {}).items())
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from recsys import config
+from recsys.data import daily
 from recsys.data.catalog import Catalog, encode
 from recsys.data.histories import Histories
 from recsys.features import kernels
@@ -105,6 +106,7 @@ def candidate_features(
     row, item = candidates.user_row, candidates.item
     table = users.catalog.table
     _add(columns, {name: table.column(name).to_numpy()[users.signals.items][item] for name in features.item_numeric}, of="items")
+    _add(columns, dict(zip(daily.names(features.daily_numeric), users.signals.daily[:, item], strict=True)), of="days")
     _add(columns, {name: users.history.users.column(name).to_numpy()[row] for name in features.user_numeric}, of="users")
 
     dense = np.empty((len(columns), len(row)), np.float32)

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from recsys.config import Settings
 from recsys.data.inputs import Input, open_input, read
 from recsys.data.keyed import key_of
-from recsys.data.shop import text_types
+from recsys.data.names import text_types
 from recsys.data.types import clean_ids, id_type
 from recsys.engine.lease import leased
 from recsys.engine.stage import stage_folders

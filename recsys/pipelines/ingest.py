@@ -116,6 +116,7 @@ def ingest(inputs: ShopInputs, *, end: date) -> ShopDataset:
             "catalog": catalog["items"],
             "users kept": sum(receipt["users"] for receipt in grouped.values()),
             "events kept": sum(receipt["events"] for receipt in grouped.values()),
+            "events wanted": wanted,
         },
         rejected={name: dict(sorted(reasons.items())) for name, reasons in rejected.items() if reasons},
     )

@@ -137,7 +137,7 @@ def _collect(
     stopped: bool,
 ) -> dict[str, Any]:
     """The record of a night beside what the stage that scored it keeps."""
-    settings, shop, as_of = state.settings, state.dataset, night.as_of
+    settings, shop, daily, as_of = state.settings, state.dataset, state.daily, night.as_of
     receipts = {name.removeprefix("part-"): stage.receipt(name) for name in units}
     scored = {name: receipt for name, receipt in receipts.items() if receipt is not None}
     parts: list[Part] = [receipt["part"] for receipt in scored.values()]
@@ -154,8 +154,11 @@ def _collect(
         "finished_utc": _finished(scored),
         "given": supplied_rows(state.supplied) if state.supplied is not None else None,
         "words": _words(state, catalog, bundle),
-        "inputs": {name: shop.rows[name] for name in ("events", "items", "users")},
-        "rejected": {name: dict(reasons) for name, reasons in shop.rejected.items()},
+        "inputs": {**{name: shop.rows[name] for name in ("events", "items", "users")}, **({"daily": daily.rows} if daily else {})},
+        "rejected": {
+            **{name: dict(reasons) for name, reasons in shop.rejected.items()},
+            **({"daily": daily.rejected} if daily else {}),
+        },
         "funnel": {
             "events read": shop.rows["events"],
             "events kept": shop.rows["events kept"],

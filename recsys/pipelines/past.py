@@ -70,7 +70,7 @@ def choose_als(inputs: ShopInputs, shop: ShopDataset, *, as_of: date) -> Als:
     settings, window = inputs.settings, inputs.settings.window
     l2, alpha, looks = settings.signals.als_l2, settings.signals.als_alpha, settings.signals.look_weight
     als = ALS_CHOICES[0] if l2 is None or alpha is None else Als(l2, alpha)
-    open_looks = looks is None and settings.shop.looks > 0
+    open_looks = looks is None and settings.shop.looks > 0 and shop.rows["events kept"] > shop.rows["events wanted"]
     if (l2 is not None or alpha is not None) and not open_looks:
         return als._replace(looks=looks or 0.0)
     days = label_windows(window, as_of=as_of - timedelta(days=window.label_days), first=shop.first)

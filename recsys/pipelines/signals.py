@@ -21,6 +21,7 @@ from recsys.data.types import midnight
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
 from recsys.hashing import mix, row_hashes, sampled, stable_hash
+from recsys.pipelines.daily import Daily, read_daily
 from recsys.pipelines.ingest import ingest
 from recsys.pipelines.past import choose_als, decide_repeats, history_of, share_of
 from recsys.pipelines.supplied import make_supplied
@@ -47,6 +48,8 @@ class ShopState:
     examples: Stage
     supplied: Stage | None
     """The shop's own candidates by shard; None where the sources propose."""
+    daily: Daily | None
+    """Facts of items by day; None where the shop tells none."""
     als: Als
     """What ALS weighs in models that learn now; one that learned before scores under its own."""
     vocabularies: dict[str, tuple[str, ...]]
@@ -63,11 +66,12 @@ def shop_state(inputs: ShopInputs, *, end: date, as_of: date | None = None) -> S
     Args:
         as_of: the day before which the shop's past decides what its settings leave open; absent, end.
     """
-    log_files(inputs.events, inputs.items, inputs.users, inputs.supplied, *inputs.lists.values())
+    log_files(inputs.events, inputs.items, inputs.users, inputs.supplied, inputs.daily, *inputs.lists.values())
     shop = ingest(inputs, end=end)
     inputs = decide_repeats(inputs, shop, as_of=as_of or end)
     settings = inputs.settings
     given = make_supplied(inputs, shop)
+    daily = read_daily(inputs)
     als = choose_als(inputs, shop, as_of=as_of or end)
     vocabularies = item_vocabularies(shop.catalog(), settings.features) | shop.user_vocabularies
     signals = Stage(
@@ -80,6 +84,7 @@ def shop_state(inputs: ShopInputs, *, end: date, as_of: date | None = None) -> S
             "unseen": _most_unseen(settings),
             "groups": settings.features.user_categorical,
             "looks": settings.shop.looks,
+            "daily": [settings.features.daily_numeric, settings.window.label_days] if daily else None,
             "seed": settings.run.seed,
         },
         lasting=True,
@@ -105,7 +110,7 @@ def shop_state(inputs: ShopInputs, *, end: date, as_of: date | None = None) -> S
         lasting=True,
     )
     lists = Stage(settings.run.work, "rules", {"ingest": shop.digest, "rules": settings.rules, "lists": inputs.list_identity()})
-    return ShopState(inputs, shop, signals, lists, labelled, given, als, vocabularies)
+    return ShopState(inputs, shop, signals, lists, labelled, given, daily, als, vocabularies)
 
 
 def supplied_of(state: ShopState, shard: str) -> Supplied | None:
@@ -133,6 +138,7 @@ def fit_signals(state: ShopState, days: Sequence[date], *, lists: bool = False, 
         made_of |= {"supplied": state.supplied.digest if supplied and state.supplied else None}
         made_of["users"] = state.dataset.contents.known_before(day) if state.settings.features.user_categorical else None
         made_of["available"] = unseen
+        made_of["daily"] = state.daily.around(day, state.settings.window.label_days) if state.daily else None
         units[f"{day}-{digest(made_of)}"] = {"cutoff": day.isoformat(), "supplied": supplied, "als": als or state.als}
     run_units(state.signals, units, _signals_task, state, state.signals.path, unit="cut-offs")
     return [state.signals.path / name for name in units]
@@ -173,6 +179,7 @@ def _signals_task(state: ShopState, folder: Path) -> Task:
             groups=settings.features.user_categorical,
             unseen=unseen[np.argsort(mix(hashes ^ np.int64(cutoff).astype(np.uint64)), kind="stable")],
             most_unseen=_most_unseen(settings),
+            daily=state.daily.as_of(day, settings.window.label_days, catalog) if state.daily else None,
         )
         fitted.save(folder / name, catalog)
         return {"items": len(fitted.items), "neighbours": len(fitted.neighbour_items)}

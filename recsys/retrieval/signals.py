@@ -75,6 +75,8 @@ class Signals:
     """int32 (P): active position of what users of a group bought in the last 28 days."""
     group_counts: np.ndarray
     """float32 (P): how many of its users bought that."""
+    daily: np.ndarray
+    """float32 (F, J): what the shop says of days about the cutoff, in the order of `data.daily.names`; NaN where it says nothing."""
 
     @cached_property
     def neighbours(self) -> sp.csr_matrix:
@@ -198,6 +200,7 @@ def fit(
     groups: Sequence[str] = (),
     unseen: np.ndarray | None = None,
     most_unseen: int = 0,
+    daily: np.ndarray | None = None,
 ) -> Signals:
     """The signals of the events in [start, cutoff).
 
@@ -209,6 +212,7 @@ def fit(
         looks: K, kinds of looks.
         extra: int (X), codes of items that are active whether bought or not.
         unseen, most_unseen: codes of items, int; the first so many of them that nobody bought are active too.
+        daily: float32 (F, I), facts about the cutoff of every item.
         groups: columns of users, the one that tells most first; of chosen users, those with the same values have a popularity of
             their own, first by all columns, then by fewer from the last one on.
 
@@ -289,6 +293,7 @@ def fit(
         group_offsets=grouped[1].indptr.astype(np.int64),
         group_items=grouped[1].indices.astype(np.int32),
         group_counts=grouped[1].data.astype(np.float32),
+        daily=np.zeros((0, len(active)), np.float32) if daily is None else daily[:, active],
     )
 
 

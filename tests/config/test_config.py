@@ -272,7 +272,7 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
         ),
         pytest.param(
             SHOP + '[shop.columns]\nuser = "household"',
-            "unknown key 'shop.columns.user'. Known here: user_id, item_id, ts, kind, quantity, price, value, available, name.",
+            "unknown key 'shop.columns.user'. Known here: user_id, item_id, ts, kind, quantity, price, value, date, available, name.",
             id="unknown nested key",
         ),
         pytest.param(

@@ -47,6 +47,15 @@ TRANSACTIONS = [
 ]
 
 
+PROMOTIONS = [
+    # product, store, place on display, place in the mailer, week
+    (30, 316, "9", "0", 1),
+    (30, 337, "0", "A", 1),
+    (30, 337, "3", "A", 5),
+    (999, 441, "0", "D", 5),
+]
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A folder like the package's, small enough to check by eye."""
@@ -62,11 +71,15 @@ def source(tmp_path: Path) -> Path:
         "product_id": product,
         "quantity": quantity,
         "sales_value": sales,
+        "week": [1] * 4 + [5] * 5,
         "transaction_timestamp": pa.array([datetime.datetime.fromisoformat(text) for text in time], pa.timestamp("ns")),
     }
     pq.write_table(pa.table(transactions), folder / "transactions.parquet")
     people = {"household_id": [7, 5], **{name: [f"{name} of 7", None] for name in complete_journey.DEMOGRAPHICS}}
     pq.write_table(pa.table(people), folder / "demographics.parquet")
+    product, store, display, mailer, week = zip(*PROMOTIONS, strict=True)
+    promotions = {"product_id": product, "store_id": store, "display_location": display, "mailer_location": mailer, "week": week}
+    pq.write_table(pa.table(promotions), folder / "promotions.parquet")
     return folder
 
 
@@ -149,9 +162,20 @@ def test_users_are_those_with_demographics_nulls_kept(source: Path, tmp_path: Pa
     assert rows[1]["kids_count"] == "kids_count of 7"
 
 
+def test_promotions_are_shares_of_stores_by_week(source: Path, tmp_path: Path) -> None:
+    complete_journey.prepare_shop(source, tmp_path / "shop", force=False)
+    first, fifth = datetime.date(2017, 1, 5), datetime.date(2017, 2, 1)
+    third = 1 / 3  # of the stores
+    assert pq.read_table(tmp_path / "shop" / "daily").to_pylist() == [
+        {"item_id": 30, "date": first, "display": third, "mailer": third},
+        {"item_id": 30, "date": fifth, "display": third, "mailer": third},
+        {"item_id": 999, "date": fifth, "display": 0.0, "mailer": third},
+    ]
+
+
 def test_what_was_dropped_is_counted_by_reason(source: Path, tmp_path: Path) -> None:
     receipt, _ = complete_journey.prepare_shop(source, tmp_path / "shop", force=False)
-    assert receipt["read"] == {"events": 9, "items": 10, "users": 2}
+    assert receipt["read"] == {"events": 9, "items": 10, "users": 2, "daily": 4}
     assert receipt["dropped"]["events"] == {
         "department MISCELLANEOUS": 2,
         "category COUPON": 1,
@@ -159,7 +183,8 @@ def test_what_was_dropped_is_counted_by_reason(source: Path, tmp_path: Path) -> 
         "department COUPON": 1,
         "department FUEL": 1,
     }
-    for name, read in receipt["read"].items():
+    for name in ("events", "items", "users"):
+        read = receipt["read"][name]
         assert sum(receipt["dropped"][name].values()) + receipt["written"][name] == read
     assert receipt["seen"] == {
         "users": 2,
