@@ -89,6 +89,13 @@ class Gate(Section):
     """Whether a night whose model fails the check baseline publishes that baseline's order instead of stopping. Its rows have no score,
     and their model_version says whose order it is. It does not help against baseline_new alone: where the model is better over all
     items, no single baseline is."""
+    max_group_gap: Annotated[float, Field(ge=0)] | None = None
+    """group_gap: how much better the lists of one group of users may be than those of another, of the groups in fairness.user_groups:
+    the lower 95% bound of the best one's NDCG@10 less the worst one's, of the column where it is largest, must be at most this.
+    Measured as baseline is. Absent: anything."""
+    max_group_gap_rise: Annotated[float, Field(ge=0)] | None = None
+    """group_gap_rise: how much larger the largest of these gaps, without its bounds, may be than when a model was measured before.
+    Absent: anything."""
     max_users: Positive = 1_000_000
     """How many users the gate looks at: repeated_users at all, or at about so many chosen by hash, overlap at 200,000 of them. It
     bounds the driver's memory."""

@@ -117,6 +117,13 @@ def summary(sums: Sums, catalog: Catalog) -> dict[str, Any]:
     return {"users": users, "items": items}
 
 
+def gaps_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of what `pipelines.backtest.measure` gave: column of users -> the gap between its best and worst group, as `summary` has it;
+    empty where no groups are named, or too few users of them count."""
+    users = (result.get("fairness") or {"users": {}})["users"]
+    return {column: dict(found["gap"]) for column, found in users.items() if found["gap"] is not None}
+
+
 def _of_users(groups: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for value, sums in sorted(groups.items()):

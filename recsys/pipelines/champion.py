@@ -15,6 +15,7 @@ from recsys.engine.owner import owned
 from recsys.engine.progress import log
 from recsys.errors import BundleError
 from recsys.evaluation.backtest import best_baselines
+from recsys.evaluation.fairness import gaps_of
 from recsys.pipelines.backtest import measure, paired
 from recsys.pipelines.examples import training_cutoffs
 from recsys.pipelines.score import check_bundle
@@ -83,19 +84,19 @@ def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Calla
         metrics = measure(state, tested.bundle, as_of=before, end=as_of)
         if champion is not None and made is not None:  # tonight, before this run was ended and begun again
             refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if champion.version == challenger else None
-            return Chosen(_publishing(champion), made, tested, refit, metrics, quality=_decided(made, refit))
+            return Chosen(_publishing(champion), made, tested, refit, metrics, quality=_decided(registry, made, refit))
         decision = _decide(state, champion, tested.bundle, metrics, as_of=as_of, before=before)
         refit = train_shop(state, as_of=as_of, on_epoch=on_epoch) if decision.promoted else None
         registry.keep(tested.bundle, refit.bundle if refit else None)
         registry.decide(decision)
         standing = registry.champion()
         assert standing is not None, "a decision names a champion"
-        return Chosen(_publishing(standing), decision, tested, refit, metrics, quality=_decided(decision, refit))
+        return Chosen(_publishing(standing), decision, tested, refit, metrics, quality=_decided(registry, decision, refit))
 
 
-def _decided(decision: Decision, refit: Trained | None) -> Quality:
-    """Of the bundle that a decision of tonight has score."""
-    return Quality(decision.high if refit else None, decision.baselines)
+def _decided(registry: Registry, decision: Decision, refit: Trained | None) -> Quality:
+    """Of the bundle that a decision of tonight, which is kept, has score."""
+    return Quality(decision.high if refit else None, decision.baselines, *registry.gaps())
 
 
 def next_challenger(settings: Settings, registry: Registry) -> date:
@@ -129,7 +130,7 @@ def quality_of(state: ShopState, registry: Registry, bundle: Bundle, *, as_of: d
     tested = twins[0] if twins else bundle
     stands = champion is not None and bundle.model_version in (champion.version, _publishing(champion).model_version)
     if stands and (known := registry.baselines(tested.model_version)):
-        return Quality(None, known)
+        return Quality(None, known, *registry.gaps())
     before = as_of - timedelta(days=state.settings.window.label_days)
     if not _can_be_measured(tested, state.settings, before, "ndcg, baseline and baseline_new are"):
         return NOT_MEASURED
@@ -164,14 +165,14 @@ def _decide(
 ) -> Decision:
     day, challenger = as_of.isoformat(), tested.model_version
     if champion is None:
-        return Decision(day, challenger, challenger, "the first", baselines=best_baselines(metrics))
+        return Decision(day, challenger, challenger, "the first", baselines=best_baselines(metrics), gaps=gaps_of(metrics))
     margin = state.settings.champion.margin
     try:
         check_bundle(champion.tested, state.settings)
         difference = paired(state, tested, champion.tested, as_of=before, end=as_of)
     except BundleError as error:
         why = f"the champion cannot score under tonight's settings: {error}"
-        return Decision(day, challenger, challenger, why, baselines=best_baselines(metrics))
+        return Decision(day, challenger, challenger, why, baselines=best_baselines(metrics), gaps=gaps_of(metrics))
     low, high = difference["interval"] or (None, None)
     wins = low is not None and low > -margin
     why = (
@@ -182,5 +183,6 @@ def _decide(
         else f"no user bought between {before} and {as_of}"
     )
     stands = challenger if wins else champion.version
-    baselines = best_baselines(metrics if wins else measure(state, champion.tested, as_of=before, end=as_of))
-    return Decision(day, stands, challenger, why, difference["mean"], low, high, margin, difference["users"], baselines)
+    standing = metrics if wins else measure(state, champion.tested, as_of=before, end=as_of)
+    told = difference["mean"], low, high, margin, difference["users"], best_baselines(standing), gaps_of(standing)
+    return Decision(day, stands, challenger, why, *told)

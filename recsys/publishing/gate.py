@@ -19,6 +19,8 @@ NAMES = (
     "ndcg",
     "baseline",
     "baseline_new",
+    "group_gap",
+    "group_gap_rise",
     "rows",
     "users",
     "short_users",
@@ -100,6 +102,11 @@ class Quality:
     baselines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """As `backtest.best_baselines`; empty where too few users count."""
 
+    gaps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Between groups of users, as `fairness.gaps_of`; empty where none are named."""
+    gaps_before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same, of the model that was measured before it."""
+
     def bound(self, part: str) -> float | None:
         """Upper 95% bound of its NDCG@10 less the best baseline's, over "all" items or "new" ones."""
         return self.baselines[part]["high"] if part in self.baselines else None
@@ -149,6 +156,17 @@ def judge(
         best = quality.baselines[part]["baseline"] if part in quality.baselines else "the best baseline"
         meaning = f"upper 95% bound of the model's NDCG@10 over {part} items less that of {best}"
         checks.append(Check(name, quality.bound(part), 0 - limits.max_baseline_loss, None, meaning))
+    if quality.gaps:
+        meaning = "NDCG@10 of the best group of users less that of the worst"
+        least = max(gap["interval"][0] for gap in quality.gaps.values())
+        now_gap, then_gap = (
+            max((gap["difference"] for gap in one.values()), default=None) for one in (quality.gaps, quality.gaps_before)
+        )
+        rise = None if then_gap is None or now_gap is None else now_gap - then_gap
+        checks += [
+            Check("group_gap", least, None, limits.max_group_gap, f"lower 95% bound of the {meaning}"),
+            Check("group_gap_rise", rise, None, limits.max_group_gap_rise, f"rise of the {meaning}"),
+        ]
     if before is not None:
         short, then_short = now.short_users / now.users, before.short_users / before.users
         checks += [

@@ -43,6 +43,8 @@ class Decision:
     """That counted."""
     baselines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of the champion that stands after it, on the window that decided, as `backtest.best_baselines`; empty where not measured."""
+    gaps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of the same, as `fairness.gaps_of`."""
 
     @property
     def promoted(self) -> bool:
@@ -81,6 +83,12 @@ class Registry:
     def baselines(self, version: str) -> Mapping[str, Mapping[str, Any]]:
         """How a version did against baselines when it was the champion last; empty where that was not measured."""
         return next((made.baselines for made in reversed(self.decisions()) if made.champion == version and made.baselines), {})
+
+    def gaps(self) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, Mapping[str, Any]]]:
+        """Between groups of users, of the champion when it was last measured, and of the champion that was before that; empty where
+        nothing was measured."""
+        measured = [made.gaps for made in reversed(self.decisions()) if made.gaps]
+        return (measured[0] if measured else {}), (measured[1] if len(measured) > 1 else {})
 
     def versions(self) -> list[str]:
         """Of all bundles, in the order of their first decision."""

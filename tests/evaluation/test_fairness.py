@@ -18,6 +18,7 @@ from recsys.data.catalog import Catalog
 from recsys.errors import ConfigError
 from recsys.evaluation import bootstrap, fairness
 from recsys.evaluation.fairness import summary
+from recsys.ranking.registry import Registry
 from tests.small import small_file
 from tests.verbs import Ended
 
@@ -114,6 +115,13 @@ def test_a_backtest_and_a_night_tell_groups_that_are_no_features(run: Callable[.
     assert ended.status == 0, ended.err
     page = (tmp_path / "made" / "reports" / f"{DAY}.html").read_text()
     assert 'id="users-age"' in page
+    assert ">group_gap</td>" in page
+    record = json.loads((tmp_path / "made" / "reports" / f"{DAY}.json").read_text())
+    measured = record["metrics"]["fairness"]["users"]
+    (decided,) = Registry(tmp_path / "made" / "bundles").decisions()
+    assert decided.gaps == {column: found["gap"] for column, found in measured.items() if found["gap"]} != {}
+    (check,) = [one for one in record["gate"]["checks"] if one["name"] == "group_gap"]
+    assert check["value"] == max(gap["interval"][0] for gap in decided.gaps.values())
     assert 'id="items-brand"' in page
     spec = json.loads(next((tmp_path / "made" / "bundles").rglob("spec.json")).read_text())
     assert not {"age", "region", "brand"} & {*spec["dense"], *spec["codes"], *spec["vocabularies"]}

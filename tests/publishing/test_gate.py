@@ -67,7 +67,7 @@ def names(verdict: Verdict) -> list[str]:
 def test_the_same_lists_pass_every_check_with_the_figures_of_no_change():
     verdict = judged(lists())
     assert names(verdict) == []
-    assert {check.name for check in verdict.checks} == set(NAMES)
+    assert {check.name for check in verdict.checks} == set(NAMES) - {"group_gap", "group_gap_rise"}  # no groups are named
     figures = {check.name: check.value for check in verdict.checks}
     assert [figures[name] for name in ("rows", "users", "overlap", "items", "source_kept")] == [1.0] * 5
     assert [figures[name] for name in ("short_users", "concentration", "drift", "source_change", "repeated_users")] == [0.0] * 5
@@ -149,6 +149,26 @@ def test_a_model_that_is_shown_to_be_worse_than_a_baseline_fails(part: str, chec
     assert "less that of factors" in verdict.failed()[0].meaning
     assert names(judged(lists(), quality=against(0.001, part=part))) == []
     assert names(judged(lists(), quality=against(-0.011, part=part), limits=Gate(max_baseline_loss=0.012))) == []
+
+
+def gaps(**columns: float) -> dict[str, dict[str, Any]]:
+    return {name: {"best": "a", "worst": "b", "difference": gap, "interval": [gap - 0.02, gap + 0.02]} for name, gap in columns.items()}
+
+
+def test_lists_that_are_shown_to_serve_one_group_better_fail_where_the_settings_say_so():
+    wide = Quality(gaps=gaps(age=0.05, region=0.08))
+    assert names(judged(lists(), quality=wide)) == []
+    assert names(judged(lists(), quality=wide, limits=Gate(max_group_gap=0.061))) == []
+    assert names(judged(lists(), quality=wide, limits=Gate(max_group_gap=0.059))) == ["group_gap"]
+    assert names(judged(lists(), quality=NOT_MEASURED, limits=Gate(max_group_gap=0.0))) == []
+
+
+def test_a_gap_may_grow_by_so_much_and_a_first_one_is_held_against_none():
+    grown = Quality(gaps=gaps(age=0.05, region=0.08), gaps_before=gaps(age=0.06))
+    assert names(judged(lists(), quality=grown)) == []
+    assert names(judged(lists(), quality=grown, limits=Gate(max_group_gap_rise=0.021))) == []
+    assert names(judged(lists(), quality=grown, limits=Gate(max_group_gap_rise=0.019))) == ["group_gap_rise"]
+    assert names(judged(lists(), quality=Quality(gaps=gaps(age=0.5)), limits=Gate(max_group_gap_rise=0.0))) == []
 
 
 def test_a_baselines_order_steps_in_only_where_the_settings_say_so_and_nobody_lets_the_model_pass():
