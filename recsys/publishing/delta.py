@@ -27,15 +27,15 @@ PART = re.compile(rf"{AS_OF}=\d{{4}}-\d\d-\d\d/\.?part-\d{{5,}}-[\w.-]+\.parquet
 TERMINAL = re.compile(r"\x1b\[[0-9;]*m|\u21b3")  # colours and arrows in deltalake's messages
 
 
-def open_table(path: str, storage_options: Mapping[str, str]) -> DeltaTable | None:
-    """The table; None where there is none.
+def open_table(path: str, storage_options: Mapping[str, str], *, version: int | None = None) -> DeltaTable | None:
+    """The table as it is, or was at a version; None where there is none.
 
     Raises:
         PublishError: something else lies there, or the store cannot be reached.
     """
     with _told(path), suppress(TableNotFoundError):
         uri, options = delta_location(path, storage_options)
-        return DeltaTable(uri, storage_options=options)
+        return DeltaTable(uri, version=version, storage_options=options)
     return None
 
 

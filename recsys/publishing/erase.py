@@ -69,8 +69,7 @@ def erase_users(path: str, users: pa.Array, storage_options: Mapping[str, str]) 
         PublishError: the table cannot be read or written.
     """
     for night in published_nights(path, storage_options):
-        table = open_table(path, storage_options)
-        assert table is not None, f"{path}: no table"
+        table = _opened(path, storage_options)
         mine = [file for file in table_files(table) if file[AS_OF] == night.as_of]
         if actions := _without(path, night, mine, users, storage_options):
             _commit(table, actions, _notes(table, night))
@@ -103,19 +102,21 @@ def _without(
 
 def forget_history(path: str, storage_options: Mapping[str, str]) -> None:
     """The third step: the log begins at the present version. Needs the table's lease."""
-    table = open_table(path, storage_options)
-    assert table is not None, f"{path}: no table"
-    table.alter.set_table_properties({LOG_DAYS: "interval 0 days"})
-    now = open_table(path, storage_options)
-    assert now is not None, f"{path}: no table"
-    for night in published_nights(path, storage_options):  # first: a run that is killed here leaves them in the log twice
-        last = open_table(path, storage_options)
-        assert last is not None, f"{path}: no table"
+    nights = published_nights(path, storage_options)
+    for night in nights:  # first: a run that is killed after it leaves them in the log twice, one that cut first would lose them
+        last = _opened(path, storage_options)
         _commit(last, [], _notes(last, night))
-    now.create_checkpoint()
-    now.cleanup_metadata()
-    now.update_incremental()
-    now.alter.set_table_properties({LOG_DAYS: DELTA_S_OWN})
+    begin = _opened(path, storage_options).version() - max(len(nights) - 1, 0)
+    _opened(path, storage_options, version=begin).create_checkpoint()
+    _opened(path, storage_options).alter.set_table_properties({LOG_DAYS: "interval 0 days"})
+    _opened(path, storage_options).cleanup_metadata()
+    _opened(path, storage_options).alter.set_table_properties({LOG_DAYS: DELTA_S_OWN})
+
+
+def _opened(path: str, storage_options: Mapping[str, str], *, version: int | None = None) -> DeltaTable:
+    table = open_table(path, storage_options, version=version)
+    assert table is not None, f"{path}: no table"
+    return table
 
 
 def _notes(table: DeltaTable, night: PublishedNight) -> dict[str, Any]:

@@ -111,6 +111,18 @@ def test_broken_off_anywhere_and_begun_again_it_ends_the_same(
     assert {night.as_of: night.published_utc for night in published_nights(str(table))} == nights
 
 
+def test_what_the_log_noted_before_an_older_checkpoint_is_kept(table: Path) -> None:
+    nights = {night.as_of: night.published_utc for night in published_nights(str(table))}
+    DeltaTable(str(table)).create_checkpoint()  # as Delta makes one every hundred versions: a cleaner log may begin there
+    assert None not in nights.values()
+    erase_users(str(table), ANN, {})
+    forget_history(str(table), {})
+    assert {night.as_of: night.published_utc for night in published_nights(str(table))} == nights
+    assert bytes_with(table, "ann") == []
+    log = sorted((table / "_delta_log").glob("*.json"))
+    assert len(log) == len(nights) + 2  # a note of each night, and the two changes of how long the log lasts
+
+
 def test_a_file_that_cannot_be_read_may_hold_anybody(table: Path) -> None:
     erase_users(str(table), ANN, {})
     forget_history(str(table), {})
