@@ -111,9 +111,12 @@ def test_broken_off_anywhere_and_begun_again_it_ends_the_same(
     assert {night.as_of: night.published_utc for night in published_nights(str(table))} == nights
 
 
-def test_what_the_log_noted_before_an_older_checkpoint_is_kept(table: Path) -> None:
-    nights = {night.as_of: night.published_utc for night in published_nights(str(table))}
+def test_what_the_log_noted_before_an_older_checkpoint_is_kept(tmp_path: Path) -> None:
+    table = tmp_path / "table"
+    commit(table, stage(table, SHARD_1))  # without ann: no commit of the erasure would note it
     DeltaTable(str(table)).create_checkpoint()  # as Delta makes one every hundred versions: a cleaner log may begin there
+    commit(table, stage(table, SHARD_0, as_of=NEXT), as_of=NEXT)
+    nights = {night.as_of: night.published_utc for night in published_nights(str(table))}
     assert None not in nights.values()
     erase_users(str(table), ANN, {})
     forget_history(str(table), {})
