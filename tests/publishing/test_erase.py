@@ -114,6 +114,7 @@ def test_broken_off_anywhere_and_begun_again_it_ends_the_same(
 def test_what_the_log_noted_before_an_older_checkpoint_is_kept(tmp_path: Path) -> None:
     table = tmp_path / "table"
     commit(table, stage(table, SHARD_1))  # without ann: no commit of the erasure would note it
+    commit(table, stage(table, SHARD_1, as_of=NEXT, run_id=OTHER_RUN), as_of=NEXT, run_id=OTHER_RUN)
     DeltaTable(str(table)).create_checkpoint()  # as Delta makes one every hundred versions: a cleaner log may begin there
     commit(table, stage(table, SHARD_0, as_of=NEXT), as_of=NEXT)
     nights = {night.as_of: night.published_utc for night in published_nights(str(table))}
