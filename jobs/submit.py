@@ -23,6 +23,7 @@ NOT_JOBS = {
     "browse",
     "init",
     "erase",
+    "plan",
     "export",
     "printing",  # no verb
     "submit",
@@ -31,7 +32,7 @@ NOT_JOBS = {
     "runs",
     "work",
     "docs",
-}  # browse, erase, init, export, publish, bundles, runs and work read and write a few small files: no work for a cluster
+}  # browse, erase, plan, init, export, publish, bundles, runs and work read and write a few small files: no work for a cluster
 LEFT_RUNNING = 130  # as of a command that Ctrl-C ended
 
 

@@ -16,7 +16,7 @@ from recsys.errors import one_line_errors
 
 HOUSE = Path(__file__).parent / "house"
 VERBS = {
-    "A shop to begin with": ("init", "check", "planted_shop", "demo_shop"),
+    "A shop to begin with": ("init", "check", "plan", "planted_shop", "demo_shop"),
     "Every night": ("nightly", "runs", "show", "explain", "browse", "export", "changes", "publish", "erase", "work"),
     "Models": ("train", "tune", "backtest", "bundles", "examples"),
     "One stage alone": ("ingest", "score"),

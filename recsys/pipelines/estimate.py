@@ -4,6 +4,7 @@ The costs are fitted to the nights of five shops, from 2,461 to a million users:
 says of them: 1.0 to 1.2 times what nights that train took, 0.9 to 1.5 times what the champion's did.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import pairwise
@@ -12,13 +13,11 @@ from recsys.config import Settings
 from recsys.data.label_windows import label_windows
 from recsys.data.sample import ShopSample
 
-TRAINING, SCORING = (
-    110.0,
-    28.0,
-)  # seconds of a night whatever its size: Ray, imports, actors of each stage; where it trains, and where not
+TRAINING, SCORING = 110.0, 28.0  # seconds whatever the size: Ray, imports, actors of each stage; of nights that train, and others
 # Seconds on one core
 EVENT = 1.4e-6  # read, cleaned and grouped
 FIT, FIT_USER, FIT_ITEM, FIT_EVENT = 2.0, 2.2e-4, 1.5e-4, 4e-6  # signals of one cut-off
+SUM_EVENT = 8e-7  # of all users, fitted on or not: read again and summed by item, by one process a cut-off
 USER, USER_ITEM = 1.2e-3, 2.2e-8  # candidates, features, scores and list of one user; and for each item that was wanted lately
 ROW, ROW_WEIGHT = 1.3e-5, 8.3e-11  # an example in an epoch; and for each weight of the network
 KEPT = 2.7  # examples of an event in a label window, wanted ones and others
@@ -40,6 +39,72 @@ class Estimate:
     """Memory of all processes together."""
 
 
+@dataclass(frozen=True)
+class Size:
+    """What a night's cost grows with."""
+
+    events: float
+    users: float
+    items: float
+    """That somebody wanted within window.history_days before the date."""
+    wanting: Mapping[date, tuple[float, float]]
+    """First day of each label window -> users who want something in it, and what they want."""
+
+
+def size_of(sample: ShopSample, *, events: int) -> Size:
+    """The shop's, of all its events, of which the sample may be a part."""
+    scale = events / max(sample.rows["events"], 1)  # users grow slower than events: this says too much rather than too little
+    wanting = {day: (one.users * scale, one.events * scale) for day, one in sample.wanting.items()}
+    return Size(events, sample.users * scale, sample.bought, wanting)
+
+
+def user_seconds(items: float) -> float:
+    """Of one core: candidates, features, scores, list and rows of one user."""
+    return USER + USER_ITEM * items
+
+
+def fit_seconds(settings: Settings, size: Size) -> float:
+    """Of one core: the signals of one cut-off."""
+    fitted = min(size.users, settings.signals.max_users)
+    return (
+        FIT
+        + SUM_EVENT * size.events
+        + FIT_USER * fitted
+        + FIT_ITEM * size.items
+        + FIT_EVENT * size.events * fitted / max(size.users, 1)
+    )
+
+
+def core_seconds(settings: Settings, size: Size, *, first: date, as_of: date) -> dict[str, float]:
+    """Seconds of one core by what they are spent on, of a night that trains. The champion reads, scores, and has signals of one day.
+
+    Args:
+        first: day of the first event.
+    """
+    before = as_of - timedelta(days=settings.window.label_days)
+    fits = [label_windows(settings.window, as_of=day, first=first) for day in (before, as_of)]
+    parts = {day: min(1.0, settings.examples.max_users / max(users, 1)) for day, (users, _) in size.wanting.items()}
+    user = user_seconds(size.items)
+    rows = sum(size.wanting[day][1] * parts[day] * KEPT for days in fits for day in days)
+    widths = [INPUTS, *settings.model.hidden, 1]
+    weights = sum(one * other for one, other in pairwise(widths))
+    cutoffs = len({*fits[0], *fits[1], before, as_of}) + 1  # and the choice of what ALS weighs
+    return {
+        "read": size.events * EVENT,
+        "signals": fit_seconds(settings, size) * cutoffs,
+        "examples": sum(users * parts[day] for day, (users, _) in size.wanting.items()) * user,
+        "train": rows * (ROW + ROW_WEIGHT * weights) * min(2 * settings.train.epochs, EPOCHS),
+        "calibrate": 2 * min(size.users, settings.examples.max_users) * user,
+        "test": min(size.users, settings.champion.max_users) * user * TEST,
+        "score": size.users * user,
+    }
+
+
+def gib_of(settings: Settings, size: Size, *, cpus: int) -> float:
+    """Memory, in GiB, of the driver, an actor for each CPU, and the signals, of which the actors of a node share one copy."""
+    return GIB + GIB_CPU * cpus + GIB_ITEM * size.items + GIB_USER * min(size.users, settings.signals.max_users)
+
+
 def estimate(settings: Settings, sample: ShopSample, *, events: int, first: date, as_of: date, cpus: int) -> Estimate:
     """What the night of as_of takes on so many CPUs.
 
@@ -48,23 +113,8 @@ def estimate(settings: Settings, sample: ShopSample, *, events: int, first: date
         events: rows of events in all.
         first: day of the first event.
     """
-    scale = events / max(sample.rows["events"], 1)  # users grow slower than events: this says too much rather than too little
-    users = sample.users * scale
-    user = USER + USER_ITEM * sample.bought
-    fitted = min(users, settings.signals.max_users)
-    before = as_of - timedelta(days=settings.window.label_days)
-    fits = [label_windows(settings.window, as_of=day, first=first) for day in (before, as_of)]
-    parts = {day: min(1.0, settings.examples.max_users / max(one.users * scale, 1)) for day, one in sample.wanting.items()}
-    signals = FIT + FIT_USER * fitted + FIT_ITEM * sample.bought + FIT_EVENT * events * fitted / max(users, 1)
-    looked = sum(one.users * scale * parts[day] for day, one in sample.wanting.items())
-    rows = sum(sample.wanting[day].events * scale * parts[day] * KEPT for days in fits for day in days)
-    widths = [INPUTS, *settings.model.hidden, 1]
-    weights = sum(one * other for one, other in pairwise(widths))
-    train = rows * (ROW + ROW_WEIGHT * weights) * min(2 * settings.train.epochs, EPOCHS)
-    calibrate = 2 * min(users, settings.examples.max_users) * user
-    test = min(users, settings.champion.max_users) * user * TEST
-    cutoffs = len({*fits[0], *fits[1], before, as_of}) + 1  # and the choice of what ALS weighs
-    scored = events * EVENT + users * user
-    work = scored + signals * cutoffs + looked * user + train + calibrate + test
-    memory = GIB + GIB_CPU * cpus + GIB_ITEM * sample.bought + GIB_USER * fitted
-    return Estimate((TRAINING + work / cpus) / 60, (SCORING + (scored + signals) / cpus) / 60, memory)
+    size = size_of(sample, events=events)
+    spent = core_seconds(settings, size, first=first, as_of=as_of)
+    scored = spent["read"] + spent["score"] + fit_seconds(settings, size)
+    training, champion = TRAINING + sum(spent.values()) / cpus, SCORING + scored / cpus
+    return Estimate(training / 60, champion / 60, gib_of(settings, size, cpus=cpus))

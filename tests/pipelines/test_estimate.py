@@ -1,6 +1,8 @@
 """Estimates of nights against what such nights took: docs/log.md, 2026-11-30 and 2026-11-29."""
 
+import json
 from datetime import date
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -8,7 +10,9 @@ import pytest
 from recsys.config import Settings
 from recsys.data.label_windows import label_windows
 from recsys.data.sample import ShopSample, Wanting
-from recsys.pipelines.estimate import Estimate, estimate
+from recsys.errors import ConfigError
+from recsys.pipelines.estimate import Estimate, estimate, fit_seconds, size_of, user_seconds
+from recsys.pipelines.plan import measured, plan, scaled
 
 
 class Night(NamedTuple):
@@ -42,7 +46,7 @@ NIGHTS = {
 }
 
 
-def estimated(night: Night, *, cpus: int = 2, looked_at: float = 1.0) -> Estimate:
+def sampled(night: Night, *, looked_at: float = 1.0) -> tuple[Settings, ShopSample]:
     settings = Settings.model_validate({"shop": {"events": "events"}, **(night.settings or {})})
     starts = {
         start
@@ -62,6 +66,11 @@ def estimated(night: Night, *, cpus: int = 2, looked_at: float = 1.0) -> Estimat
         bought=night.bought,
         wanting=dict.fromkeys(starts, wanting),
     )
+    return settings, sample
+
+
+def estimated(night: Night, *, cpus: int = 2, looked_at: float = 1.0) -> Estimate:
+    settings, sample = sampled(night, looked_at=looked_at)
     return estimate(settings, sample, events=night.events, first=night.first, as_of=night.day, cpus=cpus)
 
 
@@ -85,3 +94,61 @@ def test_more_cpus_take_less_time_and_more_memory() -> None:
 def test_a_part_of_the_events_foretells_what_all_do() -> None:
     whole, part = (estimated(NIGHTS["a million"], looked_at=share) for share in (1.0, 0.25))
     assert part.first_minutes == pytest.approx(whole.first_minutes, rel=1e-4)
+
+
+@pytest.mark.parametrize(("small", "large"), [("5,000 users", "40,000 users"), ("40,000 users", "a million")])
+def test_a_plan_from_a_smaller_shop_is_what_the_larger_one_took(small: str, large: str) -> None:
+    here, there = NIGHTS[small], NIGHTS[large]
+    settings, sample = sampled(here)
+    size = scaled(size_of(sample, events=here.events), users=there.users, items=there.bought)
+    as_here = {"signals": 1.0, "score": 1.0}
+    made = plan(settings, size, as_here, first=here.first, as_of=here.day, hours=there.minutes / 60 * 1.5, node_cpus=2)
+    assert made.nodes == 1  # two CPUs did it, in less than half as long again
+    assert 1 / 1.5 < made.minutes / there.minutes < 1.5
+    assert size.events == pytest.approx(there.events, rel=0.05)
+
+
+def test_more_hours_need_fewer_cpus_and_a_slower_machine_more() -> None:
+    night = NIGHTS["a million"]
+    settings, sample = sampled(night)
+    size = scaled(size_of(sample, events=night.events), users=5e7, items=1e6)
+    told = {"first": night.first, "as_of": night.day, "node_cpus": 16}
+    needed = {
+        (hours, pace): plan(settings, size, {"signals": 1.0, "score": pace}, hours=hours, **told).cpus
+        for hours in (3.0, 6.0)
+        for pace in (1.0, 2.0)
+    }
+    assert needed[3.0, 1.0] == pytest.approx(2 * needed[6.0, 1.0], rel=0.1)
+    assert needed[3.0, 1.0] < needed[3.0, 2.0] <= 2 * needed[3.0, 1.0]
+    made = plan(settings, size, {"signals": 1.0, "score": 1.0}, hours=3.0, **told)
+    assert (made.nodes - 1) * 16 < made.cpus <= made.nodes * 16
+    assert made.minutes <= 180
+    assert made.node_gib > plan(settings, scaled(size, users=None, items=1e5), made.pace, hours=3.0, **told).node_gib
+
+
+def test_what_no_number_of_nodes_makes_faster_is_said() -> None:
+    night = NIGHTS["a million"]
+    settings, sample = sampled(night)
+    size = scaled(size_of(sample, events=night.events), users=None, items=1e8)
+    with pytest.raises(ConfigError, match=r"--hours 0\.1: the signals of one cut-off alone takes .* h, beside 2 min of starts"):
+        plan(settings, size, {"signals": 1.0, "score": 1.0}, first=night.first, as_of=night.day, hours=0.1, node_cpus=2)
+
+
+def test_the_pace_is_that_of_receipts_and_of_too_few_none(tmp_path: Path) -> None:
+    settings, sample = sampled(NIGHTS["40,000 users"])
+    seen = size_of(sample, events=NIGHTS["40,000 users"].events)
+    assert measured(tmp_path, seen, settings) == {"signals": 1.0, "score": 1.0}
+
+    def receipt(stage: str, name: str, told: dict[str, Any]) -> None:
+        place = tmp_path / f"{stage}-0123456789abcdef" / "receipts" / f"{name}.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(told))
+
+    for number in (1, 2):
+        receipt("score", f"part-0000{number}", {"seconds": 30.0, "part": {"users": 1_000}})
+    receipt("score", "carried", {"parts": []})
+    receipt("signals", "2025-12-04", {"seconds": 4.0})
+    found = measured(tmp_path, seen, settings)
+    assert found == {"signals": 1.0, "score": pytest.approx(60.0 / (2_000 * user_seconds(seen.items)))}
+    receipt("signals", "2025-12-05", {"seconds": 2.0})
+    assert measured(tmp_path, seen, settings)["signals"] == pytest.approx(3.0 / fit_seconds(settings, seen))
