@@ -104,7 +104,7 @@ def recommendations_schema(user_id: pa.DataType, item_id: pa.DataType) -> pa.Sch
             pa.field(SOURCES, pa.list_(pa.field("element", pa.string())), nullable=False),  # every source that proposed it
             pa.field(REASON, pa.string(), nullable=False),  # a sentence for people
             pa.field(REASON_KIND, pa.string(), nullable=False),  # `ranking/reasons.py` lists them
-            pa.field(REASON_ITEM_ID, item_id),  # the purchase the reason rests on, where there is one
+            pa.field(REASON_ITEM_ID, item_id),  # what was bought or looked at that the reason rests on
             pa.field(REASON_CATEGORY, pa.string()),  # the category's value the reason rests on, where there is one
             pa.field(MODEL_VERSION, pa.string(), nullable=False),
             pa.field(RUN_ID, pa.string(), nullable=False),
