@@ -16,7 +16,7 @@ from recsys.engine.units import Task, run_units, share
 from recsys.evaluation import backtest, card, importance
 from recsys.hashing import stable_hash
 from recsys.pipelines.champion import Chosen
-from recsys.pipelines.past import als_of
+from recsys.pipelines.past import SMALL_EVENTS, als_of
 from recsys.pipelines.score import scoring
 from recsys.pipelines.signals import ShopState, make_lists, read_signals, supplied_of
 from recsys.ranking.bundle import Bundle
@@ -146,7 +146,8 @@ def importances(state: ShopState, bundle: Bundle, *, as_of: date, end: date) -> 
     )
     units = {f"users-{shard}": {"shard": shard} for shard in state.dataset.shards}
     arguments = (state, str(bundle.folder), share(signals.arrays()), make_lists(state), as_of, end, stage.path)
-    receipts = run_units(stage, units, _importance_task, *arguments, actors=state.settings.run.actors, unit="shards")
+    here = state.inputs.events.rows <= SMALL_EVENTS
+    receipts = run_units(stage, units, _importance_task, *arguments, actors=state.settings.run.actors, unit="shards", here=here)
     return importance.summary(backtest.add(load_arrays(stage.path / f"{name}.npz") for name in receipts))
 
 

@@ -30,7 +30,7 @@ LEAST_REPEATS = 0.01  # of purchases: where fewer are of an item bought before, 
 LEAST_USERS = 30  # who want something new: fewer tell nothing of a shop
 MOST_USERS = 5_000  # whose lists are judged, about: more change no choice
 JUDGED = np.uint64(0xD1B54A32D192ED03)  # turns the hashes of users, so that others are judged than are tested elsewhere
-SMALL_EVENTS = 300_000  # fitted in less time than an actor starts
+SMALL_EVENTS = 300_000  # fitted, or ranked again input by input, in less time than an actor starts
 
 
 def decide_repeats(inputs: ShopInputs, shop: ShopDataset, *, as_of: date) -> ShopInputs:

@@ -62,9 +62,9 @@ class ItemSums:
 
     def add_looks(self, history: Histories, *, cutoff: int) -> list[sp.csr_matrix]:
         """Count a shard's looks; of each kind float32 (U, I): on how many days each user looked at each item."""
-        if not len(self.looked):
-            return []
         items = len(self.repeaters)
+        if not (history.look >= OTHER_LOOK).any():
+            return [sp.csr_matrix((len(history), items), dtype=np.float32) for _ in self.looked]
         user, item, day = purchase_days(history, cutoff=cutoff)
         key = user * items + item
         pair, place = np.unique(key, return_index=True)

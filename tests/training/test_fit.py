@@ -1,10 +1,11 @@
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
@@ -126,18 +127,24 @@ def prove(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return held
 
 
+Proofs = Callable[[int], dict[str, dict[str, Any]]]
+MANY = pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.long)])  # four on two cores take minutes: make drill
+
+
 @pytest.fixture(scope="module")
-def proofs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, Any]]]:
-    """What 1, 2 and 4 workers end with, case by case."""
+def proofs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Proofs:
+    """What so many workers end with, case by case; each number of them is run once."""
     folder = tmp_path_factory.mktemp("proofs")
     first, second = write(folder / "0.arrow", slice(0, 300)), write(folder / "1.arrow", slice(300, PROVED_ROWS))
     files = Files((first, second), (write(folder / "2.arrow", slice(fits.ROWS, fits.ROWS + HELD_OUT)),))
-    held = {}
-    with by_value():
-        for workers in (1, 2, 4):
+
+    @functools.cache
+    def run(workers: int) -> dict[str, dict[str, Any]]:
+        with by_value():
             told = plan(files, folder / str(workers), workers=workers, epochs=5, patience=None, refit=False, max_failures=0)
-            held[workers] = launch_plan(prove, told)
-    return held
+            return launch_plan(prove, told)
+
+    return run
 
 
 def apart(left: Any, right: Any) -> float:
@@ -148,64 +155,64 @@ def apart(left: Any, right: Any) -> float:
 
 @pytest.mark.ray
 @pytest.mark.drill
+@MANY
 @pytest.mark.parametrize("case", [name for name, (policy, *_) in CASES.items() if policy == "float64"])
-def test_one_two_and_four_workers_agree_in_every_weight_after_fifty_steps(proofs: dict[int, Any], case: str):
-    one = proofs[1][case]
+def test_one_two_and_four_workers_agree_in_every_weight_after_fifty_steps(proofs: Proofs, workers: int, case: str):
+    one, other = proofs(1)[case], proofs(workers)[case]
     assert len(one["losses"]) == STEPS
     # a bias before batch normalisation has no gradient but for rounding: it stays at 0, where a relative measure says nothing
     nothing = 1e-12 if case == "everything else" else 0
-    for workers in (2, 4):
-        for left, right in zip(one["weights"], proofs[workers][case]["weights"], strict=True):
-            assert left.dtype == np.float64
-            np.testing.assert_allclose(right, left, rtol=1e-7, atol=nothing)
-        assert proofs[workers][case]["losses"] == pytest.approx(one["losses"], rel=1e-7)
-        assert not np.array_equal(right, left + 1e-6)
-        held = [np.concatenate([values.ravel() for values in proofs[count][case]["weights"]]) for count in (1, workers)]
-        told = np.abs(held[0]) > nothing
-        weights, losses = apart(held[0][told], held[1][told]), apart(one["losses"], proofs[workers][case]["losses"])
-        print(f"{workers} workers and 1, {case}: {told.sum()} weights at most {weights:.1e} apart, losses {losses:.1e}")
+    for left, right in zip(one["weights"], other["weights"], strict=True):
+        assert left.dtype == np.float64
+        np.testing.assert_allclose(right, left, rtol=1e-7, atol=nothing)
+    assert other["losses"] == pytest.approx(one["losses"], rel=1e-7)
+    assert not np.array_equal(right, left + 1e-6)
+    held = [np.concatenate([values.ravel() for values in run["weights"]]) for run in (one, other)]
+    told = np.abs(held[0]) > nothing
+    weights, losses = apart(held[0][told], held[1][told]), apart(one["losses"], other["losses"])
+    print(f"{workers} workers and 1, {case}: {told.sum()} weights at most {weights:.1e} apart, losses {losses:.1e}")
 
 
 @pytest.mark.ray
 @pytest.mark.drill
+@MANY
 @pytest.mark.parametrize("case", ["adam in float32", "sgd in float32"])
-def test_in_float32_their_losses_agree_to_a_ten_thousandth(proofs: dict[int, Any], case: str):
-    assert len(proofs[1][case]["losses"]) == STEPS
-    for workers in (2, 4):
-        assert proofs[workers][case]["losses"] == pytest.approx(proofs[1][case]["losses"], rel=1e-4)
-        losses = apart(proofs[1][case]["losses"], proofs[workers][case]["losses"])
-        print(f"{workers} workers and 1, {case}: losses at most {losses:.1e} apart")
+def test_in_float32_their_losses_agree_to_a_ten_thousandth(proofs: Proofs, workers: int, case: str):
+    one, other = proofs(1)[case]["losses"], proofs(workers)[case]["losses"]
+    assert len(one) == STEPS
+    assert other == pytest.approx(one, rel=1e-4)
+    print(f"{workers} workers and 1, {case}: losses at most {apart(one, other):.1e} apart")
 
 
 @pytest.mark.ray
-def test_fifty_steps_moved_every_weight_that_they_could(proofs: dict[int, Any]):
+def test_fifty_steps_moved_every_weight_that_they_could(proofs: Proofs):
     """Else equal weights would prove nothing."""
     for case in CASES:
-        losses = proofs[1][case]["losses"]
+        losses = proofs(1)[case]["losses"]
         assert np.mean(losses[-10:]) < 0.98 * np.mean(losses[:10])
 
 
 @pytest.mark.ray
-def test_all_workers_of_a_run_hold_the_same_bits(proofs: dict[int, Any]):
-    assert {held["spread"] for runs in proofs.values() for held in runs.values()} == {0.0}
+@MANY
+def test_all_workers_of_a_run_hold_the_same_bits(proofs: Proofs, workers: int):
+    assert {held["spread"] for held in proofs(workers).values()} == {0.0}
 
 
 @pytest.mark.ray
 @pytest.mark.drill
-def test_validation_goes_over_all_rows_and_does_not_depend_on_the_number_of_workers(proofs: dict[int, Any]):
+@MANY
+def test_validation_goes_over_all_rows_and_does_not_depend_on_the_number_of_workers(proofs: Proofs, workers: int):
     for case in CASES:
-        one = proofs[1][case]
+        one, other = proofs(1)[case], proofs(workers)[case]
         assert len(one["logits"]) == HELD_OUT
         assert all(block.any() for block in np.array_split(one["logits"], range(32, HELD_OUT, 32)))
-        for workers in (2, 4):
-            other = proofs[workers][case]
-            np.testing.assert_array_equal(other["logits"], one["logits"])
-            assert other["figures"] == one["figures"]
-            for left, right in zip(one["history"], other["history"], strict=True):
-                names = [name for name in left if name.startswith("val_")]
-                exact = CASES[case][0] == "float64"
-                assert [right[name] for name in names] == pytest.approx([left[name] for name in names], rel=1e-7 if exact else 1e-2)
-    print(f"1, 2 and 4 workers, {len(CASES)} cases: {HELD_OUT} logits of equal weights, and their figures, equal bit for bit")
+        np.testing.assert_array_equal(other["logits"], one["logits"])
+        assert other["figures"] == one["figures"]
+        for left, right in zip(one["history"], other["history"], strict=True):
+            names = [name for name in left if name.startswith("val_")]
+            exact = CASES[case][0] == "float64"
+            assert [right[name] for name in names] == pytest.approx([left[name] for name in names], rel=1e-7 if exact else 1e-2)
+    print(f"1 and {workers} workers, {len(CASES)} cases: {HELD_OUT} logits of equal weights, and their figures, equal bit for bit")
 
 
 # Faults --------------------------------------------------------------------------------------------------------------------------
