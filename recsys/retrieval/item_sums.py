@@ -63,7 +63,7 @@ class ItemSums:
     def add_looks(self, history: Histories, *, cutoff: int) -> list[sp.csr_matrix]:
         """Count a shard's looks; of each kind float32 (U, I): on how many days each user looked at each item."""
         items = len(self.repeaters)
-        if not (history.look >= OTHER_LOOK).any():
+        if not len(self.looked) or not (history.look >= OTHER_LOOK).any():
             return [sp.csr_matrix((len(history), items), dtype=np.float32) for _ in self.looked]
         user, item, day = purchase_days(history, cutoff=cutoff)
         key = user * items + item
