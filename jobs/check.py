@@ -57,6 +57,7 @@ def _inputs(inputs: ShopInputs, sample: ShopSample) -> None:
     for column in ("table", "place", "files", "rows", "looked at", "left out"):
         table.add_column(column, justify="right" if column in ("files", "rows", "looked at") else "left")
     opened: dict[str, Input | None] = {"events": inputs.events, "items": inputs.items, "users": inputs.users}
+    opened |= {"daily": inputs.daily} if inputs.daily is not None else {}  # few shops have one
     for name, source in opened.items():
         if source is None:
             table.add_row(name, "none", "", "", "", "")

@@ -85,6 +85,10 @@ def test_a_night_learns_from_the_plan_and_explains_by_it(planted: synthetic.Plan
     told = {"shop": {"daily": str(tmp_path / "daily")}, "features": {"daily_numeric": ["promotion"]}}
     (tmp_path / "shop.toml").write_text(small_file(tmp_path, **told))
     config = str(tmp_path / "shop.toml")
+    looked = run("check", "--config", config, "--as-of", str(DAY))
+    assert looked.status == 0, looked.err
+    assert "daily" in looked.out
+    assert "3,000" in looked.out
     night = run("nightly", "--config", config, "--as-of", str(DAY))
     assert night.status == 0, night.err
     assert "daily: 3,000 rows, rejected: nothing" in night.err
