@@ -27,6 +27,7 @@ from recsys.engine.stage import stage_folders
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import report
 from recsys.pipelines.card import mark_cards
+from recsys.pipelines.night_record import read_record
 from recsys.publishing.delta import open_table
 from recsys.publishing.erase import Erased, erase_users, forget_history, holding, nights_with
 from recsys.ranking.registry import Registry
@@ -216,7 +217,7 @@ def _showing(folder: Path, users: pa.Array) -> list[tuple[Path, dict[str, Any]]]
     gone = set(users.to_pylist())
     found: list[tuple[Path, dict[str, Any]]] = []
     for file in sorted(folder.glob("*.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_record(file) or {}  # of a damaged one nothing is shown; it is named at the end
         sample = [one for one in record.get("sample", []) if one[USER_ID] not in gone]
         if len(sample) < len(record.get("sample", [])):
             found.append((file, {**record, "sample": sample}))
@@ -243,7 +244,11 @@ def _naming(files: Sequence[Path], users: pa.Array) -> Iterator[Path]:
         content = file.read_bytes()
         named: Iterable[str] = ()
         if file.suffix == ".json":
-            record = json.loads(content)
+            try:
+                record = json.loads(content)
+            except ValueError:  # damaged: it may name anybody
+                yield file
+                continue
             named = (str(one[USER_ID]) for one in record.get("sample", [])) if isinstance(record, dict) else ()
         elif file.suffix == ".html":
             named = (html.unescape(one) for one in re.findall(r">User ([^<]+)<", content.decode(errors="replace")))

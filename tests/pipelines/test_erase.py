@@ -138,6 +138,7 @@ def test_ids_are_lines_of_the_type_of_the_shop_s(tmp_path: Path) -> None:
         ("2024-01-01.json", '{"rows": 7, "sample": [{"user_id": 70}]}', False),
         ("2024-01-01.html", "<h3>User 7</h3>", True),
         ("2024-01-01.html", "<h3>User 70</h3> 7 rows", False),
+        ("2024-01-01.json", '{"sample": [', True),  # damaged: it may name anybody
         ("note.txt", "user 7", False),  # a number says nothing where no column says what it is
     ],
 )
