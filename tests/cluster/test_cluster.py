@@ -380,6 +380,7 @@ def ports() -> list[int]:
 
 
 @pytest.mark.ray
+@pytest.mark.long  # minutes, of three Rays on two cores; four nodes of one Ray are `test_nodes.py`
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_cluster")  # the other Ray of this machine
 def test_a_night_on_a_cluster_from_up_to_down(tmp_path: Path, shop: Path) -> None:

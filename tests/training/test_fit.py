@@ -309,6 +309,7 @@ def newest(folder: Path) -> State | None:
 
 @pytest.mark.ray
 @pytest.mark.drill
+@pytest.mark.long
 def test_a_driver_killed_and_run_again_goes_on_from_within_the_epoch_to_the_same_bits(undisturbed: Fit, files: Files, tmp_path: Path):
     first = start(DRIVER, files.train[0].parent, tmp_path)
     deadline = time.monotonic() + 120
