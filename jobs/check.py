@@ -2,6 +2,7 @@
 
 import os
 from datetime import date, datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,11 +32,8 @@ def check(
 ) -> None:
     """Open all that a night would read and say what is there, what is wrong, and what the night will take; no table is touched."""
     with job():
-        settings = config.load(config_path)
-        day = as_of.date() if as_of else pipeline.today(settings)
-        inputs = pipeline.open_night(settings, as_of=day)
-        mistakes = Mistakes()
-        sample = look_at(inputs, mistakes, as_of=day)
+        inputs, sample, day, mistakes = looked_at(config_path, as_of)
+        settings = inputs.settings
         _inputs(inputs, sample)
         _rejected(sample)
         _people(inputs, sample)
@@ -50,6 +48,14 @@ def check(
             "much is no surprise."
         )
         console.print(f"Nothing stands in the way of the night of {day}.")
+
+
+def looked_at(config_path: Path, as_of: datetime | None) -> tuple[ShopInputs, ShopSample, date, Mistakes]:
+    """What a night would read, opened; what was seen of its rows; the night's day; and what was wrong with files on the way."""
+    settings = config.load(config_path)
+    day = as_of.date() if as_of else pipeline.today(settings)
+    inputs, mistakes = pipeline.open_night(settings, as_of=day), Mistakes()
+    return inputs, look_at(inputs, mistakes, as_of=day), day, mistakes
 
 
 def _inputs(inputs: ShopInputs, sample: ShopSample) -> None:

@@ -1,7 +1,6 @@
 """What a larger shop would need: CPUs, nodes and memory for a night within so many hours."""
 
 import os
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -9,20 +8,16 @@ import typer
 from rich.table import Table
 
 from jobs import Config, job, main
-from recsys import config
-from recsys.data.sample import check_kinds, look_at
+from jobs.check import AsOf, looked_at
+from recsys.data.sample import check_kinds
 from recsys.engine.progress import console
-from recsys.errors import Mistakes
-from recsys.pipelines import nightly as pipeline
 from recsys.pipelines import plan as planning
 from recsys.pipelines.estimate import size_of
 
 
 def plan(
     config_path: Config,
-    as_of: Annotated[
-        datetime | None, typer.Option("--as-of", formats=["%Y-%m-%d"], help="The night that is meant. Absent: today in shop.timezone.")
-    ] = None,
+    as_of: AsOf = None,
     users: Annotated[float | None, typer.Option(min=1, help="Of the larger shop, such as 5e8. Absent: as many as here.")] = None,
     items: Annotated[float | None, typer.Option(min=1, help="That somebody wants within a year. Absent: as many as here.")] = None,
     hours: Annotated[float, typer.Option(min=0.1, help="That a night may take which trains.")] = 3.0,
@@ -30,11 +25,8 @@ def plan(
 ) -> None:
     """What a larger shop would need: CPUs, nodes and memory for a night within so many hours; no table is touched."""
     with job():
-        settings = config.load(config_path)
-        day = as_of.date() if as_of else pipeline.today(settings)
-        inputs = pipeline.open_night(settings, as_of=day)
-        mistakes = Mistakes()
-        sample = look_at(inputs, mistakes, as_of=day)
+        inputs, sample, day, mistakes = looked_at(config_path, as_of)
+        settings = inputs.settings
         mistakes.look(check_kinds, inputs, sample)
         mistakes.end()
         seen = size_of(sample, events=inputs.events.rows)

@@ -59,7 +59,7 @@ class Shop(Section):
     look_kinds: Names | None = None
     """Kinds of events that are looks, such as ["view", "cart"]: they are not wanted, but tell of taste. Each has features of its own,
     and weighs by how often a purchase followed it. All kinds that neither they nor label_kinds name are one more."""
-    least_value: float | None = None
+    least_value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """An event of a smaller value, such as 4 where shop.columns.value is a rating from 1 to 5, is not wanted: the user took the item
     and did not like it, and gets it on no list while the event is within window.history_days. One without a value counts as liked.
     Absent: values are not read."""

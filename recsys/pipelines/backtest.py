@@ -97,18 +97,12 @@ def _measured(state: ShopState, bundle: Bundle, *, as_of: date, end: date) -> tu
         state.settings.run.work,
         "backtest",
         {
-            "ingest": state.dataset.digest,
-            "signals": state.signals.digest,
-            "examples": state.examples.digest,
+            **state.lists_of(as_of),
             "model": bundle.model_version,
             "as_of": as_of.isoformat(),
             "end": end.isoformat(),
             "device": device,
-            "supplied": state.supplied.digest if state.supplied else None,
-            "rules": state.rules.digest,
-            "diversity": state.settings.rank.diversity,
             "max_users": state.settings.champion.max_users,
-            "seed": state.settings.run.seed,
         },
     )
     units = {f"users-{shard}": {"shard": shard} for shard in state.dataset.shards}

@@ -128,22 +128,8 @@ def importances(state: ShopState, bundle: Bundle, *, as_of: date, end: date) -> 
     Of each shard the users with the lowest hashes who want something in [as_of, end), about USERS in all.
     """
     signals = read_signals(state, as_of, lists=True, als=als_of(bundle.about))
-    stage = Stage(
-        state.settings.run.work,
-        "importance",
-        {
-            "ingest": state.dataset.digest,
-            "signals": state.signals.digest,
-            "examples": state.examples.digest,
-            "model": bundle.model_version,
-            "as_of": as_of.isoformat(),
-            "end": end.isoformat(),
-            "supplied": state.supplied.digest if state.supplied else None,
-            "rules": state.rules.digest,
-            "diversity": state.settings.rank.diversity,
-            "seed": state.settings.run.seed,
-        },
-    )
+    told = {**state.lists_of(as_of), "model": bundle.model_version, "as_of": as_of.isoformat(), "end": end.isoformat()}
+    stage = Stage(state.settings.run.work, "importance", told)
     units = {f"users-{shard}": {"shard": shard} for shard in state.dataset.shards}
     arguments = (state, str(bundle.folder), share(signals.arrays()), make_lists(state), as_of, end, stage.path)
     here = state.inputs.events.rows <= SMALL_EVENTS

@@ -71,6 +71,9 @@ def plan(settings: Settings, size: Size, pace: dict[str, float], *, first: date,
     Raises:
         ConfigError: no number of nodes is enough, as one piece of work that is not divided takes longer.
     """
+    for name, asked in (("users", size.users), ("items", size.items), ("hours", hours)):
+        if not 0 < asked < math.inf:
+            raise ConfigError(f"--{name}: must be a number above 0, got {asked}. Name one.")
     spent = core_seconds(settings, size, first=first, as_of=as_of)
     of = {"signals": "signals", **dict.fromkeys(("examples", "calibrate", "test", "score"), "score")}  # of the others no receipt tells
     spent = {name: seconds * (pace[of[name]] if name in of else 1.0) for name, seconds in spent.items()}

@@ -99,6 +99,7 @@ def release_of(
     identity |= {"deadline": deadline.at.isoformat()} if deadline else {}
     user_key = state.inputs.key.fingerprint if state.inputs.key else None
     identity |= {"user_key": user_key} if user_key else {}
+    identity |= {"daily": state.facts_about(as_of)} if state.daily else {}
     told: dict[str, Any] = {"as_of": as_of, "model_version": version, "ids": ids, "overrides": overrides, "user_key": user_key}
     release = Release.of(settings, identity, **told)
     stage = Stage(

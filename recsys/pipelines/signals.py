@@ -59,6 +59,23 @@ class ShopState:
         """The run's settings."""
         return self.inputs.settings
 
+    def facts_about(self, day: date) -> int | None:
+        """What tells the facts of days about a date from others; None where the shop tells none."""
+        return self.daily.around(day, self.settings.window.label_days) if self.daily else None
+
+    def lists_of(self, day: date) -> dict[str, Any]:
+        """What lists as of a day are made of beside a bundle, as a stage's inputs."""
+        return {
+            "ingest": self.dataset.digest,
+            "signals": self.signals.digest,
+            "examples": self.examples.digest,
+            "supplied": self.supplied.digest if self.supplied else None,
+            "daily": self.facts_about(day),
+            "rules": self.rules.digest,
+            "diversity": self.settings.rank.diversity,
+            "seed": self.settings.run.seed,
+        }
+
 
 def shop_state(inputs: ShopInputs, *, end: date, as_of: date | None = None) -> ShopState:
     """The shop's events before `end` as histories, and the stages that start from them.
@@ -138,7 +155,7 @@ def fit_signals(state: ShopState, days: Sequence[date], *, lists: bool = False, 
         made_of |= {"supplied": state.supplied.digest if supplied and state.supplied else None}
         made_of["users"] = state.dataset.contents.known_before(day) if state.settings.features.user_categorical else None
         made_of["available"] = unseen
-        made_of["daily"] = state.daily.around(day, state.settings.window.label_days) if state.daily else None
+        made_of["daily"] = state.facts_about(day)
         units[f"{day}-{digest(made_of)}"] = {"cutoff": day.isoformat(), "supplied": supplied, "als": als or state.als}
     run_units(state.signals, units, _signals_task, state, state.signals.path, unit="cut-offs")
     return [state.signals.path / name for name in units]

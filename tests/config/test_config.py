@@ -224,6 +224,7 @@ def test_a_mistake_in_a_rule_is_one_sentence(file: Path, text: str, message: str
             'columns = { value = "stars" }',
             "shop.columns.value is read for shop.least_value, which is absent; set it, or remove shop.columns.value.",
         ),
+        ("least_value = nan", "key 'shop.least_value': input should be a finite number, got nan."),
         ('least_value = "4"', "key 'shop.least_value': input should be a valid number, got '4'."),
     ],
 )

@@ -97,6 +97,12 @@ def test_a_night_learns_from_the_plan_and_explains_by_it(planted: synthetic.Plan
     assert ">daily</td>" in (tmp_path / "made" / "reports" / f"{DAY}.html").read_text()
     (file,) = (tmp_path / "made" / "bundles").glob("bundles/*/card.json")
     assert {"promotion_ahead", "promotion_change", "daily_rows"} <= set(json.loads(file.read_text())["inputs"])
+    items = planted.item_ids.to_pylist()
+    plan(tmp_path / "daily" / "b.parquet", items[:30], since=DAY, days=40, promoted=lambda item, _: float(item % 3 == 0))
+    again = run("nightly", "--config", config, "--as-of", str(DAY), "--force")
+    assert again.status == 0, again.err
+    changed = json.loads((tmp_path / "made" / "reports" / f"{DAY}.json").read_text())
+    assert changed["run_id"] != record["run_id"]  # another plan is another table
     user = json.loads((tmp_path / "made" / "reports" / f"{DAY}.json").read_text())["sample"][0]["user_id"]
     shown = run("show", "--config", config, "--user", str(user), "--contributions", "99")
     assert "promotion_ahead" in shown.out

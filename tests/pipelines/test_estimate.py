@@ -134,6 +134,15 @@ def test_what_no_number_of_nodes_makes_faster_is_said() -> None:
         plan(settings, size, {"signals": 1.0, "score": 1.0}, first=night.first, as_of=night.day, hours=0.1, node_cpus=2)
 
 
+@pytest.mark.parametrize("users", [float("nan"), float("inf")])
+def test_what_is_no_number_of_users_is_said(users: float) -> None:
+    night = NIGHTS["a million"]
+    settings, sample = sampled(night)
+    size = scaled(size_of(sample, events=night.events), users=users, items=None)
+    with pytest.raises(ConfigError, match=r"^--users: must be a number above 0, got (nan|inf)\. Name one\.$"):
+        plan(settings, size, {"signals": 1.0, "score": 1.0}, first=night.first, as_of=night.day, hours=3.0, node_cpus=2)
+
+
 def test_the_pace_is_that_of_receipts_and_of_too_few_none(tmp_path: Path) -> None:
     settings, sample = sampled(NIGHTS["40,000 users"])
     seen = size_of(sample, events=NIGHTS["40,000 users"].events)
