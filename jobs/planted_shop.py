@@ -36,6 +36,9 @@ def planted_shop(
     without_items: Annotated[bool, typer.Option("--without-items", help="No catalog: neither categories, brands nor prices.")] = False,
     without_users: Annotated[bool, typer.Option("--without-users", help="No ages and regions of users.")] = False,
     kinds: Annotated[bool, typer.Option("--kinds", help="Views beside purchases; purchases alone are wanted.")] = False,
+    vectors: Annotated[
+        int, typer.Option(min=0, help="Numbers of each item's vector, which tells a style that users go by; 0: neither.")
+    ] = 0,
 ) -> None:
     """A generated shop of any size with a known answer, and settings for it: to see how the system does at your shop's size."""
     with job():
@@ -46,6 +49,10 @@ def planted_shop(
             raise ConfigError(f"--kind {kind}: must be one of {', '.join(KINDS)}. Choose among these.")
         if kinds and TRAITS[planted_kind].looks:
             raise ConfigError(f"--kinds: a shop of {kind} has views and carts of its own. Leave it out.")
+        if vectors and (vectors < synthetic.STYLES or without_items):
+            raise ConfigError(
+                f"--vectors {vectors}: they are of items and have {synthetic.STYLES} numbers or more. Mend it, or leave it out."
+            )
         planted = synthetic.shop(
             out,
             users=users,
@@ -58,6 +65,7 @@ def planted_shop(
             with_items=not without_items,
             with_users=not without_users,
             kinds=kinds,
+            vectors=vectors,
         )
         text = settings_text(planted, out)
         write_atomically(out / "shop.toml", lambda file: file.write_text(text, encoding="utf-8"))
@@ -70,6 +78,7 @@ def settings_text(planted: synthetic.Planted, out: Path) -> str:
     places = {"events": planted.events, "items": planted.items, "users": planted.users}
     shop = {name: str(place.absolute()) for name, place in places.items() if place is not None}
     features = {"item_categorical": ["category", "brand"], "item_numeric": ["size"]} if planted.items else {}
+    features |= {"item_vectors": ["vector"]} if planted.vectors else {}
     features |= {"user_categorical": ["age", "region"]} if planted.users else {}
     folders = {name: str((out / name).absolute()) for name in ("table", "work", "bundles", "reports")}
     sections = {

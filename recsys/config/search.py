@@ -41,8 +41,6 @@ def _space(value: Any, info: ValidationInfo) -> Any:
     """What [tune] says, each value held against [model] and [train]."""
     if not {"model", "train"} <= info.data.keys():  # there is a mistake in them already
         return value
-    if not {"model", "train"} <= info.data.keys():  # there is a mistake in them already
-        return value
     if not isinstance(value, Mapping) or not value:
         raise ValueError(f"tune must be a section with a key at least, got {value!r}; add one or remove [tune]")
     space: dict[str, Range | tuple[Any, ...]] = {}

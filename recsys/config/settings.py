@@ -129,7 +129,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _columns_are_named_once(self) -> "Settings":
         features, columns = self.features, self.shop.columns
-        of_items = features.item_categorical + features.item_numeric
+        of_items = features.item_categorical + features.item_numeric + features.item_vectors
         of_users = features.user_categorical + features.user_numeric
         # what [shop.columns] calls the name is kept as `name`; a feature of that very column is the same words
         names = (columns.name,) if columns.name in features.item_numeric else ("name",) if columns.name != "name" else ()
@@ -152,6 +152,6 @@ class Settings(Section):
         if bool(features.daily_numeric) != (self.shop.daily is not None):
             there, other = ("features.daily_numeric", "shop.daily")[:: 1 if features.daily_numeric else -1]
             raise ValueError(f"{there} goes with {other}, as one says where and the other which columns; set both or neither")
-        if (features.item_categorical or features.item_numeric) and self.shop.items is None:
+        if (features.item_categorical or features.item_numeric or features.item_vectors) and self.shop.items is None:
             raise ValueError("features names item columns but shop.items is absent; set shop.items or remove them")
         return self

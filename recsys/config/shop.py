@@ -102,6 +102,10 @@ class Features(Section):
     """Columns of items that are words, such as department and brand."""
     item_numeric: Names = ()
     """Columns of items that are numbers."""
+    item_vectors: Names = ()
+    """Columns of items with a vector each: lists of numbers of one length, such as an encoder makes of a text or an image, so that what
+    is alike points the same way. null where there is none. The source vectors and the model go by the angle between those of the item
+    and of what the user took."""
     daily_numeric: Names = ()
     """Columns of shop.daily that are numbers. The model gets of each the mean over the label window ahead, and how that differs from
     the 91 days before; and how many rows a day there are ahead, which tells where rows stand for promotions."""
@@ -186,11 +190,14 @@ class Candidates(Section):
     content: Annotated[int, Field(ge=0)] = 0
     """Source content: cold items in the user's categories, the newest first; needs features.item_categorical. Off unless you ask for
     it: what it adds to lists, and takes from them, depends on how well the catalog tells new items from dead ones. 20 is a start."""
+    vectors: Annotated[int, Field(ge=0)] = 50
+    """Source vectors: items whose vectors are nearest to the mean of what the user bought, bought by somebody yet or not; without
+    features.item_vectors there is none."""
     cold_buyers: Positive = 10
     """An item with fewer buyers than this is cold: too few for sources that go by who bought it."""
     unseen: Annotated[int, Field(ge=0)] = 1_000
-    """Of the available items that nobody bought within window.history_days, so many are candidates of content, chosen by hash, others
-    on each date: so a catalog of millions does not grow the work, and each item has its days. 0: only items with a buyer."""
+    """Of the available items that nobody bought within window.history_days, so many are candidates of content and vectors, by hash,
+    others on each date: so a catalog of millions does not grow the work, and each item has its days. 0: only items with a buyer."""
     per_user: Positive = 500
     """At most so many candidates of a user after merging, those first that any source ranks best."""
 

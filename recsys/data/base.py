@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.data.catalog import read_catalog
+from recsys.data.catalog import read_catalog, read_item_ids
 from recsys.data.histories import Histories, read_histories
 from recsys.schema import USER_ID
 from recsys.storage import save_array, write_atomically, write_json
@@ -77,7 +77,7 @@ def make_base(folder: Path, other: Path, shards: Sequence[str], receipts: Mappin
             os.link(other / name, place / name)
         except OSError:
             shutil.copy2(other / name, place / name)
-    save_array(place / CODES, read_catalog(folder).codes_of(read_catalog(place).item_id))
+    save_array(place / CODES, read_catalog(folder).codes_of(read_item_ids(place)))
     write_atomically(place / RECEIPTS, lambda file: write_json(file, dict(receipts)))
     no_base(folder)
     place.rename(folder / FOLDER)

@@ -1,7 +1,8 @@
 """The catalog: one row per item in item_id order; a row's number is the item's code."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.schema import AVAILABLE, ITEM_ID, NAME
+from recsys.storage import save_array, write_atomically
 
 if TYPE_CHECKING:
     from recsys.config import Features
+
+VECTORS = "item_vectors"  # key of the table's metadata: the columns of vectors, in the order of their files
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Catalog:
     """
 
     table: pa.Table
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Per column of features.item_vectors float32 (I, D), of length 1; zeros where the item has none."""
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -59,9 +65,24 @@ class Catalog:
         return [name or item_id for name, item_id in zip(names, ids, strict=True)]
 
 
+def write_catalog(catalog: Catalog, folder: Path) -> None:
+    """catalog.parquet, after a vectors-NUMBER.npy of each column of vectors, which processes of a node map and share."""
+    for number, vectors in enumerate(catalog.vectors.values()):
+        save_array(folder / f"vectors-{number}.npy", vectors)
+    table = catalog.table.replace_schema_metadata({VECTORS: json.dumps(list(catalog.vectors))})
+    write_atomically(folder / "catalog.parquet", lambda file: pq.write_table(table, file))
+
+
 def read_catalog(folder: Path) -> Catalog:
     """The catalog that an ingest wrote into the folder."""
-    return Catalog(pq.read_table(folder / "catalog.parquet", use_threads=False).combine_chunks())
+    table = pq.read_table(folder / "catalog.parquet", use_threads=False).combine_chunks()
+    names = json.loads((table.schema.metadata or {}).get(VECTORS.encode(), b"[]"))
+    return Catalog(table, {name: np.load(folder / f"vectors-{number}.npy", mmap_mode="r") for number, name in enumerate(names)})
+
+
+def read_item_ids(folder: Path) -> pa.ChunkedArray:
+    """The ids alone, ascending, of the items of a catalog whose vectors need not be there."""
+    return pq.read_table(folder / "catalog.parquet", columns=[ITEM_ID], use_threads=False).column(ITEM_ID)
 
 
 def encode(column: pa.Array | pa.ChunkedArray, vocabulary: tuple[str, ...]) -> np.ndarray:

@@ -13,6 +13,7 @@ from recsys.data.inputs import File, read
 from recsys.data.keyed import Key, user_ids
 from recsys.data.shop import ShopInputs
 from recsys.data.types import UNITS, as_text, clean_ids, readable, times, utc
+from recsys.data.vectors import VECTOR, unit_vectors
 from recsys.schema import AVAILABLE, DISLIKED, ITEM_ID, LOOK, NAME, OTHER_LOOK, PRICE, QUANTITY, TS, USER_ID, WANTED, events_schema
 
 Rejected = Counter[str]
@@ -148,6 +149,8 @@ def _items(inputs: ShopInputs, fields: Sequence[pa.Field], file: File, wanted: l
     for field in fields:
         if field.name not in table.column_names:
             table = table.append_column(field, _feature(raw, field, file.path))
+    for name in inputs.settings.features.item_vectors:
+        table = table.append_column(name, raw.column(name).cast(VECTOR))
     return table
 
 
@@ -158,10 +161,11 @@ def build_catalog(inputs: ShopInputs, seen: pa.Array) -> tuple[Catalog, Rejected
         seen: the distinct ids of all events' items.
 
     Returns:
-        Counts of null_item_id and duplicate_item_id; of duplicates the first row stands.
+        Counts of null_item_id and duplicate_item_id; of duplicates the first row stands. And of unusable_vector: such are no rows
+        less, but vectors that are not finite or have no direction, which the items then lack.
 
     Raises:
-        DataError: a file cannot be read, or holds text that is no UTF-8.
+        DataError: a file cannot be read, or holds text that is no UTF-8, or vectors of different lengths.
     """
     fields = inputs.item_fields()
     rejected: Rejected = Counter()
@@ -169,7 +173,8 @@ def build_catalog(inputs: ShopInputs, seen: pa.Array) -> tuple[Catalog, Rejected
         ids = seen.sort()
         return Catalog(pa.table({ITEM_ID: ids, AVAILABLE: pa.array(np.ones(len(ids), bool))})), rejected
     columns = inputs.settings.shop.columns
-    wanted = [columns.item_id, *(field.name for field in fields)]
+    of_vectors = inputs.settings.features.item_vectors
+    wanted = [columns.item_id, *(field.name for field in fields), *of_vectors]
     wanted += [name for name in (columns.available, columns.name) if name in inputs.items.columns and name not in wanted]
     table = pa.concat_tables(_items(inputs, fields, file, wanted) for file in inputs.items.files)
     known = table.filter(pc.is_valid(table.column(ITEM_ID)))
@@ -181,4 +186,10 @@ def build_catalog(inputs: ShopInputs, seen: pa.Array) -> tuple[Catalog, Rejected
     known = known.take(pa.array(np.sort(first)))
     unknown = seen.filter(pc.invert(pc.is_in(seen, value_set=known.column(ITEM_ID).combine_chunks())))
     others = pa.table({ITEM_ID: unknown, AVAILABLE: pa.array(np.zeros(len(unknown), bool))})
-    return Catalog(pa.concat_tables([known, others], promote_options="default").sort_by(ITEM_ID).combine_chunks()), rejected
+    table = pa.concat_tables([known, others], promote_options="default").sort_by(ITEM_ID)
+    vectors: dict[str, np.ndarray] = {}
+    for name in of_vectors:
+        vectors[name], unusable = unit_vectors(table.column(name), where=inputs.items.location, name=name)
+        if unusable:
+            rejected["unusable_vector"] += unusable
+    return Catalog(table.drop_columns(list(of_vectors)).combine_chunks(), vectors), rejected

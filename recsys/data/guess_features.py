@@ -25,6 +25,8 @@ class Described:
     """Column -> why."""
     numeric: dict[str, str]
     left_out: dict[str, str]
+    vectors: dict[str, str]
+    """Of items alone."""
 
 
 def describe(table: Looked, taken: Iterable[str], *, of_users: bool, elsewhere: Iterable[str] = ()) -> Described:
@@ -34,7 +36,7 @@ def describe(table: Looked, taken: Iterable[str], *, of_users: bool, elsewhere: 
         taken: columns that have another meaning.
         elsewhere: columns of the other table, whose names may not come twice.
     """
-    found = Described({}, {}, {})
+    found = Described({}, {}, {}, {})
     ours = {"available", "name", "item_id"} if not of_users else {"user_id", *HISTORY_COLUMNS}
     for name in table.columns:
         if name in set(taken):
@@ -45,9 +47,19 @@ def describe(table: Looked, taken: Iterable[str], *, of_users: bool, elsewhere: 
             found.left_out[name] = "its name is ours for something else: rename it to use it"
         elif name in set(elsewhere):
             found.left_out[name] = "the other table has a column of this name: rename one to use it"
+        elif not of_users and (size := _vector_size(table.rows.column(name))):
+            found.vectors[name] = f"{size:,} numbers of every item"
         else:
             _describe_one(table, name, found)
     return found
+
+
+def _vector_size(values: pa.ChunkedArray) -> int:
+    """How many numbers each of the lists holds; 0 where they are no vectors."""
+    if not is_list(values.type) or not pa.types.is_floating(values.type.value_type):
+        return 0
+    lengths = pc.unique(pc.list_value_length(values).drop_null()).to_pylist()
+    return lengths[0] if len(lengths) == 1 and lengths[0] > 1 else 0
 
 
 def _describe_one(table: Looked, name: str, found: Described) -> None:

@@ -102,7 +102,7 @@ def _described(tables: Mapping[str, Looked], keys: Mapping[str, str]) -> tuple[l
             taken += [str(guess.value) for guess in guesses]
         elsewhere = tables["items"].columns if name == "users" and "items" in tables else []
         found = describe(table, taken, of_users=name == "users", elsewhere=elsewhere)
-        for kind, columns in (("categorical", found.categorical), ("numeric", found.numeric)):
+        for kind, columns in (("categorical", found.categorical), ("numeric", found.numeric), ("vectors", found.vectors)):
             if columns:
                 why = "; ".join(f"{column}: {reason}" for column, reason in columns.items())
                 guesses.append(Guess("features", f"{name[:4]}_{kind}", list(columns), why))

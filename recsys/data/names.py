@@ -33,7 +33,7 @@ def check_optional(settings: Settings, events: Input, items: Input | None) -> No
     columns, shop = settings.shop.columns, settings.shop
     features = settings.features
     named = {*columns.model_dump().values(), *shop.ignore, *(column for _, of_items, column, _ in settings.rule_columns() if of_items)}
-    named |= {*features.item_categorical, *features.item_numeric}
+    named |= {*features.item_categorical, *features.item_numeric, *features.item_vectors}
     wrong: list[str] = []
     for source, optional in ((events, ("kind", "quantity", "price")), (items, ("available", "name"))):
         for ours in optional if source is not None else ():

@@ -21,6 +21,7 @@ from recsys.data.label_windows import FIRST, label_windows, learns_from
 from recsys.data.names import check_optional, text_types
 from recsys.data.types import UNITS, arrow_zone, day_of, family, id_type, is_word, midnight, times, utc
 from recsys.data.types import is_number as may_be_number
+from recsys.data.vectors import check_vectors
 from recsys.errors import DataError, Mistakes
 from recsys.schema import DAY_US, histories_schema
 from recsys.storage import check_folders
@@ -195,6 +196,8 @@ def _check_columns(mistakes: Mistakes, settings: Settings, events: Input, items:
             mistakes.look(_text, source, name, setting=f"features.{table}_categorical")
         for name in features.item_numeric if of_items else features.user_numeric:
             mistakes.look(_number, source, name, setting=f"features.{table}_numeric", required=True)
+        for name in features.item_vectors if of_items else ():
+            mistakes.look(check_vectors, source, name)
         fairness = settings.fairness
         for name in fairness.item_groups if of_items else fairness.user_groups:
             mistakes.look(_text, source, name, setting=f"fairness.{table}_groups")

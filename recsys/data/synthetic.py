@@ -10,6 +10,8 @@ How it is made, so that a test knows what a good list holds:
   `start_weight` on the first day to `end_weight` on the last. Staples were chosen by the first day's weights.
 * With `kinds`, users also view items, along popularity alone whatever their group: views taken for purchases blur every taste.
 * Ages go with groups; item prices lie around their category's.
+* With `vectors`, items and users have a style: of CHOICES items drawn, a user buys the one whose style is most their own. No word of
+  the catalog tells it; the column `vector` does, as numbers that style was turned into, and some noise.
 * `shop_kinds` says how shops of other kinds than groceries differ: nothing is taken twice, items come and go, have seasons, or are
   looked at and put into carts before they are bought.
 
@@ -28,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recsys.data.planted_items import CHOICES, STYLES, Tail, most_liked, shares, styles, vectors_of
 from recsys.data.shop_kinds import EVENT_KINDS, TRAITS, Appeal, Kind, Traits, appeal_of, draw_appealing, looks
 from recsys.schema import AVAILABLE, DAY_US, ITEM_ID, KIND, NAME, PRICE, QUANTITY, TIMESTAMP, TS, USER_ID
 
@@ -74,6 +77,12 @@ class Planted:
     """int64 (U + 1,)."""
     looks: tuple[str, ...]
     """Kinds of events beside purchases; without, events have no column of kinds."""
+    vectors: int
+    """Numbers of each item's vector; 0: there are none."""
+    style: np.ndarray
+    """float64 (I, STYLES), of each item; of length 1."""
+    taste: np.ndarray
+    """float64 (U, STYLES): the style that each user likes most."""
     staple_items: np.ndarray
     """int32: user u's staples are `staple_items[staple_offsets[u]:staple_offsets[u + 1]]`, ascending, none twice."""
 
@@ -101,6 +110,7 @@ def shop(
     with_items: bool = True,
     with_users: bool = True,
     kinds: bool = False,
+    vectors: int = 0,
 ) -> Planted:
     """The truth behind a shop, whose `events/`, `items/` and `users/` are written below `out`.
 
@@ -114,12 +124,14 @@ def shop(
             something appeals. Absent: as the kind has it.
         columns: ours = theirs, for columns that the tables shall call otherwise.
         kinds: a column `kind`, and two views for every purchase beyond staples.
+        vectors: numbers of each item's vector, STYLES or more; 0: neither vectors nor styles.
     """
     traits = TRAITS[kind]
     events_per_user = events_per_user or traits.events_per_user
     assert not (kinds and traits.looks), f"a shop of {kind} has views of its own"
     assert items >= 4 * CATEGORIES, f"a planted shop needs {4 * CATEGORIES} items, got {items}"
     assert users >= GROUPS, f"a planted shop needs {GROUPS} users, got {users}"
+    assert not vectors or (with_items and vectors >= STYLES), f"vectors are of items and have {STYLES} numbers or more, got {vectors}"
     names = dict(columns or {})
     random = np.random.default_rng([seed, 0])
 
@@ -130,8 +142,8 @@ def shop(
     zipf = 1.0 / (random.permutation(items) + 5.0)
     # A quarter of the items fades to a twentieth, a quarter rises from a twentieth, the rest stays.
     fading, rising = (random.permutation(items) * 4 // items)[None] == np.array([[0], [1]])
-    start_weight = _shares(zipf * np.where(rising, 0.05, 1.0), category)
-    end_weight = _shares(zipf * np.where(fading, 0.05, 1.0), category)
+    start_weight = shares(zipf * np.where(rising, 0.05, 1.0), category)
+    end_weight = shares(zipf * np.where(fading, 0.05, 1.0), category)
     interval_days = np.clip(np.exp(random.normal(np.log(21.0), 0.5, items)), 5.0, max(5.0, days / 4))
     price = np.round(np.exp(random.normal(1.0, 0.6, CATEGORIES))[category] * np.exp(random.normal(0, 0.3, items)) + 0.2, 2)
     available = random.random(items) >= (UNAVAILABLE if with_items else 0.0)
@@ -141,7 +153,7 @@ def shop(
         np.r_[np.arange(GROUPS), random.choice(GROUPS, users - GROUPS, p=group_sizes / group_sizes.sum())]
     ).astype(np.int32)
     favourites = np.arange(GROUPS * FAVOURED, dtype=np.int32).reshape(FAVOURED, GROUPS).T
-    tail = _Tail(category, start_weight, end_weight)
+    tail = Tail(category, start_weight, end_weight)
     activity = np.exp(random.normal(-0.32, 0.8, users))  # lognormal with mean 1
     purchases = days * np.mean(1.0 / interval_days)  # of one staple
     staple_share = STAPLE_SHARE if traits.staples else 0.0
@@ -171,6 +183,9 @@ def shop(
         end_weight=end_weight,
         staple_offsets=staple_offsets,
         looks=EVENT_KINDS[1:] if traits.looks else EVENT_KINDS[1:2] if kinds else (),
+        vectors=vectors,
+        style=styles(items, [seed, 3]),
+        taste=styles(users, [seed, 4]),
         staple_items=(pairs % items).astype(np.int32),
     )
     beyond = events_per_user * (1 - staple_share)
@@ -204,31 +219,6 @@ def shop(
     return planted
 
 
-class _Tail:
-    """Draws items of given categories, along weights that go from the first day's to the last day's."""
-
-    def __init__(self, category: np.ndarray, start_weight: np.ndarray, end_weight: np.ndarray) -> None:
-        self.order = np.argsort(category, kind="stable").astype(np.int32)
-        bounds = np.searchsorted(category[self.order], np.arange(CATEGORIES + 1))
-        self.first, self.last = bounds[:-1], bounds[1:] - 1
-        # Each category's weights sum to 1, so category c's items share the numbers from c to c + 1.
-        self.edges = tuple(np.cumsum(weight[self.order]) for weight in (start_weight, end_weight))
-
-    def draw(self, category: np.ndarray, when: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Items int32 (B,) of the categories (B,), at times (B,) from 0, the first day, to 1, the last."""
-        late = random.random(len(when)) < when  # a mixture of both weights is the weight in between
-        point = category + random.random(len(category))
-        place = np.empty(len(category), np.int64)
-        for edges, mask in zip(self.edges, (~late, late), strict=True):
-            place[mask] = np.searchsorted(edges, point[mask], side="right")
-        # Rounded sums may begin or end a hair beside the category's whole numbers.
-        return self.order[np.clip(place, self.first[category], self.last[category])]
-
-
-def _shares(weight: np.ndarray, category: np.ndarray) -> np.ndarray:
-    return weight / np.bincount(category, weight)[category]
-
-
 def _ids(count: int, kind: Literal["int", "string"], word: str, *, first: int, step: int) -> pa.Array:
     numbers = pa.array(np.arange(count, dtype=np.int64) * step + first)
     if kind == "int":
@@ -239,7 +229,7 @@ def _ids(count: int, kind: Literal["int", "string"], word: str, *, first: int, s
 
 def _events(
     planted: Planted,
-    tail: _Tail,
+    tail: Tail,
     buyers: np.ndarray,
     beyond: np.ndarray,
     price: np.ndarray,
@@ -269,7 +259,10 @@ def _events(
     def draw(place: np.ndarray) -> np.ndarray:
         liked = planted.favourites[planted.group[user[place]], random.integers(0, FAVOURED, len(place))]
         category = np.where(random.random(len(place)) < TASTE, liked, random.integers(0, CATEGORIES, len(place)))
-        return tail.draw(category, day[place] / days, random)
+        if not planted.vectors:
+            return tail.draw(category, day[place] / days, random)
+        drawn = np.stack([tail.draw(category, day[place] / days, random) for _ in range(CHOICES)])
+        return most_liked(drawn, planted.style, planted.taste[user[place]])
 
     item, bought = draw_appealing(draw, day, appeal, random)
     user, item, day = user[bought], item[bought], day[bought]
@@ -327,6 +320,8 @@ def _items(planted: Planted, price: np.ndarray, random: np.random.Generator) -> 
             AVAILABLE: pa.array(planted.available),
         }
     )
+    if planted.vectors:
+        table = table.append_column("vector", vectors_of(planted.style, planted.vectors, random))
     return table.take(random.permutation(count))
 
 

@@ -19,6 +19,7 @@ from recsys.retrieval.signals import Signals
 from recsys.retrieval.sources import Seen, Source, sources
 from recsys.retrieval.supplied import Supplied
 from recsys.retrieval.users import UserBatch, group_days
+from recsys.retrieval.vectors import cosines
 from recsys.schema import DAY_US
 
 RECENT_DAYS = 28.0
@@ -102,6 +103,8 @@ def candidate_features(
         columns |= _of_looks(candidates, users)
         _add(columns, _of_kinds(candidates, users, look_kinds), of="looks")
     _add(columns, _of_categories(candidates, users, active), of="categories")
+
+    _add(columns, _of_vectors(candidates, users), of="vectors")
 
     row, item = candidates.user_row, candidates.item
     table = users.catalog.table
@@ -283,6 +286,18 @@ def _of_categories(candidates: Candidates, users: UserBatch, active: _Activity) 
         columns[f"{name}_standing"] = np.log((window[item] + 1e-7) / (of_category[code] + 1e-7))
         paid = _mean(log_price[bought], grouped.find(buyer * size + codes[bought])[0], len(grouped.key))
         columns[f"{name}_price"] = log_price[item] - np.where(bought_there, paid[place], np.nan)
+    return columns
+
+
+def _of_vectors(candidates: Candidates, users: UserBatch) -> dict[str, np.ndarray]:
+    """The user and the item's vectors, per column: cosine to the mean of what the user took, and to that of the latest alone."""
+    item, place = np.unique(candidates.item, return_inverse=True)
+    pairs = np.stack([candidates.user_row, place])
+    columns: dict[str, np.ndarray] = {}
+    for name, vectors in users.catalog.vectors.items():
+        right = vectors[users.signals.items[item]]
+        columns[f"{name}_likeness"] = cosines(users.mean_vectors[name], right, pairs)
+        columns[f"{name}_latest"] = cosines(users.latest_vectors[name], right, pairs)
     return columns
 
 

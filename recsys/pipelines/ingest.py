@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from recsys.config import Features
 from recsys.data import contents
 from recsys.data.base import Base, buyers, make_base, no_base, of_users
-from recsys.data.catalog import most_frequent, read_catalog, value_counts
+from recsys.data.catalog import most_frequent, read_catalog, value_counts, write_catalog
 from recsys.data.cleaning import Rejected, build_catalog, clean, clean_users
 from recsys.data.dataset import ShopDataset, parts_of, read_shard, write_batches, write_by_shard
 from recsys.data.histories import distinct_events, group_events, merge, to_table
@@ -72,7 +72,7 @@ def ingest(inputs: ShopInputs, *, end: date) -> ShopDataset:
     def make_catalog() -> Receipt:
         seen = pa.concat_tables(read_shard(cleaning.path / f"{name}.items.arrow", 0) for name in events).column(ITEM_ID)
         built, rejected_items = build_catalog(inputs, pc.unique(seen))
-        write_atomically(stage.path / "catalog.parquet", lambda file: pq.write_table(built.table, file))
+        write_catalog(built, stage.path)
         return {"items": len(built), "rejected": rejected_items}
 
     catalog = stage.once("catalog", make_catalog)

@@ -3,6 +3,7 @@
 Each function is one stage: its folder is named by the digest of what goes in, and a unit with a receipt is not done again.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from recsys.config import Settings
-from recsys.data.catalog import item_vocabularies
+from recsys.data.catalog import Catalog, item_vocabularies
 from recsys.data.dataset import ShopDataset
 from recsys.data.inputs import log_files
 from recsys.data.shop import ShopInputs
@@ -166,6 +167,11 @@ def _content(items: pa.Table, columns: Sequence[str]) -> int:
     return int(row_hashes(items.select([ITEM_ID, *columns])).sum())
 
 
+def _vectors(catalog: Catalog, items: np.ndarray) -> list[str]:
+    """Digests of the vectors of these items, of each column."""
+    return [hashlib.sha256(vectors[items].tobytes()).hexdigest() for vectors in catalog.vectors.values()]
+
+
 def _signals_task(state: ShopState, folder: Path) -> Task:
     settings, shop = state.settings, state.dataset
     catalog = shop.catalog()
@@ -205,9 +211,10 @@ def _signals_task(state: ShopState, folder: Path) -> Task:
 
 
 def _most_unseen(settings: Settings) -> int:
-    """Items nobody bought that are candidates all the same; without the source that proposes them, none."""
-    limits = settings.candidates
-    return limits.unseen if limits.content and settings.features.item_categorical else 0
+    """Items nobody bought that are candidates all the same; without a source that proposes them, none."""
+    limits, features = settings.candidates, settings.features
+    proposed = (limits.content and features.item_categorical) or (limits.vectors and features.item_vectors)
+    return limits.unseen if proposed else 0
 
 
 def _supplied_items(state: ShopState) -> np.ndarray:
@@ -234,6 +241,7 @@ def examples_of(state: ShopState, days: Sequence[date]) -> dict[date, str]:
             **history_of(settings, contents, day, end=end),
             "users": contents.known_before(end),
             "items": _content(catalog.table.take(signals_module.active_items(path, catalog)), columns),
+            "vectors": _vectors(catalog, signals_module.active_items(path, catalog)),
         }
         names[day] = f"{day}-{digest(made_of)}"
     return names

@@ -5,7 +5,8 @@ A reason's kind says what the other columns hold:
     bought_before  the user bought it: the item itself
     looked_at      the user looked at it: the item itself
     goes_with      neighbours: the item bought, or looked at, that adds most to the item's score
-    similar_to     ALS: the same, by `collaborative.evidence_shares`; bought_before or looked_at where that is the item itself
+    similar_to     ALS: the same, by `collaborative.evidence_shares`; bought_before or looked_at where that is the item itself; and
+                   vectors: by the product of both items' vectors
     popular_in     the category, of the item's, that is most the user's own
     new_in         the same, of an item that few or none bought
     popular        neither
@@ -28,6 +29,7 @@ from recsys.retrieval.collaborative import evidence_shares
 from recsys.retrieval.item_sums import MONTH
 from recsys.retrieval.supplied import SUPPLIED
 from recsys.retrieval.users import UserBatch
+from recsys.retrieval.vectors import cosines, item_vectors
 
 
 class Reason(NamedTuple):
@@ -132,6 +134,15 @@ def _similar_to(row: np.ndarray, item: np.ndarray, users: UserBatch) -> list[Rea
     ]
 
 
+def _alike(row: np.ndarray, item: np.ndarray, users: UserBatch) -> list[Reason]:
+    evident = sp.csr_matrix(users.evident[::-1], shape=users.evidence.shape)[row].tocoo()
+    there, place = np.unique(evident.col, return_inverse=True)
+    pairs = np.stack([evident.row.astype(np.int64), place])
+    alike = np.nan_to_num(cosines(item_vectors(users, item), item_vectors(users, there), pairs), nan=-np.inf)
+    strongest = _strongest(sp.coo_matrix((alike * evident.data, (evident.row, evident.col)), shape=evident.shape))
+    return [Reason("similar_to", f"Similar to {told}.", code) for told, code in _told(row, strongest, users)]
+
+
 def _popular_in(row: np.ndarray, item: np.ndarray, users: UserBatch) -> list[Reason]:
     names = _categories(row, item, users)
     return [Reason("popular_in", f"Popular in {name}, where you often buy.", category=name) for name in names]
@@ -182,6 +193,7 @@ REASONS: Mapping[str, Callable[[np.ndarray, np.ndarray, UserBatch], list[Reason]
     "category": _popular_in,
     "popular": _popular,
     "content": _new_in,
+    "vectors": _alike,
     "group": _popular_with,
     SUPPLIED: _supplied,
 }

@@ -122,7 +122,8 @@ def of_products(
 
     Args:
         users, items: int64 (M), int32 (N): user rows and items.
-        left, unit, right, power: of all users and items, as of `score_kernels.products_of_pairs`.
+        left, unit, power: of all users, as of `score_kernels.products_of_pairs`.
+        right: float32 (N, D), of the block's items.
     """
     for row in range(len(users)):
         user = users[row]
@@ -138,7 +139,7 @@ def of_products(
                         item = items[start + place]
                         total = 0.0
                         for factor in range(left.shape[1]):
-                            total += left[user, factor] * np.rint(np.float64(right[item, factor]) * power)
+                            total += left[user, factor] * np.rint(np.float64(right[start + place, factor]) * power)
                         offer(found, barred, user, item, np.float32(total * unit[user]))
 
 

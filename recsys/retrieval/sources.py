@@ -20,6 +20,7 @@ from recsys.retrieval.item_sums import MONTH, POPULARITY_DAYS
 from recsys.retrieval.score_kernels import Lists
 from recsys.retrieval.signals import Signals, group_keys
 from recsys.retrieval.users import UserBatch
+from recsys.retrieval.vectors import Vectors
 from recsys.schema import DAY_US
 
 FLOAT32 = 1e-4  # of the lengths' product: more than sums of up to a thousand float32 products can be wrong by, in any order
@@ -186,9 +187,9 @@ class Factors:
             if not len(asking):
                 break
             block = order[start : start + BLOCK]
-            product = users.vectors[asking] @ users.signals.factors[block].T
+            factors = users.signals.factors[block]
             slack = reach[asking] * (length[start] * FLOAT32 + grid)
-            best_kernels.of_products(product, slack, asking, block, left, unit, users.signals.factors, power, barred, found)
+            best_kernels.of_products(users.vectors[asking] @ factors.T, slack, asking, block, left, unit, factors, power, barred, found)
         return found
 
     def scores(self, users: UserBatch, user_row: np.ndarray, item: np.ndarray) -> np.ndarray:  # noqa: D102
@@ -301,6 +302,7 @@ def sources(settings: config.Settings) -> list[tuple[Source, int]]:
         (Factors(), limits.factors),
         (Category(), limits.category if settings.features.item_categorical else 0),
         (Content(limits.cold_buyers), limits.content if settings.features.item_categorical else 0),
+        (Vectors(), limits.vectors if settings.features.item_vectors else 0),
         (Group(settings.features.user_categorical), limits.popular if settings.features.user_categorical else 0),
         (Popular(), limits.popular),
     ]

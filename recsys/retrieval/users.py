@@ -17,6 +17,7 @@ from recsys.schema import DISLIKED, OTHER_LOOK
 
 OWN_HALF_LIFE_DAYS = 60.0  # of a purchase's weight among the user's own; not tuned
 SEEN_HALF_LIFE_DAYS = 7.0  # of a look's; not tuned
+LATEST_HALF_LIFE_DAYS = 28.0  # of what was taken before the last; not tuned
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,39 @@ class UserBatch:
         """Row pointers int64 (U + 1), items int32, ascending within a user, and float32, what neighbours take of them: at most 1."""
         found = self.evidence
         return found.indptr.astype(np.int64), found.indices.astype(np.int32), np.minimum(found.data, np.float32(1))
+
+    @cached_property
+    def latest(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same, each halved every half-life from the item's last day to the last of the user's: not to the cutoff, so that who
+        comes back after a year is asked with what they took then."""
+        offsets, item, taken = self.evident
+        user = np.repeat(np.arange(len(self)), np.diff(offsets))
+        key, days = user * len(self.signals.items) + item, np.full(len(item), np.inf)
+        weights = self.signals.als.looks * self.signals.look_weights
+        for events in (self.own, *(looks for looks, weight in zip(self.looks, weights, strict=True) if weight > 0)):
+            place, known = events.find(key)
+            days = np.where(known, np.minimum(days, events.last[place]), days)
+        last = np.full(len(self), np.inf)
+        np.minimum.at(last, user, days)
+        return offsets, item, (taken * 0.5 ** ((days - last[user]) / LATEST_HALF_LIFE_DAYS)).astype(np.float32)
+
+    @cached_property
+    def mean_vectors(self) -> dict[str, np.ndarray]:
+        """Per column of item vectors float32 (U, D), of length 1: the mean of those of what is `evident`; zeros where there is none."""
+        return {name: self._mean(vectors, self.evident) for name, vectors in self.catalog.vectors.items()}
+
+    @cached_property
+    def latest_vectors(self) -> dict[str, np.ndarray]:
+        """The same of what is `latest`."""
+        return {name: self._mean(vectors, self.latest) for name, vectors in self.catalog.vectors.items()}
+
+    def _mean(self, vectors: np.ndarray, asked: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+        offsets, item, share = asked
+        there, place = np.unique(item, return_inverse=True)
+        matrix = sp.csr_matrix((share, place, offsets), shape=(len(self), len(there)))
+        total = matrix.astype(np.float64) @ vectors[self.signals.items[there]].astype(np.float64)
+        length = np.sqrt((total**2).sum(axis=1, keepdims=True))
+        return np.divide(total, length, out=np.zeros_like(total), where=length > 0).astype(np.float32)
 
     @cached_property
     def vectors(self) -> np.ndarray:

@@ -240,3 +240,30 @@ def test_bad_rows_are_as_many_as_were_asked_for_and_bad_in_one_way(tmp_path: Pat
 def test_a_shop_too_small_for_its_categories_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="needs 48 items, got 40"):
         plant(tmp_path, items=40)
+
+
+# ---- vectors
+
+
+def test_users_buy_items_of_their_own_style_and_vectors_tell_it(tmp_path: Path) -> None:
+    styled = plant(tmp_path / "styled", vectors=12, kind="media")
+    user, item = numbered(styled, read(styled.events))
+    alike = np.einsum("bs,bs->b", styled.style[item], styled.taste[user])
+    assert alike.mean() > 0.3  # the best of four directions at random; of one it is 0
+    table = read(styled.items)
+    vectors = np.stack(table["vector"].to_numpy())
+    assert vectors.shape == (149, 12)
+    place = pc.index_in(table["item_id"], styled.item_ids).to_numpy()
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    told = (vectors / length) @ (vectors / length).T
+    pairs = np.triu_indices(149, 1)
+    assert np.corrcoef(told[pairs], (styled.style[place] @ styled.style[place].T)[pairs])[0, 1] > 0.8
+
+
+def test_without_vectors_there_is_no_such_column_and_the_shop_is_the_same(tmp_path: Path, planted: Planted) -> None:
+    assert "vector" not in read(planted.items).column_names
+    styled = plant(tmp_path / "styled", vectors=4)
+    assert read(styled.items).select(["item_id", "category"]).sort_by("item_id") == read(planted.items).select(
+        ["item_id", "category"]
+    ).sort_by("item_id")
+    assert (styled.staple_items == planted.staple_items).all()

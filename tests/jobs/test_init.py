@@ -154,8 +154,9 @@ def reviews(folder: Path) -> Shape:
 def planted(folder: Path) -> Shape:
     """Parquet in our own names: views beside purchases, tables of items and users, times in UTC."""
     end = date(2024, 1, 1)
-    made = synthetic.shop(folder / "shop", users=80, items=60, days=DAYS, seed=0, end=end, kinds=True)
+    made = synthetic.shop(folder / "shop", users=80, items=60, days=DAYS, seed=0, end=end, kinds=True, vectors=5)
     features = {"item_categorical": ["category", "brand"], "item_numeric": ["size", "price"], "user_categorical": ["age", "region"]}
+    features["item_vectors"] = ["vector"]
     expected = {"shop": {"label_kinds": ["purchase"], "look_kinds": ["view"]}, "features": features}
     assert made.items
     assert made.users
