@@ -63,7 +63,7 @@ def _print(told: Explained, *, k: int) -> None:
     away = "" if math.isnan(told.end) else f"; the last of {k} by score has {told.end:.4f}, {told.score - told.end:+.4f} from it"
     console.print(f"The model puts it at place {told.place} of {told.candidates:,}, score {told.score:.4f}{away}.")
     if told.rank is None and told.rule is None and told.proposed and told.place <= k:
-        console.print("Its score is enough: a cap or rank.diversity gave its place to another.")
+        console.print("Its score is enough: a cap, an exposure or rank.diversity gave its place to another.")
     if told.largest:
         table = Table(title="What adds most to its raw output, or takes most", title_justify="left")
         for column in ("input", "value", "adds"):

@@ -136,6 +136,8 @@ def metrics(result: Mapping[str, Any]) -> None:
     candidates = result["candidates"]
     shares = ", ".join(f"{name} {value:.3f}" for name, value in candidates["recall"].items() if value is not None)
     console.print(f"Recall of the candidates ({candidates['per_user'] or 0:.0f} a user): {shares}.")
+    for part, told in result["exposures"].items():
+        console.print(f"Rules of exposure take {_with_interval(told['price'], told['interval'])} of NDCG@10 of {part} items.")
     if result["calibration"] is not None:
         _reliability(result["calibration"])
     if "fairness" in result:

@@ -1,4 +1,4 @@
-"""[[rules]]: what no list may hold."""
+"""[[rules]]: what no list may hold, and what each must."""
 
 from typing import Annotated, Literal
 
@@ -16,6 +16,7 @@ def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
 # As `types.as_text` writes columns of integers and truth values.
 Values = Annotated[tuple[Annotated[str, BeforeValidator(_word)], ...], Strict(False), Field(min_length=1)]
 
@@ -157,6 +158,35 @@ class CapRule(Section):
         return {}
 
 
-AnyRule = BoughtRule | ColumnRule | RangeRule | ItemsRule | PairsRule | CapRule
+class ExposureRule(Section):
+    """A floor, a ceiling or both for the items with some values, as a share of each list: of its first n places, for every n, at least
+    at_least n, rounded down, and at most at_most n, rounded up. A place that the floor asks for goes to the best of these items."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """The rule's own name, by which its drops are counted; no two rules share one."""
+    kind: Literal["exposure"]
+    column: str
+    """A column of items, taken as words, such as brand, seller or a mark of what is new."""
+    values: Values
+    """Items with one of these values are meant, all together."""
+    at_least: Share = 0.0
+    """The floor. Where a user has no candidate that it asks for, the place goes to the best of the others."""
+    at_most: Share = 1.0
+    """The ceiling. Where a user has no candidate but those beyond it, the list ends."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> "ExposureRule":
+        if self.at_least == 0 and self.at_most == 1:
+            raise ValueError("set at_least, at_most or both, got none; mend it")
+        if self.at_least > self.at_most:
+            raise ValueError(f"at_least must be at most at_most, got {self.at_least:g} and {self.at_most:g}; mend it")
+        return self
+
+    def lists(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+
+AnyRule = BoughtRule | ColumnRule | RangeRule | ItemsRule | PairsRule | CapRule | ExposureRule
 AVAILABLE, REPEATS, DISLIKES = RULES_BUILT_IN = ("available", "repeats", "dislikes")  # names of rules that are no [[rules]]
 HISTORY_COLUMNS = ("user_id", "item", "ts", "quantity", "price", "look")  # of the histories beside what users tell

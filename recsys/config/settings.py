@@ -6,7 +6,7 @@ from pydantic import Field, Strict, model_validator
 
 from recsys.config.pairs import Pairs
 from recsys.config.publishing import Champion, Fairness, Gate, Notify, Privacy, Rank, Report, Run, Table
-from recsys.config.rules import HISTORY_COLUMNS, RULES_BUILT_IN, AnyRule, BoughtRule, CapRule, ColumnRule, RangeRule, Rule
+from recsys.config.rules import HISTORY_COLUMNS, RULES_BUILT_IN, AnyRule, BoughtRule, CapRule, ColumnRule, ExposureRule, RangeRule, Rule
 from recsys.config.search import SPACE, Space
 from recsys.config.section import Section
 from recsys.config.shop import Candidates, Examples, Features, Shop, Signals, Window
@@ -104,11 +104,24 @@ class Settings(Section):
                 raise ValueError(f"{where}: column '{column}' is {one} here and among the {other} elsewhere; write it as two columns")
         return self
 
+    @model_validator(mode="after")
+    def _floors_leave_places(self) -> "Settings":
+        floors: dict[str, list[ExposureRule]] = {}
+        for rule in self.rules:
+            if isinstance(rule, ExposureRule) and rule.at_least:
+                floors.setdefault(rule.column, []).append(rule)
+        for column, rules in floors.items():
+            values = [value for rule in rules for value in rule.values]
+            total = sum(rule.at_least for rule in rules)
+            if len(values) == len(set(values)) and total > 1 + 1e-9:  # of other values, so no item serves two
+                raise ValueError(f"rules: floors for values of column '{column}' come to {total:g} of a list; lower at_least")
+        return self
+
     def rule_columns(self) -> list[tuple[AnyRule, bool, str, bool]]:
         """Every column that a rule reads: the rule, whether it is of ITEMS (else of USERS), its name, whether it is a number."""
         found: list[tuple[AnyRule, bool, str, bool]] = []
         for rule in self.rules:
-            if isinstance(rule, ColumnRule | RangeRule | CapRule):
+            if isinstance(rule, ColumnRule | RangeRule | CapRule | ExposureRule):
                 found.append((rule, True, rule.column, isinstance(rule, RangeRule)))
             if isinstance(rule, Rule) and rule.audience is not None and rule.audience.column is not None:
                 found.append((rule, False, rule.audience.column, False))

@@ -1,5 +1,6 @@
 """A time-split backtest: lists as of a date beside simple baselines, compared with what users bought after it."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from recsys.data.histories import Histories
 from recsys.evaluation import bootstrap
 from recsys.hashing import stable_hash
 from recsys.ranking.recommend import ScoredUsers, cut_batch
-from recsys.ranking.top_k import cut_lists, item_lists
+from recsys.ranking.top_k import ROUNDING, cut_lists, item_lists
 from recsys.retrieval import best_kernels
 from recsys.retrieval.best_kernels import sort
 from recsys.retrieval.candidates import Candidates
@@ -26,6 +27,7 @@ K = 20  # ranked for evaluation, whatever the published k is
 KS = (10, 20)
 OURS = "mlp"
 MODELS = (OURS, "popular", "popular_28d", "popular_7d", "own", "own_then_popular", "neighbours", "factors")
+UNEXPOSED = f"{OURS} ndcg@10 without exposures"
 LEAST_USERS = 30  # that a bound is drawn from: resamples of fewer are too much alike to show that a model is worse
 SLICES = ("all", "new")  # all items; items that the user had not bought before the date
 
@@ -73,8 +75,8 @@ def evaluate(batch: ScoredUsers, *, start: int, end: int, seed: int, diversity: 
         diversity: of the model's lists, as rank.diversity; the rules hold for all lists, the baselines' too.
 
     Returns:
-        Of each slice, "all" and "new": "slice users", then "slice model metric@k"; also "recall source", "recall union" and
-        "candidates" over the users of "all". Each float64 (1 + RESAMPLES).
+        Of each slice, "all" and "new": "slice users", then "slice model metric@k", and with rules of exposure "slice UNEXPOSED"; also
+        "recall source", "recall union" and "candidates" over the users of "all". Each float64 (1 + RESAMPLES).
     """
     users, candidates = batch.users, batch.candidates
     sums: dict[str, np.ndarray] = {}
@@ -94,6 +96,10 @@ def evaluate(batch: ScoredUsers, *, start: int, end: int, seed: int, diversity: 
                 mine = candidates.keep(kept)
                 ranked, _ = cut_batch(batch, mine, batch.raw[kept], k=K, diversity=diversity)
                 lists = item_lists(ranked, mine, users.signals.items, users=len(users), k=K)
+                if users.rules.exposures:
+                    ranked, _ = cut_batch(batch, mine, batch.raw[kept], k=K, diversity=diversity, exposed=False)
+                    free = item_lists(ranked, mine, users.signals.items, users=len(users), k=K)[counted]
+                    values[f"{name} {UNEXPOSED}"] = metrics.ndcg(metrics.hits(free, *_of(actual, counted)), actual.count[counted], 10)
             else:
                 lists = _lists(model, users, unseen if new else users.barred)
             hits = metrics.hits(lists[counted], *_of(actual, counted))
@@ -191,13 +197,16 @@ BASELINES: Mapping[str, "Window | OwnDays | OwnThenPopular | Neighbours | Factor
 
 def _lists(model: str, users: RuledUsers, barred: Barred) -> np.ndarray:
     """int32 (U, K) item codes of a baseline's best items that are not barred, -1 beyond a list's end."""
-    codes, caps = users.signals.items, users.rules.caps
+    codes, caps, exposures = users.signals.items, users.rules.caps, users.rules.exposures
     limit = K
-    while True:  # caps may pass over what a longer list makes up for
+    while True:  # caps and exposures may pass over what a longer list makes up for
         row, item, rank = _best(model, users, barred, limit)
-        ranked, _ = cut_lists(row, item, -rank.astype(np.float32), k=K, caps=caps, codes=codes)
+        ranked, _ = cut_lists(row, item, -rank.astype(np.float32), k=K, caps=caps, exposures=exposures, codes=codes)
         full = np.bincount(row[ranked.row], minlength=len(users)) == K
-        if not caps or limit >= len(codes) or (full | (np.bincount(row, minlength=len(users)) < limit)).all():
+        for one in exposures:
+            shown = np.bincount(row[ranked.row], weights=one.member[codes[item[ranked.row]]], minlength=len(users))
+            full &= shown >= math.floor(one.at_least * K + ROUNDING)
+        if not (caps or exposures) or limit >= len(codes) or (full | (np.bincount(row, minlength=len(users)) < limit)).all():
             break
         limit = min(4 * limit, len(codes))
     lists = np.full((len(users), K), -1, np.int32)
@@ -271,7 +280,8 @@ def summary(sums: Sums) -> dict[str, Any]:
     Returns:
         `users`: slice -> users that count. `models`: model -> slice -> metric@k -> mean; `intervals`: the same with [low, high], 95% by
         the bootstrap over users. `differences`: each model but ours -> slice -> metric@k -> `mean`, ours minus the model's, user by
-        user, and its `interval`. `candidates`: `recall` by source and of their union, and candidates `per_user`.
+        user, and its `interval`. `candidates`: `recall` by source and of their union, and candidates `per_user`. `exposures`: slice ->
+        `price`, what rules of exposure take from the model's mean NDCG@10, and its `interval`; empty where no rule is one.
     """
     nobody = np.zeros(1 + bootstrap.RESAMPLES)
     users = {name: sums.get(f"{name} users", nobody) for name in SLICES}
@@ -290,6 +300,10 @@ def summary(sums: Sums) -> dict[str, Any]:
         ours = total(OURS, name, metric) - total(model, name, metric)
         return {"mean": mean(name, ours), "interval": bootstrap.interval(ours, users[name])}
 
+    def price(name: str) -> dict[str, Any]:
+        less = sums[f"{name} {UNEXPOSED}"] - total(OURS, name, "ndcg@10")
+        return {"price": mean(name, less), "interval": bootstrap.interval(less, users[name])}
+
     return {
         "users": {name: int(users[name][0]) for name in SLICES},
         "models": each(MODELS, lambda model, name, metric: mean(name, total(model, name, metric))),
@@ -299,6 +313,7 @@ def summary(sums: Sums) -> dict[str, Any]:
             "recall": {key.removeprefix("recall "): mean("all", value) for key, value in sums.items() if key.startswith("recall ")},
             "per_user": mean("all", sums.get("candidates", nobody)),
         },
+        "exposures": {name: price(name) for name in SLICES if f"{name} {UNEXPOSED}" in sums},
     }
 
 

@@ -86,7 +86,8 @@ class Listed:
 
     ranked: Ranked
     dropped: dict[str, int]
-    """Rule -> candidates that it kept out: pairs that a source would have proposed, or for a cap, rows that a list would have held."""
+    """Rule -> candidates that it kept out: pairs that a source would have proposed, or for a cap or an exposure, rows that a list would
+    have held."""
     short: dict[str, int]
     """Rule -> users with fewer than k rows from whom it took the most; of equals the first. "" where no rule took anything."""
 
@@ -96,8 +97,7 @@ def listed(batch: ScoredUsers, rank: config.Rank) -> Listed:
     users, candidates, rules = batch.users, batch.candidates, batch.users.rules
     ranked, lost = cut_batch(batch, candidates, batch.raw, k=rank.k, diversity=rank.diversity)
     dropped = candidates.dropped.copy()
-    numbers = np.array([cap.number for cap in rules.caps], np.int64)
-    np.add.at(dropped, (candidates.user_row[lost.row], numbers[lost.cap]), 1)
+    np.add.at(dropped, (candidates.user_row[lost.row], lost.number), 1)
     length = np.bincount(candidates.user_row[ranked.row], minlength=len(users))
     most = np.where(dropped.any(axis=1), dropped.argmax(axis=1), len(rules.names))[length < rank.k]
     short = np.bincount(most, minlength=len(rules.names) + 1)
@@ -108,8 +108,10 @@ def listed(batch: ScoredUsers, rank: config.Rank) -> Listed:
     )
 
 
-def cut_batch(batch: ScoredUsers, candidates: Candidates, raw: np.ndarray, *, k: int, diversity: float) -> tuple[Ranked, Lost]:
-    """The lists of the batch's users from some of its candidates, under the caps."""
+def cut_batch(
+    batch: ScoredUsers, candidates: Candidates, raw: np.ndarray, *, k: int, diversity: float, exposed: bool = True
+) -> tuple[Ranked, Lost]:
+    """The lists of the batch's users from some of its candidates, under the caps and, if so `exposed`, the exposures."""
     users = batch.users
     return cut_lists(
         candidates.user_row,
@@ -117,6 +119,7 @@ def cut_batch(batch: ScoredUsers, candidates: Candidates, raw: np.ndarray, *, k:
         raw,
         k=k,
         caps=users.rules.caps,
+        exposures=users.rules.exposures if exposed else (),
         codes=users.signals.items,
         diversity=diversity,
         factors=users.signals.factors,

@@ -1,5 +1,6 @@
-"""Raw outputs -> each user's list: best first, ties by item id, the top k; caps and diversity act while it is cut."""
+"""Raw outputs -> each user's list: best first, ties by item id, the top k; caps, exposures and diversity act while it is cut."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +13,10 @@ from recsys.schema import ITEM_ID, RANK, RAW, USER_ID
 
 if TYPE_CHECKING:
     from recsys.retrieval.candidates import Candidates
-    from recsys.retrieval.rules import Cap
+    from recsys.retrieval.rules import Cap, Exposure
+
+
+ROUNDING = 1e-9  # 0.1 times 3 is a little more than 0.3
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,12 @@ def top_k(user_row: np.ndarray, item: np.ndarray, raw: np.ndarray, *, k: int) ->
 
 @dataclass(frozen=True)
 class Lost:
-    """L rows that lists would hold but for caps."""
+    """L rows that lists would hold but for caps and exposures."""
 
     row: np.ndarray
     """int64 (L): which of the rows it is."""
-    cap: np.ndarray
-    """int64 (L): place of the cap that kept it out."""
+    number: np.ndarray
+    """int64 (L): of the rule that kept it out: a cap that took its last place, else the first exposure that moved the list."""
 
 
 def cut_lists(
@@ -67,13 +71,17 @@ def cut_lists(
     *,
     k: int,
     caps: Sequence["Cap"] = (),
+    exposures: Sequence["Exposure"] = (),
     codes: np.ndarray | None = None,
     diversity: float = 0.0,
     factors: np.ndarray | None = None,
 ) -> tuple[Ranked, Lost]:
-    """Each user's list, and what caps kept out of it; without caps and diversity that is `top_k`.
+    """Each user's list, and what caps and exposures kept out of it; without those and diversity that is `top_k`.
 
-    A list is filled from its top. The next row is, of those whose values have places left under every cap, the one with the highest
+    A list is filled from its top. For its place n, items of an exposure are passed over of which there are at_most n, rounded up,
+    above it; and where there are fewer than at_least n, rounded down, only such are looked at, if the user has any (DetGreedy, Geyik,
+    Ambler, Kenthapadi 2019, Fairness-aware ranking in search and recommendation systems, algorithm 1). The next row is, of those left
+    whose values have places left under every cap, the one with the highest
 
         (1 - diversity) / log2(1 + place) - diversity * max(0, highest cosine to the rows above),
 
@@ -83,14 +91,15 @@ def cut_lists(
 
     Args:
         user_row, item, raw: as of `top_k`.
-        codes: int32 (J), the item code of each active position, by which caps know values; needed with caps.
+        codes: int32 (J), the item code of each active position, by which caps and exposures know items; needed with them.
         diversity: in [0, 1).
         factors: float32 (J, D), of which cosines are taken; a row of zeros is like nothing. Needed with diversity.
     """
-    if (not caps and not diversity) or not len(item):
+    ruled = bool(caps or exposures)
+    if (not ruled and not diversity) or not len(item):
         return top_k(user_row, item, raw, k=k), Lost(np.empty(0, np.int64), np.empty(0, np.int64))
     ordered = top_k(user_row, item, raw, k=len(item))
-    if not caps:  # one of the first k is always free and worth this or more, so what is below it is in no list
+    if not ruled:  # one of the first k is always free and worth this or more, so what is below it is in no list
         least = (1 - diversity) / np.log2(1.0 + k) - diversity - 1e-6  # cosines above 1 by rounding
         within = (1 - diversity) / np.log2(1.0 + ordered.rank) >= least
         ordered = Ranked(ordered.row[within], ordered.rank[within])
@@ -104,9 +113,11 @@ def cut_lists(
         length = np.sqrt((factors * factors).sum(axis=1, keepdims=True))
         vectors = (factors / np.where(length > 0, length, 1))[item_of]
     values: list[np.ndarray] = []
-    if caps:
+    shown = _Shown((), np.zeros((0, rows), bool), user, first)
+    if ruled:
         assert codes is not None
         values = [cap.value[codes[item_of]] for cap in caps]
+        shown = _Shown(exposures, np.array([one.member[codes[item_of]] for one in exposures], bool).reshape(-1, rows), user, first)
 
     alike = np.zeros(rows)  # the highest cosine to a row above
     used = np.zeros((len(caps), rows), np.int64)  # places of the row's value that are taken
@@ -114,9 +125,10 @@ def cut_lists(
     free = np.ones(rows, bool)
     place = np.zeros(rows, np.int32)
     for number in range(1, k + 1):
-        worth = np.where(free, relevance - diversity * alike, -np.inf)
+        asked = shown.asked(free, number)
+        worth = np.where(asked, relevance - diversity * alike, -np.inf)
         highest = np.maximum.reduceat(worth, first)
-        best = np.flatnonzero((worth == highest[user]) & free)
+        best = np.flatnonzero((worth == highest[user]) & asked)
         best = best[np.lexsort((item_of[best], user[best]))]
         best = best[np.diff(user[best], prepend=-1) > 0]
         if not len(best):
@@ -124,7 +136,9 @@ def cut_lists(
         place[best], free[best] = number, False
         chosen = np.full(users, -1)
         chosen[user[best]] = best
-        above = chosen[user]  # -1 where the user's list is full
+        above = chosen[user]  # -1 where the user's list ends
+        free &= above >= 0
+        shown.add(best)
         for at, (cap, value) in enumerate(zip(caps, values, strict=True)):
             used[at] += (above >= 0) & (value >= 0) & (value == value[above])
             full = free & (used[at] >= cap.at_most)
@@ -134,14 +148,57 @@ def cut_lists(
             alike = np.maximum(alike, likeness)
     picked = np.flatnonzero(place)
     picked = picked[np.lexsort((place[picked], user[picked]))]
-    lost = np.empty(0, np.int64)
-    if caps:
+    lost = Lost(np.empty(0, np.int64), np.empty(0, np.int64))
+    if ruled:
         plain, _ = cut_lists(user_row, item, raw, k=k, diversity=diversity, factors=factors)
-        by_row = np.full(len(item), -1)
-        by_row[ordered.row] = closed
-        lost = plain.row[by_row[plain.row] >= 0]
-        closed = by_row
-    return Ranked(ordered.row[picked], place[picked]), Lost(lost, closed[lost])
+        at = np.empty(len(item), np.int64)
+        at[ordered.row] = np.arange(rows)
+        gone = at[plain.row]
+        by = np.where(closed >= 0, np.array([*(cap.number for cap in caps), -1])[closed], shown.moved(gone, picked))
+        gone = gone[(place[gone] == 0) & (by[gone] >= 0)]
+        lost = Lost(ordered.row[gone], by[gone])
+    return Ranked(ordered.row[picked], place[picked]), lost
+
+
+class _Shown:
+    """How many items of each exposure stand on each list while lists are filled.
+
+    Args:
+        member: bool (E, N), whether the row's item is one of the exposure's.
+        user: int (N), the list of each row.
+        first: int (U), the first row of each list.
+    """
+
+    def __init__(self, exposures: Sequence["Exposure"], member: np.ndarray, user: np.ndarray, first: np.ndarray) -> None:
+        self.exposures, self.member, self.user, self.first = exposures, member, user, first
+        self.count = np.zeros((len(exposures), len(first)), np.int64)
+
+    def asked(self, free: np.ndarray, number: int) -> np.ndarray:
+        """Of the free rows, bool (N), those that may take the place of this number, from 1."""
+        if not self.exposures:
+            return free
+        allowed, needed = free.copy(), np.zeros_like(free)
+        for one, member, count in zip(self.exposures, self.member, self.count, strict=True):
+            allowed &= ~(member & (count >= math.ceil(one.at_most * number - ROUNDING))[self.user])
+            needed |= member & (count < math.floor(one.at_least * number + ROUNDING))[self.user]
+        needed &= allowed
+        return np.where(np.logical_or.reduceat(needed, self.first)[self.user], needed, allowed)
+
+    def add(self, rows: np.ndarray) -> None:
+        """These rows, one of a list at most, took a place."""
+        for member, count in zip(self.member, self.count, strict=True):
+            count[self.user[rows]] += member[rows]
+
+    def moved(self, plain: np.ndarray, picked: np.ndarray) -> np.ndarray:
+        """int64 (N): the number of the first exposure that kept a row out, -1 where none did: more of its items are among the rows that
+        were picked than among those that would have been, `plain`, or fewer of them, of which the row is one."""
+        by = np.full(len(self.user), -1)
+        for one, member in zip(reversed(self.exposures), self.member[::-1], strict=True):
+            more = np.zeros(len(self.first), np.int64)
+            for rows, sign in ((picked, 1), (plain, -1)):
+                np.add.at(more, self.user[rows], sign * member[rows].astype(np.int64))
+            by[((more > 0)[self.user] & ~member) | ((more < 0)[self.user] & member)] = one.number
+        return by
 
 
 def item_lists(ranked: Ranked, candidates: "Candidates", items: np.ndarray, *, users: int, k: int) -> np.ndarray:

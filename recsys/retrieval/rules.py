@@ -1,7 +1,7 @@
 """The shop's rules: what a user may not be shown, and how much of one value a list may hold.
 
 A rule that decides about a user and an item alone is asked while a source looks for its best items, so each proposes its best allowed
-ones, and what the rule took from them is counted (`candidates.propose`). A cap decides about an item among others
+ones, and what the rule took from them is counted (`candidates.propose`). A cap or an exposure decides about an item among others
 and acts where lists are cut (`top_k.cut_lists`). Drops are counted under the first rule that asks for them: the built-in ones
 ("available", "repeats" unless rank.allow_repeats, and with shop.least_value "dislikes"), then [[rules]] in their order.
 
@@ -10,7 +10,7 @@ scoring will see, all but those with a list of ids: a list says what holds tonig
 not make a new model. So [[rules]] without lists are part of the digest of the examples, lists of that of the lists to be made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,18 @@ class Cap:
 
 
 @dataclass(frozen=True)
+class Exposure:
+    """At least and at most such a share of every list's first places for some items."""
+
+    number: int
+    """Place of the rule in `Rules.names`."""
+    at_least: float
+    at_most: float
+    member: np.ndarray
+    """bool (I): the items."""
+
+
+@dataclass(frozen=True)
 class _Mask:
     """What one rule forbids, whatever else is on a list."""
 
@@ -67,6 +79,7 @@ class Rules:
     def __init__(self, settings: config.Settings, catalog: Catalog, lists: Path | None) -> None:
         self.names: tuple[str, ...] = names(settings)
         self.caps: list[Cap] = []
+        self.exposures: list[Exposure] = []
         self._masks: list[_Mask] = [_Mask(0, items=~catalog.available & (lists is not None))]
         if REPEATS in self.names:
             self._masks.append(_Mask(self.names.index(REPEATS), pairs=_bought(None)))
@@ -78,6 +91,9 @@ class Rules:
                 codes = _words(catalog.table.column(rule.column)).dictionary_encode()
                 value = pc.fill_null(codes.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
                 self.caps.append(Cap(first + place, rule.at_most, value))
+            elif isinstance(rule, config.ExposureRule):
+                member = _with_values(catalog, rule.column, rule.values)
+                self.exposures.append(Exposure(first + place, rule.at_least, rule.at_most, member))
             elif lists is not None or not rule.lists():
                 self._masks.append(_mask(rule, first + place, place, catalog, lists))
 
@@ -130,8 +146,9 @@ def names(settings: config.Settings) -> tuple[str, ...]:
 
 
 def in_training(settings: config.Settings) -> list[config.AnyRule]:
-    """Those of [[rules]] that shape the examples: no lists, which may change every night, and no caps, which act in lists alone."""
-    return [rule for rule in settings.rules if not isinstance(rule, config.CapRule) and not rule.lists()]
+    """Those of [[rules]] that shape the examples: no lists, which may change every night, nor caps and exposures, which act in lists
+    alone."""
+    return [rule for rule in settings.rules if not isinstance(rule, config.CapRule | config.ExposureRule) and not rule.lists()]
 
 
 def _mask(rule: config.AnyRule, number: int, place: int, catalog: Catalog, lists: Path | None) -> _Mask:
@@ -141,8 +158,7 @@ def _mask(rule: config.AnyRule, number: int, place: int, catalog: Catalog, lists
         case config.BoughtRule():
             pairs = _bought(rule.days)
         case config.ColumnRule():
-            words = pa.array(rule.only or rule.never, pa.string())
-            found = pc.is_in(_words(catalog.table.column(rule.column)), value_set=words).to_numpy(zero_copy_only=False)
+            found = _with_values(catalog, rule.column, rule.only or rule.never or ())
             items = ~found if rule.only else found
         case config.RangeRule():
             values = catalog.table.column(rule.column).to_numpy()  # null is NaN, which is within no bounds
@@ -154,8 +170,8 @@ def _mask(rule: config.AnyRule, number: int, place: int, catalog: Catalog, lists
             items = ~found if rule.only else found
         case config.PairsRule():
             return _Mask(number, pairs=_pairs(read_list(lists, place, "pairs")))
-        case config.CapRule():
-            raise AssertionError("a cap is no mask")
+        case config.CapRule() | config.ExposureRule():
+            raise AssertionError("it decides about an item among others")
     if rule.audience is None:
         return _Mask(number, items, pairs)
     audience = _audience(rule.audience, None if rule.audience.ids is None else read_list(lists, place, "users"))
@@ -195,6 +211,12 @@ def _audience(audience: config.Audience, listed: np.ndarray | None) -> OfUsers:
         return found if audience.values else ~found
 
     return mask
+
+
+def _with_values(catalog: Catalog, column: str, values: Sequence[str]) -> np.ndarray:
+    """bool (I): the items whose word is one of these."""
+    words = pa.array(values, pa.string())
+    return pc.is_in(_words(catalog.table.column(column)), value_set=words).to_numpy(zero_copy_only=False)
 
 
 def _words(column: pa.ChunkedArray) -> pa.Array:

@@ -150,8 +150,11 @@ def test_rules_load(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (RULE, "key 'rules.0.kind' must be one of bought, column, range, items, pairs, cap, got None. Mend it."),
-        (RULE + 'kind = "colum"', "key 'rules.0.kind' must be one of bought, column, range, items, pairs, cap, got 'colum'. Mend it."),
+        (RULE, "key 'rules.0.kind' must be one of bought, column, range, items, pairs, cap, exposure, got None. Mend it."),
+        (
+            RULE + 'kind = "colum"',
+            "key 'rules.0.kind' must be one of bought, column, range, items, pairs, cap, exposure, got 'colum'. Mend it.",
+        ),
         (RULE + 'kind = "bought"\ndays = 3\nday = 3', "unknown key 'rules.0.day'. Known here: name, audience, kind, days."),
         (RULE + 'kind = "bought"', "key 'rules.0.days' is missing. Add it."),
         (RULE + 'kind = "bought"\ndays = 0', "key 'rules.0.days': input should be greater than 0, got 0."),
@@ -785,3 +788,26 @@ def test_the_defaults_of_the_fit_are_the_original_s(file: Path) -> None:
     assert (train.loss, train.optimizer, train.schedule, train.warmup_epochs) == ("binary_crossentropy", "adam", "constant", 0)
     assert (train.l2, train.clip_norm, train.class_weights, train.patience, train.refit) == (0, None, None, 2, True)
     assert (train.workers, train.fewest_workers, train.precision) == (2, 2, "float32")
+
+
+EXPOSURE = RULE + 'kind = "exposure"\ncolumn = "brand"\nvalues = ["own"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (EXPOSURE, "set at_least, at_most or both, got none; mend it"),
+        (EXPOSURE + "at_least = 0.5\nat_most = 0.4", "at_least must be at most at_most, got 0.5 and 0.4; mend it"),
+        (EXPOSURE + "at_least = 1.5", "at_least"),
+        (
+            EXPOSURE
+            + 'at_least = 0.7\n[[rules]]\nname = "other"\nkind = "exposure"\ncolumn = "brand"\nvalues = ["new"]\nat_least = 0.4',
+            "rules: floors for values of column 'brand' come to 1.1 of a list; lower at_least",
+        ),
+    ],
+)
+def test_exposures_ask_for_what_a_list_can_hold(text: str, message: str, file: Path) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        config.load(file)
+    assert message in str(error.value)

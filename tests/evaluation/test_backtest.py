@@ -379,3 +379,29 @@ def test_diversity_is_of_the_model_s_lists_alone() -> None:
     assert {name: figures for name, figures in plain.items() if name != "mlp"} == {
         name: figures for name, figures in diverse.items() if name != "mlp"
     }
+
+
+FLOOR = '[[rules]]\nname = "ours"\nkind = "exposure"\ncolumn = "seller"\nvalues = ["us"]\nat_least = 1'
+
+
+def test_exposures_hold_for_every_model_and_what_they_take_from_ours_is_told() -> None:
+    items = shops.catalog(seller=pa.array(["we", "we", "us", "us", "we", "we", "we"]))
+    after = [Event(user, MILK, 101.5) for user in range(4)]
+    free, ruled = under("rules = []", items, after), under(FLOOR, items, after)
+    assert free["exposures"] == {}
+    # Milk comes first with the model; under the rule bread and roll do, as all candidates have both, and milk is third.
+    assert free["models"]["mlp"]["all"]["ndcg@10"] == 1
+    assert ruled["models"]["mlp"]["all"]["ndcg@10"] == pytest.approx(1 / log2(4))
+    assert ruled["exposures"]["all"]["price"] == pytest.approx(1 - 1 / log2(4))
+    low, high = ruled["exposures"]["all"]["interval"]
+    assert low == high == pytest.approx(1 - 1 / log2(4))
+    assert free["models"]["popular"]["all"]["ndcg@10"] == 1  # most bought it
+    assert ruled["models"]["popular"]["all"]["ndcg@10"] == pytest.approx(1 / log2(4))
+
+
+def test_a_ceiling_of_nothing_is_a_rule_against_the_items() -> None:
+    items = shops.catalog(seller=pa.array(["we", "we", "us", "us", "we", "we", "we"]))
+    after = [Event(user, BREAD, 101.5) for user in range(4)]
+    found = under(FLOOR.replace("at_least = 1", "at_most = 0"), items, after)
+    assert set(hit_rates(found).values()) == {0.0}
+    assert found["exposures"]["all"]["price"] > 0

@@ -1,10 +1,13 @@
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.ranking import top_k
 from recsys.retrieval.candidates import Candidates
-from recsys.retrieval.rules import Cap
+from recsys.retrieval.rules import Cap, Exposure
 
 ROWS = st.lists(
     st.tuples(st.integers(0, 3), st.integers(0, 8), st.sampled_from([-2.5, -0.0, 0.0, 0.25, 7.0])),
@@ -66,31 +69,43 @@ def worth(place: int, item: int, above: list[int], diversity: float) -> float:
     return (1 - diversity) / np.log2(1 + place) - diversity * alike
 
 
-def slow(rows: list[tuple[int, int, float]], k: int, caps: list[Cap], diversity: float) -> tuple[list[list[int]], list[list[int]]]:
-    """Each user's list, and for each cap what it took from the list that would be without caps, row by row."""
+def slow(
+    rows: list[tuple[int, int, float]], k: int, caps: list[Cap], diversity: float, exposures: Sequence[Exposure] = ()
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Each user's list, and for each row that caps took from the list that would be without rules the cap's number."""
     lists: list[list[int]] = []
     taken: list[list[int]] = []
     for user in range(4):
         order = [item for _, item in sorted((-value, item) for who, item, value in rows if who == user)]
 
-        def fill(held: list[Cap], order: list[int] = order) -> tuple[list[int], dict[int, int]]:
+        def fill(held: list[Cap], asked: Sequence[Exposure], order: list[int] = order) -> tuple[list[int], dict[int, int]]:
             made: list[int] = []
             out: dict[int, int] = {}  # item -> cap
             while len(made) < k:
                 free = [(place, item) for place, item in enumerate(order, 1) if item not in made and item not in out]
+                number = len(made) + 1
+                needed = set[int]()
+                for one in asked:
+                    members = one.member[CODES]
+                    above = sum(members[item] for item in made)
+                    if above >= np.ceil(round(one.at_most * number, 6)):
+                        free = [(place, item) for place, item in free if not members[item]]
+                    if above < np.floor(round(one.at_least * number, 6)):
+                        needed |= {item for item in range(9) if members[item]}
+                free = [(place, item) for place, item in free if item in needed] or free
                 if not free:
                     break
                 made.append(min(free, key=lambda one: (-worth(*one, made, diversity), one[1]))[1])
-                for number, cap in enumerate(held):
+                for cap in held:
                     values = cap.value[CODES]
                     for item in order:
                         full = sum(values[other] == values[item] for other in made) >= cap.at_most
                         if item not in made and item not in out and values[item] >= 0 and full:
-                            out[item] = number
+                            out[item] = cap.number
             return made, out
 
-        made, out = fill(caps)
-        without, _ = fill([])
+        made, out = fill(caps, exposures)
+        without, _ = fill([], [])
         lists.append(made)
         taken.append(sorted(out[item] for item in without if item in out))
     return lists, taken
@@ -122,7 +137,7 @@ def test_cut_is_what_filling_every_list_row_by_row_gives(
     lists, taken = slow(rows, k, caps, diversity)
     assert lists_of(candidates, ranked) == lists
     user = candidates.user_row[lost.row]
-    assert [sorted(lost.cap[user == who].tolist()) for who in range(4)] == taken
+    assert [sorted(lost.number[user == who].tolist()) for who in range(4)] == taken
 
 
 @given(ROWS, st.integers(1, 6))
@@ -131,7 +146,7 @@ def test_cut_without_caps_and_diversity_is_top(rows: list[tuple[int, int, float]
     plain = top_k.top_k(candidates.user_row, candidates.item, raw, k=k)
     ranked, lost = top_k.cut_lists(candidates.user_row, candidates.item, raw, k=k)
     assert (ranked.row.tolist(), ranked.rank.tolist()) == (plain.row.tolist(), plain.rank.tolist())
-    assert len(lost.row) == len(lost.cap) == 0
+    assert len(lost.row) == len(lost.number) == 0
 
 
 def test_a_cap_keeps_the_best_of_each_value_and_counts_no_null() -> None:
@@ -141,6 +156,68 @@ def test_a_cap_keeps_the_best_of_each_value_and_counts_no_null() -> None:
     ranked, lost = top_k.cut_lists(candidates.user_row, candidates.item, raw, k=5, caps=[Cap(2, 2, seller)], codes=CODES)
     assert candidates.item[ranked.row].tolist() == [0, 1, 3, 4, 6]
     assert candidates.item[lost.row].tolist() == [2]  # 5 would not have been among the first five
+
+
+SHARES = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10), st.sets(st.integers(0, 8))), min_size=1, max_size=2)
+
+
+@settings(max_examples=300)
+@given(ROWS, st.integers(1, 6), SHARES, st.lists(st.tuples(st.integers(1, 3), VALUES), max_size=1), st.sampled_from([0.0, 0.5]))
+def test_exposures_fill_every_place_as_their_shares_of_the_places_above_ask(
+    rows: list[tuple[int, int, float]],
+    k: int,
+    shares: list[tuple[int, int, set[int]]],
+    limits: list[tuple[int, list[int]]],
+    diversity: float,
+) -> None:
+    candidates, raw = made(rows)
+    caps = [Cap(9, at_most, np.array(values, np.int32)) for at_most, values in limits]
+    exposures = []
+    for number, (one, other, items) in enumerate(shares):
+        member = np.zeros(15, bool)
+        member[CODES[sorted(items)]] = True
+        exposures.append(Exposure(20 + number, min(one, other) / 10, max(one, other) / 10, member))
+    told = {"k": k, "caps": caps, "exposures": exposures, "codes": CODES, "diversity": diversity, "factors": FACTORS}
+    ranked, lost = top_k.cut_lists(candidates.user_row, candidates.item, raw, **told)
+    lists, taken = slow(rows, k, caps, diversity, exposures)
+    assert lists_of(candidates, ranked) == lists
+    plain, _ = top_k.cut_lists(candidates.user_row, candidates.item, raw, k=k, diversity=diversity, factors=FACTORS)
+    assert set(lost.row) == set(plain.row) - set(ranked.row)  # each row that is gone has a rule
+    user = candidates.user_row[lost.row]
+    assert [sorted(one for one in lost.number[user == who].tolist() if one == 9) for who in range(4)] == taken
+
+
+MARKED = np.isin(np.arange(15), CODES[[4, 5, 6]])
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected", "gone"),
+    [
+        ((0.0, 1.0), [0, 1, 2, 3, 4, 5], []),
+        ((0.5, 1.0), [0, 4, 1, 5, 2, 6], [3]),  # of 2 places 1, of 4 places 2, of 6 places 3: 3 gives way
+        ((0.34, 1.0), [0, 1, 4, 2, 3, 5], []),  # of 3 places 1, of 6 places 2: the same six in another order
+        ((1.0, 1.0), [4, 5, 6, 0, 1, 2], [3]),  # there are no more: the places go to others
+        ((0.0, 0.1), [0, 1, 2, 3, 4, 7], [5]),  # of 6 places 1
+        ((0.0, 0.2), [0, 1, 2, 3, 4, 5], []),  # of 6 places 2
+        ((0.0, 0.0), [0, 1, 2, 3, 7, 8], [4, 5]),
+    ],
+)
+def test_a_floor_and_a_ceiling(shares: tuple[float, float], expected: list[int], gone: list[int]) -> None:
+    candidates, raw = made([(0, item, 9.0 - item) for item in range(9)])
+    exposure = Exposure(3, *shares, MARKED)
+    ranked, lost = top_k.cut_lists(candidates.user_row, candidates.item, raw, k=6, exposures=[exposure], codes=CODES)
+    assert candidates.item[ranked.row].tolist() == expected
+    assert sorted(candidates.item[lost.row].tolist()) == gone
+    assert set(lost.number.tolist()) <= {3}
+
+
+def test_where_all_of_a_users_candidates_are_beyond_the_ceiling_the_list_ends() -> None:
+    candidates, raw = made([(0, 4, 3.0), (0, 5, 2.0), (0, 6, 1.0), (1, 0, 1.0), (1, 4, 2.0), (1, 1, 0.5)])
+    ranked, lost = top_k.cut_lists(
+        candidates.user_row, candidates.item, raw, k=3, exposures=[Exposure(3, 0.0, 0.3, MARKED)], codes=CODES
+    )
+    assert lists_of(candidates, ranked)[:2] == [[4], [4, 0, 1]]
+    assert candidates.item[lost.row].tolist() == [5, 6]
 
 
 def test_diversity_prefers_what_is_unlike_the_rows_above_and_keeps_the_best_first() -> None:

@@ -216,7 +216,7 @@ def test_integer_users_are_found_though_a_list_has_nulls(tmp_path: Path) -> None
     assert set(zip(*pairs.tolist(), strict=True)) == set(zip(hashes.tolist(), [6, 1, 2], strict=True))
 
 
-def test_the_examples_know_no_lists_and_no_caps() -> None:
+def test_the_examples_know_no_lists_nor_caps_and_exposures() -> None:
     text = """
     [[rules]]
     name = "lately"
@@ -240,6 +240,12 @@ def test_the_examples_know_no_lists_and_no_caps() -> None:
     kind = "cap"
     column = "department"
     at_most = 1
+    [[rules]]
+    name = "ours"
+    kind = "exposure"
+    column = "department"
+    values = ["dairy"]
+    at_least = 0.5
     """
     assert [rule.name for rule in rules.in_training(ruled(text))] == ["lately"]
 
@@ -445,6 +451,7 @@ def test_a_user_short_for_want_of_candidates_is_laid_to_no_rule() -> None:
 
 # ---- whatever the settings: random shops, random rules, read again by brute force
 
+OF_LISTS = ("cap", "exposure")  # kinds that decide about an item among others
 ITEM_WORDS = ["a", "b", "c", None]
 USER_WORDS = ["x", "y", None]
 
@@ -459,6 +466,11 @@ def by_range(low: float, more: float, audience: dict[str, Any] | None) -> dict[s
 
 def by_list(how: str, listed: list[int], audience: dict[str, Any] | None) -> dict[str, Any]:
     return {"kind": "items", how: listed, "audience": audience}
+
+
+def by_share(column: str, words: list[str], tenths: int) -> dict[str, Any]:
+    """A floor and a ceiling, of which the ceiling always holds."""
+    return {"kind": "exposure", "column": column, "values": words, "at_least": 0.05 * tenths, "at_most": 0.09 * tenths}
 
 
 @st.composite
@@ -485,6 +497,7 @@ def random_rules(draw: st.DrawFn, users: list[str], items: list[int]) -> list[di
         st.builds(by_list, only_or_never, listed_items, audience),
         st.fixed_dictionaries({"kind": st.just("pairs"), "never": st.lists(pair, max_size=60)}),
         st.fixed_dictionaries({"kind": st.just("cap"), "column": column, "at_most": st.integers(1, 3)}),
+        st.builds(by_share, column, some, st.integers(0, 10)),
     )
     chosen = draw(st.lists(kinds, max_size=4))
     return [
@@ -531,7 +544,7 @@ class Shop:
         """One rule read as its documentation says, for a user and an item alone."""
         if rule["kind"] == "pairs":
             return (user, item) not in rule["never"]
-        if rule["kind"] == "cap" or not self.concerns(rule, user):
+        if rule["kind"] in OF_LISTS or not self.concerns(rule, user):
             return True
         match rule["kind"]:
             case "bought":
@@ -637,6 +650,9 @@ def test_no_published_row_breaks_a_rule_whatever_the_settings(data: st.DataObjec
             if rule["kind"] == "cap":
                 values = Counter(getattr(shop, rule["column"])[item] for item in items)
                 assert all(count <= rule["at_most"] for value, count in values.items() if value is not None)
+            if rule["kind"] == "exposure":
+                shown = np.cumsum([getattr(shop, rule["column"])[item] in rule["values"] for item in items])
+                assert all(count <= math.ceil(round(rule["at_most"] * place, 6)) for place, count in enumerate(shown, 1))
     dropped, short = total(counted)
     assert list(dropped) == ["available", *(() if settings.rank.allow_repeats else ["repeats"]), *(rule["name"] for rule in chosen)]
     assert sum(short.values()) == sum(len(items) < k for items in lists.values())
@@ -649,11 +665,11 @@ def test_no_published_row_breaks_a_rule_whatever_the_settings(data: st.DataObjec
             *(rule["name"] for rule in chosen if not shop.allows(rule, name, thing)),
         ]
         expected.update(laid[:1])
-    caps = {rule["name"] for rule in chosen if rule["kind"] == "cap"}
-    assert {name: count for name, count in dropped.items() if count and name not in caps} == dict(expected)
+    of_lists = {rule["name"] for rule in chosen if rule["kind"] in OF_LISTS}
+    assert {name: count for name, count in dropped.items() if count and name not in of_lists} == dict(expected)
 
-    # And nothing is held back that no rule forbids: a list is short only where candidates ended, or a cap was full.
-    if not any(rule["kind"] == "cap" for rule in chosen):
+    # And nothing is held back that no rule forbids: a list is short only where candidates ended, or a cap or a ceiling was full.
+    if not any(rule["kind"] in OF_LISTS for rule in chosen):
         active = [shop.items[code] for code in fitted.items[fitted.buyers[-1] > 0]]
         for user, items in lists.items():
             free = [
