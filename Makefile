@@ -61,7 +61,7 @@ bench: .venv/ready
 	.venv/bin/python -m jobs.bench
 
 cluster-up: .venv/ready
-	.venv/bin/python -m cluster.local up
+	.venv/bin/python -m cluster.local up $(if $(TLS),--tls)
 
 cluster-down: .venv/ready
 	.venv/bin/python -m cluster.local down

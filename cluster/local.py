@@ -33,6 +33,7 @@ from typing import Annotated, Any
 import ray  # noqa: F401  its psutil is on the path from here on
 import typer
 
+from cluster import certificates
 from cluster.processes import MARK, Process, alive, members, send
 from recsys.errors import ClusterError, one_line_errors
 from recsys.storage import write_atomically
@@ -86,11 +87,13 @@ def up(
     gcs_port: int = GCS_PORT,
     dashboard_port: int = DASHBOARD_PORT,
     client_port: int = CLIENT_PORT,
+    tls: bool = False,
 ) -> Cluster:
     """A running cluster whose nodes have all joined: a head without CPUs, and workers.
 
     Args:
         cpus: of each worker node; logical, they may be more than the machine has.
+        tls: Ray's own traffic is encrypted, and whoever calls must show a certificate; the dashboard, on loopback, stays plain HTTP.
 
     Raises:
         ClusterError: one runs already, a port is taken, or the nodes did not join in time; what was started is ended again.
@@ -105,6 +108,9 @@ def up(
         _free(port)
     folder.mkdir(parents=True, exist_ok=True)
     _write_token(token_file(folder))
+    certificates.remove(folder)
+    if tls:
+        certificates.make(folder, [HOST, *(_ip(role) for role in ("head", *(f"worker-{number}" for number in range(1, workers + 1))))])
     session = tempfile.mkdtemp(prefix="recsys-", dir=SESSIONS)
     (folder / "ray").unlink(missing_ok=True)
     (folder / "ray").symlink_to(session)
@@ -154,6 +160,7 @@ def down(folder: Path) -> int:
         raise ClusterError(f"{folder}: processes {', '.join(str(process.pid) for process in left)} are still there. End them by hand.")
     _keep_logs(folder, cluster)
     token_file(folder).unlink(missing_ok=True)
+    certificates.remove(folder)
     (folder / "cluster.json").unlink(missing_ok=True)
     return len(found)
 
@@ -190,6 +197,7 @@ def _start(folder: Path, cluster: Cluster, role: str, arguments: list[str]) -> C
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # without compiled modules Ray's agents start in twice the time
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file(folder)), MARK: cluster.id}
+    environment |= certificates.environment(folder)
     where = [f"--temp-dir={cluster.session}/{role}", f"--node-ip-address={_ip(role)}"]
     with (folder / f"{role}.log").open("w", encoding="utf-8") as log:
         started = subprocess.Popen(
@@ -265,11 +273,14 @@ def _up(
     gcs_port: Annotated[int, typer.Option(help="Where nodes find each other.")] = GCS_PORT,
     dashboard_port: Annotated[int, typer.Option(help="Where jobs are submitted.")] = DASHBOARD_PORT,
     client_port: Annotated[int, typer.Option(help="Of ray:// clients; unused here, but Ray listens.")] = CLIENT_PORT,
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt Ray's own traffic, with certificates of this cluster's own.")] = False,
 ) -> None:
     """Start a head and workers on this machine."""
     with one_line_errors():
-        cluster = up(folder, workers=workers, cpus=cpus, gcs_port=gcs_port, dashboard_port=dashboard_port, client_port=client_port)
-    typer.echo(f"A head and {workers} workers run, each worker with {cpus} CPUs; token authentication is on.")
+        ports = {"gcs_port": gcs_port, "dashboard_port": dashboard_port, "client_port": client_port}
+        cluster = up(folder, workers=workers, cpus=cpus, **ports, tls=tls)
+    guard = "token authentication and TLS are on" if tls else "token authentication is on"
+    typer.echo(f"A head and {workers} workers run, each worker with {cpus} CPUs; {guard}.")
     typer.echo(f"The token: {token_file(folder)}. Logs: {folder}/*.log and {folder}/ray/head/session_latest/logs.")
     typer.echo(f"Submit to it: python -m jobs.submit nightly --address {cluster.address} --config shop.toml --as-of 2017-12-01 --wait")
 

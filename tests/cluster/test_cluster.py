@@ -383,10 +383,11 @@ def ports() -> list[int]:
 @pytest.mark.long  # minutes, of three Rays on two cores; four nodes of one Ray are `test_nodes.py`
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_cluster")  # the other Ray of this machine
-def test_a_night_on_a_cluster_from_up_to_down(tmp_path: Path, shop: Path) -> None:
+@pytest.mark.parametrize("guard", [[], ["--tls"]], ids=["token", "token and TLS"])
+def test_a_night_on_a_cluster_from_up_to_down(tmp_path: Path, shop: Path, guard: list[str]) -> None:
     folder = tmp_path / "cluster"
     gcs, dashboard, client = ports()
-    asked = ["--gcs-port", gcs, "--dashboard-port", dashboard, "--client-port", client]
+    asked = ["--gcs-port", gcs, "--dashboard-port", dashboard, "--client-port", client, *guard]
     started = run("cluster.local", "up", "--folder", folder, *asked, timeout=400)
     try:
         assert started.returncode == 0, started.stderr
@@ -421,6 +422,7 @@ def test_a_night_on_a_cluster_from_up_to_down(tmp_path: Path, shop: Path) -> Non
     assert int(ended.stdout.split()[0]) >= 3
     assert not _processes_of(cluster)
     assert not local.token_file(folder).exists()
+    assert not [*folder.glob("*.pem")]
     assert not Path(cluster.session).exists()
     assert list((folder / "logs").glob("job-driver-nightly-*"))
     assert not any(token in file.read_text(errors="replace") for file in folder.rglob("*") if file.is_file())
