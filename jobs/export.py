@@ -1,4 +1,4 @@
-"""Write a night's lists, or what changed since the night there, into what serves them: Redis, PostgreSQL, or JSON lines."""
+"""Write a night's lists, or what changed since the night there, into what serves them: Redis, PostgreSQL, Parquet or JSON lines."""
 
 from datetime import datetime
 from typing import Annotated
@@ -16,7 +16,9 @@ from recsys.secret import secret
 
 def export(
     config_path: Config,
-    to: Annotated[str, typer.Option(help="redis://HOST:PORT/DB, postgresql://USER@HOST/DB, or FILE.jsonl[.gz].", metavar="PLACE")],
+    to: Annotated[
+        str, typer.Option(help="redis://HOST:PORT/DB, postgresql://USER@HOST/DB, parquet:FOLDER, or FILE.jsonl[.gz].", metavar="PLACE")
+    ],
     as_of: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The night; absent, the newest published.")] = None,
     since: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Of a file: the night that its reader holds; absent, none.")
@@ -28,7 +30,7 @@ def export(
     password_env: Annotated[str | None, typer.Option(help="Environment variable that holds the password.")] = None,
     password_file: Annotated[str | None, typer.Option(help="File that holds it.", metavar="PATH")] = None,
 ) -> None:
-    """Write a night's lists, or what changed since the night there, into what serves them: Redis, PostgreSQL, or JSON lines."""
+    """Write a night's lists, or what changed since the night there, into what serves them: Redis, PostgreSQL, Parquet or JSON lines."""
     with job():
         settings = config.load_either(config_path)
         door = settings.pairs if isinstance(settings, PairsSettings) else settings.shop

@@ -1,4 +1,4 @@
-"""A night's lists into what serves them: a Redis, a PostgreSQL, a file of JSON lines; all, or what changed since the night there.
+"""A night's lists into what serves them: a Redis, a PostgreSQL, JSON lines, Parquet; all, or what changed since the night there.
 
 Who serves looks up one user and finds that user's whole list. What is written can be written again: a run that was killed is run again.
 
@@ -6,6 +6,7 @@ Who serves looks up one user and finds that user's whole list. What is written c
                  NAME:night   -> {"as_of", "run_id"}, written last; NAME:export, how far an unfinished export is
     PostgreSQL   NAME (the columns of the table less those of the run, primary key user_id, rank), NAME_night (as_of, run_id):
                  one transaction, so that a reader sees one night or the other
+    Parquet      a folder a night, and current.json, written last: `parquet_target`
     JSON lines   {"user_id", "as_of", "items": […]}, or {"user_id", "deleted": true} of who has no list any more
 """
 
@@ -52,7 +53,8 @@ def export(
     """A night of the table written to where it is served.
 
     Args:
-        to: `redis://…`, `rediss://…`, `postgresql://…`, or the path of a file that ends in .jsonl or .jsonl.gz.
+        to: `redis://…`, `rediss://…`, `postgresql://…`, `parquet:` and a folder, path or URI, or the path of a file that ends in .jsonl
+            or .jsonl.gz.
         as_of: the night; None, the newest.
         name: of the table, or prefix of keys.
         since: the night that a file's reader holds; other targets say so themselves.
@@ -69,7 +71,7 @@ def export(
         raise PublishError(
             f"{path}: night {as_of or 'of any date'} must be published to be exported; the newest are {newest}. Choose one of these."
         )
-    with target_of(to, name=name, password=password) as target:
+    with target_of(to, name=name, password=password, storage_options=storage_options) as target:
         begun = time.monotonic()
         held = None if full else since or _base(target, nights, to=night)
         with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +88,7 @@ def _base(target: Target, nights: Mapping[date, PublishedNight], *, to: Publishe
     return held[0]
 
 
-def target_of(to: str, *, name: str, password: str | None) -> AbstractContextManager[Target]:
+def target_of(to: str, *, name: str, password: str | None, storage_options: Mapping[str, str] = {}) -> AbstractContextManager[Target]:
     """The target at an address, opened for a block.
 
     Raises:
@@ -104,9 +106,15 @@ def target_of(to: str, *, name: str, password: str | None) -> AbstractContextMan
         from recsys.publishing.postgres_target import open_postgres
 
         return open_postgres(to, name=name, password=password)
+    if parts.scheme == "parquet" and (place := to.removeprefix("parquet:")):
+        from recsys.publishing.parquet_target import open_parquet
+
+        return open_parquet(place, storage_options=storage_options)
     if to.endswith((".jsonl", ".jsonl.gz")) and "://" not in to:
         return LinesTarget(Path(to))
-    raise ConfigError(f"--to {to}: must begin with redis:// or postgresql://, or be a file that ends in .jsonl or .jsonl.gz. Mend it.")
+    raise ConfigError(
+        f"--to {to}: must begin with redis://, postgresql:// or parquet:, or be a file that ends in .jsonl or .jsonl.gz. Mend it."
+    )
 
 
 class LinesTarget(AbstractContextManager["LinesTarget"]):

@@ -28,6 +28,7 @@ from recsys.pipelines.score import score_shop
 from recsys.pipelines.signals import shop_state
 from recsys.pipelines.train import train_shop
 from recsys.publishing import gate, release, staging, table
+from recsys.publishing.export import export
 from recsys.publishing.table import commit_night, published_nights, published_run, read_night, take_back
 from recsys.storage import delta_location, filesystem
 from tests.addresses import SECRET, address
@@ -94,6 +95,24 @@ def test_nights_are_published_read_and_taken_back(endpoint: str, options: dict[s
     assert read_night(path, as_of=NIGHT, user_id="bob", storage_options=options)["item_id"].to_pylist() == ["tea", "milk"]
     assert take_back(path, to=NIGHT, storage_options=options) == [date(2017, 12, 2)]
     assert by_polars(path, endpoint)["user_id"].to_list() == ["ann"] * 3 + ["bob"] * 2 + ["cid"] * 3
+
+
+def test_a_night_is_exported_to_a_folder_of_parquet_in_the_store(options: dict[str, str]) -> None:
+    path, lists = "s3://shop/exported/table", "s3://shop/exported/lists"
+    store = filesystem(path, options)[0]
+    types = {"user_id": STRING, "item_id": STRING}
+    for day in (1, 2, 3):
+        as_of, run = date(2017, 12, day), f"run{day}"
+        part = staging.stage(path, rows_of(SHARD_0, run), as_of=as_of, run_id=run, shard=0, storage_options=options)
+        commit_night(path, [part], as_of=as_of, run_id=run, model_version="m1", keep_nights=3, storage_options=options, **types)
+        export(path, f"parquet:{lists}", as_of=date(2017, 12, day), name="", storage_options=options)
+        with store.open_input_file("shop/exported/lists/current.json") as file:
+            told = json.loads(file.read())
+        found = pq.read_table(f"shop/exported/lists/{told['folder']}", filesystem=store)
+        assert told["as_of"] == f"2017-12-0{day}"
+        assert found.num_rows == 5
+    folders = [entry.base_name for entry in store.get_file_info(pafs.FileSelector("shop/exported/lists")) if not entry.is_file]
+    assert sorted(name[:10] for name in folders) == ["2017-12-02", "2017-12-03"]
 
 
 def test_two_runs_of_one_night_never_stand_together(options: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,7 +240,11 @@ def test_the_verb_says_what_it_wrote_and_how_fast(
     [
         ("redis://:word@127.0.0.1:1/0", ConfigError, r"^--to: must hold no password, "),
         ("postgresql://shop@127.0.0.1:1/x?password=word", ConfigError, r"^--to: must hold no password, "),
-        ("mysql://shop@127.0.0.1/x", ConfigError, r"^--to mysql://shop@127.0.0.1/x: must begin with redis:// or postgresql://"),
+        (
+            "mysql://shop@127.0.0.1/x",
+            ConfigError,
+            r"^--to mysql://shop@127.0.0.1/x: must begin with redis://, postgresql:// or parquet:",
+        ),
         ("lists.csv", ConfigError, r"^--to lists.csv: must begin with"),
         ("redis://127.0.0.1:1/0", PublishError, r"^--to redis://127.0.0.1:1/0: the Redis cannot take the lists: .*[Cc]onnect"),
         (

@@ -1,0 +1,82 @@
+"""A folder of Parquet that any engine reads: a folder a night, and a small file, written last, that names the one to read.
+
+    FOLDER/current.json              {"as_of", "run_id", "folder"}
+    FOLDER/AS_OF-RUN/part-*.parquet  the night's rows, with the columns of the table
+
+The folder that was current before stays until the next export, so whoever reads it reads on.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from recsys.errors import PublishError, one_line
+from recsys.publishing.changes import Changes
+from recsys.publishing.served import parts_of
+from recsys.schema import AS_OF, RUN_ID
+from recsys.storage import check_folders, filesystem, write_file
+
+CURRENT = "current.json"
+
+
+class ParquetTarget:
+    """As `served.Target`."""
+
+    def __init__(self, place: str, storage_options: Mapping[str, str]) -> None:
+        self.place, self.storage_options = place, storage_options
+        self.store, self.root = filesystem(place, storage_options)
+
+    def holds(self, to: str) -> None:
+        """None: every night is written whole, as Parquet cannot be changed."""
+
+    def take(self, folder: Path, changes: Changes, *, whole: bool) -> int:
+        """As `Target.take`; 0 rows where that run of the night is current, as readers are in its folder. What an export that was killed
+        left of it is written anew, as its parts may be others.
+
+        Raises:
+            PublishError: where not `whole`: changes alone are no night.
+        """
+        if not whole:
+            raise PublishError(f"--to parquet:{self.place}: holds whole nights. Leave --since out, or use jobs.changes.")
+        before = self._current()
+        name = f"{changes.to}-{changes.to_run}"
+        if name == before:
+            return 0
+        self.store.delete_dir_contents(f"{self.root}/{name}", missing_dir_ok=True)
+        rows = 0
+        for part in parts_of(folder, "upserts"):
+            write_file(self.place, f"{name}/{part.name}", part.read_bytes(), self.storage_options)
+            rows += pq.read_metadata(part).num_rows
+        stamp = {AS_OF: changes.to, RUN_ID: changes.to_run, "folder": name}
+        write_file(self.place, CURRENT, (json.dumps(stamp) + "\n").encode(), self.storage_options)
+        for entry in self.store.get_file_info(pafs.FileSelector(self.root)):
+            if entry.type == pafs.FileType.Directory and entry.base_name not in (name, before):
+                self.store.delete_dir(entry.path)
+        return rows
+
+    def _current(self) -> str | None:
+        """The folder that is current now."""
+        path = f"{self.root}/{CURRENT}"
+        if self.store.get_file_info(path).type == pafs.FileType.NotFound:
+            return None
+        with self.store.open_input_file(path) as file:
+            return json.loads(file.read())["folder"]
+
+
+@contextmanager
+def open_parquet(place: str, *, storage_options: Mapping[str, str]) -> Iterator[ParquetTarget]:
+    """The folder, path or URI, for a block; it is made where it is not there.
+
+    Raises:
+        ConfigError: the folder cannot be made or written to.
+        PublishError: the store fails, or current.json is not ours.
+    """
+    check_folders(**{"--to": place})
+    try:
+        yield ParquetTarget(place, storage_options)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PublishError(f"--to parquet:{place}: cannot take the lists: {one_line(error)}. Mend that, and run again.") from error
