@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler
 from typing_extensions import override
 
 from recsys.engine.connect import cpus, gpus
-from recsys.errors import ClusterError
+from recsys.errors import ClusterError, one_line, raise_ending
 
 HALVING = 3  # of the trials that come to a rung one in so many goes on (Li et al. 2020 use 4; few trials are the rule here)
 
@@ -69,6 +70,12 @@ def run_trials(
     )
     try:
         tuner.fit()
+    except RayError as error:
+        raise_ending(error)
+        raise ClusterError(
+            f"{folder}: Ray gave up on the trials: {type(error).__name__}: {one_line(error)} "
+            "Its logs are in its session folder; run the command again: finished trials are not redone."
+        ) from error
     finally:
         shutil.rmtree(folder / attempt, ignore_errors=True)
     if follow.errors:

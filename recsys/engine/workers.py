@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 
+from recsys.engine.progress import log
 from recsys.errors import ClusterError, raise_ending
 
 RESIZE_SECONDS = 60.0  # between two looks whether an elastic fit may grow; growing costs a restart from the last checkpoint
@@ -29,11 +31,35 @@ def launch(
         folder: shared by every node; Ray's own files lie in it while the workers run.
         workers: how many, or the fewest and the most of them.
         gpu: each worker gets one, beside its CPU.
-        max_failures: how often all are started again after one failed.
+        max_failures: how often all are started again after one failed; and how often, if what Ray watches them with died.
 
     Raises:
-        ClusterError: the workers failed more often than that.
+        ClusterError: the workers, or Ray, failed more often than that.
     """
+    for number in range(1 + max_failures):
+        try:
+            return _launch(work, job, folder=folder, workers=workers, gpu=gpu, max_failures=max_failures)
+        except ray.exceptions.RayError as error:  # of what Train runs itself: what workers raise comes as TrainingFailedError
+            raise_ending(error)
+            seen = f"{folder}: Ray gave up on the training: {type(error).__name__}: {_cause(str(error))}"
+            if number == max_failures or not isinstance(error, ray.exceptions.RayActorError):
+                raise ClusterError(
+                    f"{seen} It was started again {number} times. The last checkpoint stands; see memory and Ray's logs in its session "
+                    "folder, and run the same command again, or raise train.max_failures."
+                ) from error
+            log.warning("%s It is started again from the last checkpoint.", seen)
+    raise AssertionError("it returned or raised")
+
+
+def _launch(
+    work: Callable[[dict[str, Any]], Any],
+    job: dict[str, Any],
+    *,
+    folder: Path,
+    workers: int | tuple[int, int],
+    gpu: bool,
+    max_failures: int,
+) -> Any:
     from ray.train.tensorflow import TensorflowTrainer  # imports TensorFlow
 
     api: Any = ray.train  # to a type checker each of its names is the old class or the new one

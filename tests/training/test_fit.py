@@ -52,6 +52,27 @@ class DyingSpec(FeatureSpec):
         return super().normalise(dense)
 
 
+class RegicidalSpec(FeatureSpec):
+    """Kills Ray Train's controller, once, in the middle of the second epoch."""
+
+    calls = 0
+    marker = Path()
+
+    @override
+    def normalise(self, dense: np.ndarray) -> np.ndarray:
+        cls = type(self)
+        cls.calls += 1
+        if cls.calls == 15 and not cls.marker.exists():
+            command = ["ps", "--ppid", str(os.getppid()), "-o", "pid=,args="]  # what the raylet started
+            listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+            controllers = [int(line.split()[0]) for line in listed if "ray::TrainContr" in line]
+            cls.marker.write_text(str(len(controllers)))
+            for one in controllers:
+                os.kill(one, signal.SIGKILL)
+            time.sleep(60)  # Ray ends this process, whose owner is gone
+        return super().normalise(dense)
+
+
 @contextmanager
 def by_value() -> Iterator[None]:
     """Inside, Ray sends what is defined in these files as it is: workers cannot import them."""
@@ -263,6 +284,28 @@ def test_a_worker_killed_in_mid_epoch_changes_no_bit_of_the_weights(undisturbed:
         killed = fit(files, tmp_path, spec=DyingSpec(SPEC.dense, SPEC.mean, SPEC.scale, SPEC.codes, SPEC.vocabularies))
     assert DyingSpec.marker.exists()
     assert_equal(killed, undisturbed)
+
+
+@pytest.mark.ray
+@pytest.mark.drill
+def test_a_controller_of_ray_s_that_dies_is_started_again_and_changes_no_bit(undisturbed: Fit, files: Files, tmp_path: Path):
+    RegicidalSpec.marker = tmp_path / "killed"
+    with by_value():
+        killed = fit(files, tmp_path, spec=RegicidalSpec(SPEC.dense, SPEC.mean, SPEC.scale, SPEC.codes, SPEC.vocabularies))
+    assert RegicidalSpec.marker.read_text() == "1"
+    assert_equal(killed, undisturbed)
+
+
+@pytest.mark.ray
+def test_a_controller_that_dies_too_often_is_one_sentence(files: Files, tmp_path: Path):
+    RegicidalSpec.marker = tmp_path / "killed"
+    told = SETTINGS.model_copy(update={"max_failures": 0})
+    spec = RegicidalSpec(SPEC.dense, SPEC.mean, SPEC.scale, SPEC.codes, SPEC.vocabularies)
+    with (
+        by_value(),
+        pytest.raises(ClusterError, match=r"Ray gave up on the training: ActorDiedError: .* started again 0 times\. The last"),
+    ):
+        fit(files, tmp_path, spec=spec, settings=told)
 
 
 DRIVER = """
