@@ -99,3 +99,44 @@ def test_settings_name_a_vector_column_once_and_need_items() -> None:
         )
     with pytest.raises(ValueError, match=r"features names item columns but shop\.items is absent"):
         config.Settings(shop=config.Shop(events="e"), features=config.Features(item_vectors=("text",)))
+
+
+V32 = pa.list_(pa.float32())
+ROWS = [[3.0, 4.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (V32, pa.list_(pa.float64())),
+        (V32, pa.large_list(pa.float32())),
+        (pa.list_(pa.float32(), 2), V32),
+        (pa.list_(pa.field("element", pa.float32())), V32),  # as Spark names it
+        (V32, pa.list_(pa.int64())),
+    ],
+    ids=str,
+)
+def test_files_may_write_vectors_as_other_lists(tmp_path: Path, one: pa.DataType, other: pa.DataType) -> None:
+    tables = [pa.table({"item_id": ids, "text": pa.array(ROWS, dtype)}) for ids, dtype in (([1, 2], one), ([3, 4], other))]
+    built, _ = build_catalog(opened(tmp_path, *tables), pa.array([7, 9]))
+    np.testing.assert_allclose(built.vectors["text"][:4], [[0.6, 0.8], [0, 1]] * 2, rtol=1e-6)
+
+
+def test_a_file_of_nulls_alone_has_no_vectors(tmp_path: Path) -> None:
+    tables = [
+        pa.table({"item_id": [1, 2], "text": pa.array(ROWS, V32)}),
+        pa.table({"item_id": [3], "text": pa.nulls(1)}),
+    ]
+    built, rejected = build_catalog(opened(tmp_path, *tables), pa.array([7, 9]))
+    assert not built.vectors["text"][2:].any()
+    assert rejected == {}
+
+
+def test_json_lines_hold_vectors_too(tmp_path: Path) -> None:
+    inputs = opened(tmp_path, pa.table({"item_id": [1], "text": pa.array(ROWS[:1], V32)}))
+    lines = [{"item_id": 1, "text": [3, 4]}, {"item_id": 2, "text": None}, {"item_id": 4, "text": [0, -1.5]}]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shop = inputs.settings.shop.model_copy(update={"items": str(tmp_path / "items.jsonl")})
+    again = open_shop(inputs.settings.model_copy(update={"shop": shop}), as_of=date(1970, 4, 1))
+    built, _ = build_catalog(again, pa.array([7, 9]))
+    np.testing.assert_allclose(built.vectors["text"][:3], [[0.6, 0.8], [0, 0], [0, -1]], rtol=1e-6)
