@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from recsys.data.histories import Histories, event_days, purchase_days
 from recsys.schema import OTHER_LOOK
 
-POPULARITY_DAYS = (1, 3, 7, 28, 91)  # windows beside the whole history
+POPULARITY_DAYS = (7, 28, 91)  # windows beside the whole history
 PRICE_UNIT = 2.0**-20  # what prices are rounded to before they are summed: such sums are exact, whatever their order
 MONTH = POPULARITY_DAYS.index(28)  # the row of `popularity` that sources and shares use
 

@@ -519,7 +519,18 @@ def test_backtest_writes_the_promised_json(killed: Killed, run: Callable[..., En
     assert "Expected calibration error and log loss, before and after" in shown.out
     assert plot.read_text().startswith("<?xml ")
     result = json.loads(out.read_text())
-    assert result.keys() == {"as_of", "horizon_days", "users", "models", "intervals", "differences", "candidates", "calibration"}
+    assert result.keys() == {
+        "as_of",
+        "horizon_days",
+        "users",
+        "models",
+        "intervals",
+        "differences",
+        "candidates",
+        "calibration",
+        "exposures",
+    }
+    assert result["exposures"] == {}  # no rule is one
     calibration = result["calibration"]
     assert calibration.keys() == {"users", "rows", "bought", "ece", "log_loss", "deciles", "segments"}
     assert calibration["log_loss"]["after"] < calibration["log_loss"]["before"]

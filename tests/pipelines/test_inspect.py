@@ -29,6 +29,7 @@ from recsys.pipelines import inspect
 from recsys.pipelines.inspect import Shown
 from recsys.pipelines.signals import ShopState, shop_state
 from recsys.publishing.table import read_night
+from recsys.ranking.attribution import TOLERANCE
 from recsys.ranking.scorer import chances
 from recsys.schema import ITEM_ID, RANK, REASON, SCORE, USER_ID
 from tests.pages import cells
@@ -236,7 +237,7 @@ def test_contributions_are_of_the_list_s_rows_and_add_up_to_their_scores(nights:
     for row in rows:
         added = [value for _, _, value in row.largest]
         assert len(added) == len(made.spec.dense) + len(made.spec.codes)
-        assert sum(added) == pytest.approx(row.raw - baseline, abs=2e-3)
+        assert sum(added) == pytest.approx(row.raw - baseline, abs=TOLERANCE, rel=TOLERANCE)  # the larger of both
         assert added == sorted(added, key=abs, reverse=True)
     few, _ = inspect.attributed(nights.state, made, shown, largest=2)
     assert [row.largest for row in few] == [row.largest[:2] for row in rows]

@@ -59,9 +59,9 @@ def test_kinds_that_nothing_comes_of_all_weigh_the_same() -> None:
 def test_looks_of_an_item_are_its_share_of_all_in_each_window(users: RuledUsers) -> None:
     # in 7 days: cid's milk, ann's spade of day 93, ann's bread, bob's roll and cheese, eve's milk and the item without a position
     week = {P_MILK: 2, P_SPADE: 1, P_BREAD: 1, P_ROLL: 1, P_CHEESE: 1}
-    np.testing.assert_allclose(users.signals.looks[2], [week.get(item, 0) / 7 for item in range(6)], rtol=1e-6)
+    np.testing.assert_allclose(users.signals.looks[0], [week.get(item, 0) / 7 for item in range(6)], rtol=1e-6)
     month = week | {P_SPADE: 2}
-    np.testing.assert_allclose(users.signals.looks[3], [month.get(item, 0) / 8 for item in range(6)], rtol=1e-6)
+    np.testing.assert_allclose(users.signals.looks[1], [month.get(item, 0) / 8 for item in range(6)], rtol=1e-6)
 
 
 def test_evidence_is_days_with_a_purchase_and_looks_as_much_as_they_weigh(users: RuledUsers) -> None:
