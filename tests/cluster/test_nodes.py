@@ -51,6 +51,7 @@ cluster.shutdown()
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("in_process")
 def test_four_nodes_make_the_table_of_one_process_and_share_the_work(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_a_worker_killed_in_mid_epoch_changes_no_bit_of_the_weights(undisturbed:
 
 
 @pytest.mark.ray
-@pytest.mark.drill
+@pytest.mark.long
 def test_a_controller_of_ray_s_that_dies_is_started_again_and_changes_no_bit(undisturbed: Fit, files: Files, tmp_path: Path):
     RegicidalSpec.marker = tmp_path / "killed"
     with by_value():
@@ -297,6 +297,7 @@ def test_a_controller_of_ray_s_that_dies_is_started_again_and_changes_no_bit(und
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_controller_that_dies_too_often_is_one_sentence(files: Files, tmp_path: Path):
     RegicidalSpec.marker = tmp_path / "killed"
     told = SETTINGS.model_copy(update={"max_failures": 0})
