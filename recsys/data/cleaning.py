@@ -150,7 +150,7 @@ def _items(inputs: ShopInputs, fields: Sequence[pa.Field], file: File, wanted: l
         if field.name not in table.column_names:
             table = table.append_column(field, _feature(raw, field, file.path))
     for name in inputs.settings.features.item_vectors:
-        table = table.append_column(name, raw.column(name).cast(VECTOR))
+        table = table.append_column(name, raw.column(name).cast(VECTOR, safe=False))
     return table
 
 

@@ -35,7 +35,7 @@ def unit_vectors(column: pa.ChunkedArray, *, where: str, name: str) -> tuple[np.
     Raises:
         DataError: lists of different lengths.
     """
-    lists = column.cast(VECTOR).combine_chunks()
+    lists = column.cast(VECTOR, safe=False).combine_chunks()
     lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
     there = np.flatnonzero(lists.is_valid().to_numpy(zero_copy_only=False))
     lengths = pc.unique(pc.list_value_length(lists).drop_null()).to_pylist()

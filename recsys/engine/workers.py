@@ -36,9 +36,32 @@ def launch(
     Raises:
         ClusterError: the workers, or Ray, failed more often than that.
     """
+    from ray.train.tensorflow import TensorflowTrainer  # imports TensorFlow
+
+    api: Any = ray.train  # to a type checker each of its names is the old class or the new one
     for number in range(1 + max_failures):
+        attempt = f"ray-{uuid.uuid4().hex}"  # a name of its own: Ray would take up what it finds under an old one
+        trainer = TensorflowTrainer(
+            work,
+            train_loop_config=job,
+            scaling_config=api.ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpu,
+                resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpu else {}),
+                elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            ),
+            run_config=api.RunConfig(
+                name=attempt, storage_path=str(folder), failure_config=api.FailureConfig(max_failures=max_failures)
+            ),
+        )
         try:
-            return _launch(work, job, folder=folder, workers=workers, gpu=gpu, max_failures=max_failures)
+            result: Any = trainer.fit()  # of Train V2, which the type checker does not see
+        except ray.train.TrainingFailedError as error:
+            raise_ending(error)
+            raise ClusterError(
+                f"{folder}: training failed and was retried {max_failures} times: {_cause(str(error))} The last checkpoint stands; "
+                "mend the cause and run the same command again, or raise train.max_failures."
+            ) from error
         except ray.exceptions.RayError as error:  # of what Train runs itself: what workers raise comes as TrainingFailedError
             raise_ending(error)
             seen = f"{folder}: Ray gave up on the training: {type(error).__name__}: {_cause(str(error))}"
@@ -48,44 +71,11 @@ def launch(
                     "folder, and run the same command again, or raise train.max_failures."
                 ) from error
             log.warning("%s It is started again from the last checkpoint.", seen)
+        else:
+            return result.return_value
+        finally:
+            shutil.rmtree(folder / attempt, ignore_errors=True)
     raise AssertionError("it returned or raised")
-
-
-def _launch(
-    work: Callable[[dict[str, Any]], Any],
-    job: dict[str, Any],
-    *,
-    folder: Path,
-    workers: int | tuple[int, int],
-    gpu: bool,
-    max_failures: int,
-) -> Any:
-    from ray.train.tensorflow import TensorflowTrainer  # imports TensorFlow
-
-    api: Any = ray.train  # to a type checker each of its names is the old class or the new one
-    attempt = f"ray-{uuid.uuid4().hex}"  # a name of its own: Ray would take up what it finds under an old one
-    trainer = TensorflowTrainer(
-        work,
-        train_loop_config=job,
-        scaling_config=api.ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpu else {}),
-            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-        ),
-        run_config=api.RunConfig(name=attempt, storage_path=str(folder), failure_config=api.FailureConfig(max_failures=max_failures)),
-    )
-    try:
-        result: Any = trainer.fit()  # of Train V2, which the type checker does not see
-    except ray.train.TrainingFailedError as error:
-        raise_ending(error)
-        raise ClusterError(
-            f"{folder}: training failed and was retried {max_failures} times: {_cause(str(error))} The last checkpoint stands; "
-            "mend the cause and run the same command again, or raise train.max_failures."
-        ) from error
-    finally:
-        shutil.rmtree(folder / attempt, ignore_errors=True)
-    return result.return_value
 
 
 def this_worker() -> tuple[int, int]:

@@ -96,7 +96,7 @@ def target_of(to: str, *, name: str, password: str | None, storage_options: Mapp
         PublishError: it cannot be reached.
     """
     parts = urlsplit(to)
-    if parts.password is not None or "password" in parse_qs(parts.query):
+    if urlsplit(to.removeprefix("parquet:")).password is not None or "password" in parse_qs(parts.query):
         raise ConfigError("--to: must hold no password, which process lists and logs show. Use --password-env or --password-file.")
     if parts.scheme in ("redis", "rediss"):
         from recsys.publishing.redis_target import open_redis

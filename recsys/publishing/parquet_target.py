@@ -1,12 +1,13 @@
 """A folder of Parquet that any engine reads: a folder a night, and a small file, written last, that names the one to read.
 
-    FOLDER/current.json              {"as_of", "run_id", "folder"}
+    FOLDER/current.json              {"as_of", "run_id", "folder", "before"}
     FOLDER/AS_OF-RUN/part-*.parquet  the night's rows, with the columns of the table
 
-The folder that was current before stays until the next export, so whoever reads it reads on.
+The folder that was current before stays until the next export, so whoever reads it reads on. Nothing else in FOLDER is touched.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from recsys.schema import AS_OF, RUN_ID
 from recsys.storage import check_folders, filesystem, write_file
 
 CURRENT = "current.json"
+OURS = r"\d{4}-\d\d-\d\d-[\w-]+"  # names of nights' folders: no other is ever removed
 
 
 class ParquetTarget:
@@ -42,7 +44,7 @@ class ParquetTarget:
         """
         if not whole:
             raise PublishError(f"--to parquet:{self.place}: holds whole nights. Leave --since out, or use jobs.changes.")
-        before = self._current()
+        before, older = self._current()
         name = f"{changes.to}-{changes.to_run}"
         if name == before:
             return 0
@@ -51,20 +53,23 @@ class ParquetTarget:
         for part in parts_of(folder, "upserts"):
             write_file(self.place, f"{name}/{part.name}", part.read_bytes(), self.storage_options)
             rows += pq.read_metadata(part).num_rows
-        stamp = {AS_OF: changes.to, RUN_ID: changes.to_run, "folder": name}
+        stamp = {AS_OF: changes.to, RUN_ID: changes.to_run, "folder": name, "before": before}
         write_file(self.place, CURRENT, (json.dumps(stamp) + "\n").encode(), self.storage_options)
-        for entry in self.store.get_file_info(pafs.FileSelector(self.root)):
-            if entry.type == pafs.FileType.Directory and entry.base_name not in (name, before):
-                self.store.delete_dir(entry.path)
+        if older not in (None, name) and self.store.get_file_info(f"{self.root}/{older}").type == pafs.FileType.Directory:
+            self.store.delete_dir(f"{self.root}/{older}")
         return rows
 
-    def _current(self) -> str | None:
-        """The folder that is current now."""
+    def _current(self) -> tuple[str | None, str | None]:
+        """The folder that is current now, and the one before it."""
         path = f"{self.root}/{CURRENT}"
         if self.store.get_file_info(path).type == pafs.FileType.NotFound:
-            return None
+            return None, None
         with self.store.open_input_file(path) as file:
-            return json.loads(file.read())["folder"]
+            told = json.loads(file.read())
+        for folder in (told["folder"], told["before"]):
+            if folder is not None and not re.fullmatch(OURS, folder):
+                raise ValueError(f"{CURRENT} names {folder!r}, which no export made")
+        return told["folder"], told["before"]
 
 
 @contextmanager

@@ -35,6 +35,13 @@ def test_vectors_of_different_lengths_are_refused() -> None:
         unit_vectors(pa.chunked_array([pa.array([[1.0, 2.0], [1.0, 2.0, 3.0]])]), where="items", name="text")
 
 
+def test_numbers_beyond_float32_are_rounded_or_no_vector() -> None:
+    whole, none = unit_vectors(pa.chunked_array([pa.array([[2**24 + 1, 0]], pa.list_(pa.int64()))]), where="items", name="text")
+    assert (whole.tolist(), none) == ([[1, 0]], 0)
+    large, unusable = unit_vectors(pa.chunked_array([pa.array([[1e300, 0.0]])]), where="items", name="text")
+    assert (large.tolist(), unusable) == ([[0, 0]], 1)
+
+
 def test_of_no_vector_at_all_there_are_no_numbers() -> None:
     found, unusable = unit_vectors(pa.chunked_array([pa.array([None, None], pa.list_(pa.float32()))]), where="items", name="text")
     assert (found.shape, unusable) == ((2, 0), 0)

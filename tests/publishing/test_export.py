@@ -245,6 +245,7 @@ def test_the_verb_says_what_it_wrote_and_how_fast(
             ConfigError,
             r"^--to mysql://shop@127.0.0.1/x: must begin with redis://, postgresql:// or parquet:",
         ),
+        ("parquet:s3://key:word@bucket/lists", ConfigError, r"^--to: must hold no password, "),
         ("lists.csv", ConfigError, r"^--to lists.csv: must begin with"),
         ("redis://127.0.0.1:1/0", PublishError, r"^--to redis://127.0.0.1:1/0: the Redis cannot take the lists: .*[Cc]onnect"),
         (

@@ -45,15 +45,18 @@ def published(table: Path, night: date) -> list[tuple[Any, ...]]:
 
 def test_the_current_folder_is_the_whole_night_and_the_one_before_stays(table: Path, tmp_path: Path) -> None:
     folder = tmp_path / "lists"
+    (folder / "mine").mkdir(parents=True)
+    (folder / "2001-01-01-mine").mkdir()
     for night, left in ((NIGHT, 1), (NEXT, 2), (THIRD, 2)):
         done = export(str(table), f"parquet:{folder}", as_of=night, name="")
         assert current(folder) == published(table, night)
         assert done.rows == len(published(table, night))
-        assert len([path for path in folder.iterdir() if path.is_dir()]) == left
+        assert len([path for path in folder.iterdir() if path.is_dir() and "mine" not in path.name]) == left
     names = {path.name for path in folder.iterdir()}
     told = json.loads((folder / "current.json").read_text())
     assert told["as_of"] == "2017-12-03"
-    assert {name[:10] for name in names - {"current.json"}} == {"2017-12-02", "2017-12-03"}
+    assert names > {"mine", "2001-01-01-mine"}  # what no export made stays
+    assert {name[:10] for name in names - {"current.json", "mine", "2001-01-01-mine"}} == {"2017-12-02", "2017-12-03"}
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
     assert export(str(table), f"parquet:{folder}", as_of=None, name="").rows == 0  # the newest, once more: no file is touched
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == times
@@ -103,7 +106,14 @@ def test_what_cannot_be_is_one_sentence(table: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--to = .*must be a folder that can be made"):
         export(str(table), f"parquet:{tmp_path / 'file'}", as_of=NEXT, name="")
     folder.mkdir()
-    for damaged in (b"", b"[]", b"{}", b"\xff"):
+    for damaged in (
+        b"",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b'{"folder": "../mine", "before": null}',
+        b'{"folder": "2017-12-01-a", "before": ".."}',
+    ):
         (folder / "current.json").write_bytes(damaged)
         with pytest.raises(PublishError, match=r"^--to parquet:.*: cannot take the lists: "):
             export(str(table), f"parquet:{folder}", as_of=NEXT, name="")

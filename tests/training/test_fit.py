@@ -46,31 +46,29 @@ class DyingSpec(FeatureSpec):
         cls = type(self)
         cls.calls += 1
         if cls.calls == 15 and not cls.marker.exists():
-            cls.marker.touch()
-            time.sleep(1)  # until the driver, which looks now and then, has told of the first epoch
-            os.kill(os.getpid(), signal.SIGKILL)
+            cls.strike()
         return super().normalise(dense)
 
+    @classmethod
+    def strike(cls) -> None:
+        cls.marker.touch()
+        time.sleep(1)  # until the driver, which looks now and then, has told of the first epoch
+        os.kill(os.getpid(), signal.SIGKILL)
 
-class RegicidalSpec(FeatureSpec):
-    """Kills Ray Train's controller, once, in the middle of the second epoch."""
 
-    calls = 0
-    marker = Path()
+class RegicidalSpec(DyingSpec):
+    """Kills Ray Train's controller instead."""
 
     @override
-    def normalise(self, dense: np.ndarray) -> np.ndarray:
-        cls = type(self)
-        cls.calls += 1
-        if cls.calls == 15 and not cls.marker.exists():
-            command = ["ps", "--ppid", str(os.getppid()), "-o", "pid=,args="]  # what the raylet started
-            listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-            controllers = [int(line.split()[0]) for line in listed if "ray::TrainContr" in line]
-            cls.marker.write_text(str(len(controllers)))
-            for one in controllers:
-                os.kill(one, signal.SIGKILL)
-            time.sleep(60)  # Ray ends this process, whose owner is gone
-        return super().normalise(dense)
+    @classmethod
+    def strike(cls) -> None:
+        command = ["ps", "--ppid", str(os.getppid()), "-o", "pid=,args="]  # what the raylet started
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        controllers = [int(line.split()[0]) for line in listed if "ray::TrainContr" in line]
+        cls.marker.write_text(str(len(controllers)))
+        for one in controllers:
+            os.kill(one, signal.SIGKILL)
+        time.sleep(60)  # Ray ends this process, whose owner is gone
 
 
 @contextmanager
