@@ -74,6 +74,7 @@ def test_certificates_are_for_the_nodes_addresses_and_signed_by_an_authority_who
     left = authority.not_valid_after_utc - datetime.now(UTC)
     assert timedelta(days=certificates.DAYS - 1) < left <= timedelta(days=certificates.DAYS)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(certificates.FILES)
+    assert (tmp_path / certificates.KEY).stat().st_mode & 0o777 == 0o600
     key = serialization.load_pem_private_key((tmp_path / "node-key.pem").read_bytes(), None)
     assert key.public_key() == node.public_key() != authority.public_key()
     environment = certificates.environment(tmp_path)
