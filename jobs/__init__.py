@@ -1,9 +1,7 @@
 """Verbs, `python -m jobs.NAME`: each parses its arguments, calls the package, and reports; no logic."""
 
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recsys.config.paths import local_path
+from recsys.engine.ending import Terminated, as_told, listen
 from recsys.engine.quiet import without_noise
 from recsys.errors import ConfigError, one_line_errors
 
@@ -115,24 +114,14 @@ def job() -> Generator[None]:
     log.addHandler(handler)
     log.propagate = False
     log.setLevel(logging.INFO)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes are started to ignore
-        signal.signal(signal.SIGTERM, _terminate)
+    listen()
     with without_noise(), one_line_errors():
         try:
-            yield
+            with as_told():
+                yield
         except Terminated:
             print("Ended by SIGTERM. What is finished is kept: run the same command again to go on.", file=sys.stderr)
             raise
-
-
-class Terminated(SystemExit):
-    """SIGTERM came, as Kubernetes, `ray job stop` and systemd send it: blocks are left, so that leases are freed, and the job ends."""
-
-
-def _terminate(number: int, frame: object) -> None:  # what a handler gets
-    signal.signal(number, signal.SIG_IGN)  # once is enough: a second one would break off the clearing up
-    raise Terminated(128 + number)
 
 
 def main(verb: Callable[..., None]) -> None:

@@ -73,7 +73,8 @@ def decision(chosen: Chosen) -> None:
     """Which bundle scores the night, and by what numbers."""
     made = chosen.decision
     if chosen.due is not None:
-        console.print(f"Model {chosen.bundle.model_version} scores, the champion's; a challenger is due on {chosen.due}.")
+        why = ": the deadline left a challenger too little time" if chosen.cut_off else ""
+        console.print(f"Model {chosen.bundle.model_version} scores, the champion's{why}; a challenger is due on {chosen.due}.")
         return
     if chosen.met is not None:
         met = f"tonight's challenger met it on {chosen.met.as_of}"

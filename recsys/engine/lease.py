@@ -4,12 +4,16 @@ Beside a folder the lease is the kernel's lock (`engine.owner`), free the moment
 object store it is an object, made and renewed by conditional writes (If-None-Match and If-Match of RFC 9110), of which two never
 succeed together. A run that dies leaves it behind: who comes EXPIRES_SECONDS after its last renewal takes it over. A run whose lease
 was taken over, as where the machine slept, publishes nothing.
+
+No clock of a run's machine is asked: how long a lease was silent is told by the store's, and how long ago this run renewed its own by
+the time since the machine started. A clock that is wrong, or is set meanwhile, takes no lease and loses none.
 """
 
 import json
 import os
 import platform
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +33,7 @@ from recsys.engine.progress import log
 from recsys.errors import LeaseError, PublishError
 
 RENEW_SECONDS = 30.0
-EXPIRES_SECONDS = 300.0  # ten renewals: a network that is gone for minutes, and clocks that differ by some, lose no lease
+EXPIRES_SECONDS = 300.0  # ten renewals: a network that is gone for minutes loses no lease
 
 _HELD: dict[str, "_ObjectLease"] = {}  # by table, of this process
 
@@ -83,7 +87,8 @@ class _ObjectLease:
     once: str = field(default_factory=lambda: uuid.uuid4().hex)
     """By which a run knows its own lease, where the answer to a write was lost."""
     since: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    renewed: datetime = field(default_factory=lambda: datetime.now(UTC))
+    renewed: float = 0.0
+    """As of `_since_start`."""
     lost: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
     renewing: threading.Thread | None = None
@@ -116,7 +121,7 @@ class _ObjectLease:
                 f"{self.location}: the lease beside the table cannot be written: {said}. Check the store, its credentials, and that it "
                 "takes conditional writes."
             ) from error
-        self.renewed = datetime.now(UTC)
+        self.renewed = _since_start()
         self.renewing = threading.Thread(target=self._renew, name=f"lease of {self.location}", daemon=True)
         self.renewing.start()
 
@@ -134,7 +139,7 @@ class _ObjectLease:
             if self._wrote(text):
                 return _mark(meta)
             told = _told(text)
-            silent = (datetime.now(UTC) - meta["last_modified"]).total_seconds()
+            silent = (self._now() - meta["last_modified"]).total_seconds()
             if silent < EXPIRES_SECONDS:
                 raise _refused(self.location, told)
             try:
@@ -145,6 +150,15 @@ class _ObjectLease:
             return mark
         raise _refused(self.location, "another run")
 
+    def _now(self) -> datetime:
+        """By the store's clock: when it takes an object to have been written that was written just now."""
+        name = f"{self.name}.{self.once}"
+        obstore.put(self.store, name, b"")
+        try:
+            return obstore.head(self.store, name)["last_modified"]
+        finally:
+            obstore.delete(self.store, name)
+
     def _put(self, mode: Any) -> dict[str, str]:
         mine = {"host": platform.node(), "pid": os.getpid(), "since": self.since, "what": self.what, "once": self.once}
         mine["renewal"] = uuid.uuid4().hex  # else two renewals might have one e_tag
@@ -154,7 +168,7 @@ class _ObjectLease:
         while not self.ended.wait(RENEW_SECONDS):
             try:
                 self.mark = self._put_again()
-                self.renewed = datetime.now(UTC)
+                self.renewed = _since_start()
             except (PreconditionError, FileNotFoundError):
                 self.lost = True
                 log.warning("%s: the lease was taken over by another run; this one will publish nothing", self.location)
@@ -180,7 +194,7 @@ class _ObjectLease:
 
     def check(self) -> None:
         """Raise LeaseError where another run took the lease over, or may have."""
-        silent = (datetime.now(UTC) - self.renewed).total_seconds()
+        silent = _since_start() - self.renewed
         if self.lost or silent >= EXPIRES_SECONDS:
             why = "was taken over by another run" if self.lost else f"could not be renewed for {silent:.0f} s"
             raise LeaseError(f"{self.location}: this run's lease {why}. Nothing was published. Run the command again.")
@@ -195,6 +209,11 @@ class _ObjectLease:
                 obstore.delete(self.store, self.name)
         except (BaseError, OSError) as error:  # it expires; what was published stands
             log.warning("%s: the lease could not be freed: %s", self.location, " ".join(str(error).split())[:300])
+
+
+def _since_start() -> float:
+    """Seconds since the machine started, its sleep included where the system counts that; nobody sets this clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _mark(said: Mapping[str, Any]) -> dict[str, str]:

@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from recsys.engine.connect import cpus, gpus
+from recsys.engine.ending import Cut, cut_after
 from recsys.engine.metrics import tell
 from recsys.engine.progress import log, progress
 from recsys.engine.stage import Receipt, Stage
@@ -142,8 +143,8 @@ def run_units(
         actors: how many work at once; absent, one a CPU, or one a GPU.
         device: "gpu" gives every actor one.
         here: work on the units in this process, one after the other: for what takes less time than an actor's start.
-        until: seconds since 1970; from the first unit that is finished after it no more are, and only the receipts of finished ones
-            are returned. Absent: all are worked on.
+        until: seconds since 1970; then those that are not finished are given up, and only the receipts of finished ones are returned.
+            Absent: all are worked on.
 
     Raises:
         ClusterError: more actors than the cluster has CPUs or GPUs, or Ray gave up on a unit.
@@ -161,16 +162,21 @@ def run_units(
                 worker = _Worker(stage, make, arguments)
                 mistakes = _here(worker, pending) if here else _on_ray(worker, pending, actors=actors, device=device)
                 # closed here and now: a job that a mistake leaves behind must not outlive the Ray it runs on
-                with closing(mistakes), progress(label or stage.name, len(pending), unit=unit) as advance:
-                    for done, (name, mistake) in enumerate(mistakes, start=1):
-                        if mistake is not None:
-                            raise mistake
-                        rows = (stage.receipt(name) or {}).get("rows", 0)
-                        advance(1, rows if isinstance(rows, int) else 0)
-                        tell("units_done", done, stage=stage.name)
-                        tell("units_left", len(pending) - done, stage=stage.name)
-                        if late := until is not None and time.time() >= until:
-                            break
+                try:
+                    with (
+                        closing(mistakes),
+                        progress(label or stage.name, len(pending), unit=unit) as advance,
+                        cut_after(None if until is None else until - time.time()),
+                    ):
+                        for done, (name, mistake) in enumerate(mistakes, start=1):
+                            if mistake is not None:
+                                raise mistake
+                            rows = (stage.receipt(name) or {}).get("rows", 0)
+                            advance(1, rows if isinstance(rows, int) else 0)
+                            tell("units_done", done, stage=stage.name)
+                            tell("units_left", len(pending) - done, stage=stage.name)
+                except Cut:
+                    late = True
     stage.use(name for name in units if stage.receipt(name) is not None)
     receipts: dict[str, Receipt] = {}
     for name in units:

@@ -1,6 +1,8 @@
 """Training workers on Ray Train: a function called in each of them, all started again when one fails or the cluster changes."""
 
 import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ import ray
 import ray.exceptions
 import ray.train
 
+from recsys.engine.ending import terminated
 from recsys.engine.progress import log
 from recsys.errors import ClusterError, raise_ending
 
@@ -35,6 +38,7 @@ def launch(
 
     Raises:
         ClusterError: the workers, or Ray, failed more often than that.
+        KeyboardInterrupt: at Ctrl-C, once the workers have ended.
     """
     from ray.train.tensorflow import TensorflowTrainer  # imports TensorFlow
 
@@ -54,8 +58,13 @@ def launch(
                 name=attempt, storage_path=str(folder), failure_config=api.FailureConfig(max_failures=max_failures)
             ),
         )
+        at_interrupt = signal.getsignal(signal.SIGINT)
         try:
             result: Any = trainer.fit()  # of Train V2, which the type checker does not see
+        except SystemExit as ended:
+            if terminated():
+                raise
+            raise KeyboardInterrupt from ended  # as Train, at Ctrl-C, ends its workers and then the process
         except ray.train.TrainingFailedError as error:
             raise_ending(error)
             raise ClusterError(
@@ -74,6 +83,8 @@ def launch(
         else:
             return result.return_value
         finally:
+            if at_interrupt is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, at_interrupt)  # Train has set one of its own, for workers that are gone now
             shutil.rmtree(folder / attempt, ignore_errors=True)
     raise AssertionError("it returned or raised")
 

@@ -6,17 +6,19 @@ refit publishes.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
 from recsys.config import Settings
+from recsys.engine.ending import Cut, cut_after
 from recsys.engine.owner import owned
 from recsys.engine.progress import log
 from recsys.errors import BundleError
 from recsys.evaluation.backtest import best_baselines
 from recsys.evaluation.fairness import gaps_of
 from recsys.pipelines.backtest import measure, paired
+from recsys.pipelines.deadline import Deadline, now
 from recsys.pipelines.examples import training_cutoffs
 from recsys.pipelines.score import check_bundle
 from recsys.pipelines.signals import ShopState, fit_signals
@@ -44,19 +46,31 @@ class Chosen:
     """Where there was no challenger: the night of the next one."""
     met: Decision | None = None
     """Of an earlier night, on which this very challenger met the champion: it does not again."""
-
+    cut_off: bool = False
+    """The deadline came before the challenger had met the champion."""
     quality: Quality = NOT_MEASURED
     """Of the bundle; the champion is not held against itself."""
 
 
-def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> Chosen:
+def choose(
+    state: ShopState,
+    registry: Registry,
+    *,
+    as_of: date,
+    deadline: Deadline | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Chosen:
     """The bundle that scores the night of as_of; what is decided is kept, and not decided again by a second run.
 
     A challenger is trained where none was for champion.every_days, or the champion cannot score. A night before the champion's own
     day, that is made up for, is scored by a model of its day.
 
+    Args:
+        deadline: where it comes nearer than scoring takes, the challenger is given up for tonight, and the champion scores.
+
     Raises:
         DataError: as `train.train_shop`.
+        DeadlineError: it comes that near, and there is no champion that can score.
     """
     settings = state.settings
     champion = registry.champion()
@@ -66,8 +80,31 @@ def choose(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Calla
             return Chosen(refit.bundle, refit=refit, quality=quality_of(state, registry, refit.bundle, as_of=as_of))
         due = next_challenger(settings, registry)
         if as_of < due and as_of.isoformat() != registry.decisions()[-1].as_of and _can_score(champion, settings):
-            standing = _publishing(champion)
-            return Chosen(standing, due=due, quality=quality_of(state, registry, standing, as_of=as_of))
+            return _standing(state, registry, as_of=as_of, due=due)
+    try:
+        with cut_after(deadline.learn - now() if deadline else None):
+            return _meet(state, registry, as_of=as_of, on_epoch=on_epoch)
+    except Cut:
+        champion = registry.champion()
+        assert deadline is not None, "nothing else cuts"
+        if champion is None or not _can_score(champion, settings):
+            seen = "none, it came while the first one was trained"
+            raise deadline.missed(settings.table.path, "a model that can score", seen) from None
+        log.warning("train: scoring needs the time until the deadline; tonight's challenger is given up, the champion scores")
+        return replace(_standing(state, registry, as_of=as_of, due=as_of + timedelta(days=1)), cut_off=True)
+
+
+def _standing(state: ShopState, registry: Registry, *, as_of: date, due: date) -> Chosen:
+    """The champion, which no challenger meets before a day."""
+    champion = registry.champion()
+    assert champion is not None, "who calls has looked"
+    standing = _publishing(champion)
+    return Chosen(standing, due=due, quality=quality_of(state, registry, standing, as_of=as_of))
+
+
+def _meet(state: ShopState, registry: Registry, *, as_of: date, on_epoch: Callable[[dict[str, Any]], None] | None) -> Chosen:
+    """The bundle that scores, a challenger trained and held against the champion."""
+    settings, champion = state.settings, registry.champion()
     before = as_of - timedelta(days=settings.window.label_days)
     days = {*training_cutoffs(state, before), *training_cutoffs(state, as_of)}
     if champion is None and state.supplied is None:  # else there may be no test, or lists have signals of their own

@@ -1,6 +1,7 @@
-"""A night with a deadline: when scoring ends, who is scored first, and what those get whom it did not reach."""
+"""A night with a deadline: when learning and scoring end, who is scored first, and what those get whom it did not reach."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 from recsys.config import Settings
 from recsys.data.histories import Histories
+from recsys.engine.ending import Cut, cut_after
 from recsys.engine.progress import log
 from recsys.engine.stage import Receipt
 from recsys.errors import ConfigError, DeadlineError
@@ -26,8 +28,8 @@ from recsys.retrieval.rules import Rules
 from recsys.schema import USER_ID
 
 QUARTERS = 4  # of each shard's users, the most active first
-ROOM = 1.5  # times what publishing took the last time is left for it
-SHARE = 0.1  # of the time until the deadline is left where it was never timed
+ROOM = 1.5  # times what scoring and publishing took the last time is left for each
+SHARE, SHARE_SCORING = 0.1, 0.5  # of the time until the deadline is left for publishing and for scoring where they were never timed
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,35 @@ class Deadline:
     """UTC."""
     stop: float
     """Seconds since 1970: scoring ends then, as audit, gate and commit take their time."""
+    learn: float
+    """Likewise: a challenger that is not trained by then is given up, as scoring takes its time."""
+
+    def missed(self, table: str, lacks: str, seen: str = "none") -> DeadlineError:
+        """Why nothing can be published."""
+        return DeadlineError(
+            f"{table}: the deadline {self.at:%Y-%m-%d %H:%M} UTC needs {lacks}, got {seen}. Nothing was published, what is finished is "
+            "kept. Start earlier, or run the command again without --deadline."
+        )
+
+
+def now() -> float:
+    """Seconds since 1970."""
+    return datetime.now(UTC).timestamp()
+
+
+@contextmanager
+def cut_by(deadline: Deadline | None, table: str, step: str) -> Iterator[None]:
+    """A block without which nobody can be scored: it ends when scoring has to; without a deadline never.
+
+    Raises:
+        DeadlineError: it came to that.
+    """
+    try:
+        with cut_after(deadline.stop - now() if deadline else None):
+            yield
+    except Cut:
+        assert deadline is not None, "nothing else cuts"
+        raise deadline.missed(table, "one user to be scored before it", f"none, it came while {step}") from None
 
 
 @dataclass(frozen=True)
@@ -79,12 +110,17 @@ def next_deadline(settings: Settings, hour: str) -> Deadline:
     if wanted is None or wanted.tzinfo is not None:
         raise ConfigError(f"--deadline: must be a time of day such as 06:00, got '{hour}'. It is in shop.timezone.")
     zone = clock_zone(settings)
-    now = datetime.now(zone)
-    today = datetime.combine(now.date(), wanted, zone)
-    at = (today if today > now else datetime.combine(now.date() + timedelta(days=1), wanted, zone)).astimezone(UTC)
-    timed = [run.seconds["publish"] for run in read_runs(settings) if "publish" in run.seconds]
-    room = ROOM * timed[0] if timed else SHARE * (at - now).total_seconds()
-    return Deadline(at, at.timestamp() - room)
+    clock = datetime.now(zone)
+    today = datetime.combine(clock.date(), wanted, zone)
+    at = (today if today > clock else datetime.combine(clock.date() + timedelta(days=1), wanted, zone)).astimezone(UTC)
+    runs = read_runs(settings)
+
+    def room(step: str, share: float) -> float:
+        timed = [run.seconds[step] for run in runs if step in run.seconds]
+        return ROOM * timed[0] if timed else share * (at - clock).total_seconds()
+
+    stop = at.timestamp() - room("publish", SHARE)
+    return Deadline(at, stop, stop - room("score", SHARE_SCORING))
 
 
 def units_of(state: ShopState, deadline: Deadline | None) -> dict[str, dict[str, Any]]:
@@ -117,10 +153,7 @@ def carry(state: ShopState, release: Release, receipts: Mapping[str, Receipt], d
     before = next((night.as_of for night in published_nights(where, storage) if night.as_of < release.as_of), None)
     if not receipts or before is None:
         lacks = "one user to be scored before it" if not receipts else "a night before, whose rows those keep who were not reached"
-        raise DeadlineError(
-            f"{where}: the deadline {deadline.at:%Y-%m-%d %H:%M} UTC needs {lacks}, got none. Nothing was published for "
-            f"{release.as_of}, what is finished is kept. Start earlier, or run the command again without --deadline."
-        )
+        raise deadline.missed(where, lacks)
     reached = [ids_of(release, [receipt["part"] for receipt in receipts.values()])]
     reached += [pa.array(receipt["without"], release.user_id) for receipt in receipts.values()]
     folder = state.dataset.folder

@@ -13,7 +13,7 @@ from recsys.engine.progress import after_commit, log
 from recsys.errors import ConfigError, Mistakes
 from recsys.pipelines.card import write_card
 from recsys.pipelines.champion import Chosen, choose
-from recsys.pipelines.deadline import Deadline, clock_zone
+from recsys.pipelines.deadline import Deadline, clock_zone, cut_by
 from recsys.pipelines.night_record import read_record, recorded
 from recsys.pipelines.score import score_shop
 from recsys.pipelines.signals import ShopState, shop_state
@@ -113,21 +113,22 @@ def nightly(
     Args:
         inputs: of `open_night`.
         overrides: checks of the gate that may fail, and why.
-        deadline: ends scoring; what is before it is not cut short.
+        deadline: ends scoring, and before it the training of a challenger where there is a champion.
         on_read, on_epoch, on_chosen, on_scored: told of each step that is done: what was read, each epoch, which bundle scores.
 
     Raises:
         LeaseError: another run works on the table.
-        DeadlineError: the deadline came before anybody was scored, or on the first night of a table.
+        DeadlineError: the deadline came before anybody was scored, on the first night of a table, or before there was a champion.
         GateError: the lists are not what they may be; the page says why, and what stood before stands.
         DataError, PublishError, ClusterError: as the stages.
     """
     settings = inputs.settings
     with leased(settings.table.path, settings.shop.storage_options, what=f"the night of {as_of}"):
-        state = shop_state(inputs, end=as_of)
+        with cut_by(deadline, settings.table.path, "the shop was read"):
+            state = shop_state(inputs, end=as_of)
         on_read(state.dataset)
         _say_new_population(inputs, as_of=as_of)
-        chosen = choose(state, Registry(settings.champion.path), as_of=as_of, on_epoch=on_epoch)
+        chosen = choose(state, Registry(settings.champion.path), as_of=as_of, deadline=deadline, on_epoch=on_epoch)
         on_chosen(chosen)
         told: dict[str, Any] = {"as_of": as_of, "overrides": overrides, "quality": chosen.quality, "deadline": deadline}
         with recorded(state, chosen.bundle, chosen=chosen, **told):

@@ -18,6 +18,7 @@ from typing import Any
 
 from recsys.config import Notify, Settings
 from recsys.data.dataset import ShopDataset
+from recsys.engine.ending import as_told
 from recsys.engine.metrics import tell
 from recsys.engine.notify import post
 from recsys.engine.owner import is_owned, owned
@@ -160,7 +161,8 @@ def kept_run(settings: Settings, *, as_of: date) -> Iterator[NightRun]:
         stack.enter_context(owned(lock, what=f"the run of night {as_of}"))
         _write(file, run)
         try:
-            yield run
+            with as_told():
+                yield run
         except BaseException as raised:
             run.failed(error := raised)
             raise

@@ -21,7 +21,7 @@ from recsys.engine.units import Task, run_units, share
 from recsys.errors import BundleError
 from recsys.evaluation.backtest import in_order_of
 from recsys.features.candidate_features import Featurizer
-from recsys.pipelines.deadline import Deadline, carry, part_number, quarter_of, units_of
+from recsys.pipelines.deadline import Deadline, carry, cut_by, part_number, quarter_of, units_of
 from recsys.pipelines.past import als_of
 from recsys.pipelines.signals import ShopState, make_lists, read_signals, supplied_of
 from recsys.publishing import staging
@@ -142,7 +142,8 @@ def score_shop(
     units = units_of(state, deadline)
     lease = leased(settings.table.path, release.storage_options, what=f"the night of {as_of}")
     with lease as still_ours, stage.owned():  # until it is published: what is staged must stay
-        signals = read_signals(state, as_of, lists=True, als=als_of(bundle.about))
+        with cut_by(deadline, settings.table.path, "the signals of the night were made"):
+            signals = read_signals(state, as_of, lists=True, als=als_of(bundle.about))
         receipts, seconds = score_units(
             stage,
             units,

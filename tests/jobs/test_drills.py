@@ -20,8 +20,10 @@ from deltalake import DeltaTable
 from recsys import config
 from recsys.pipelines.runs import read_runs
 from recsys.publishing.delta import leftovers
+from recsys.publishing.table import published_nights
+from tests.clocks import Clock
 from tests.jobs.test_jobs import receipts
-from tests.jobs.test_nights import DAY, write_shop
+from tests.jobs.test_nights import DAY, ONE, write_shop
 from tests.processes import alive, descendants
 from tests.verbs import ROOT
 
@@ -58,8 +60,9 @@ class House:
         self.file.write_text(text.replace('url = "http://127.0.0.1:9/"\n', ""))
         self.arguments = ["--config", str(self.file), "--as-of", str(DAY)]
 
-    def start(self, *command: str) -> subprocess.Popen[bytes]:
+    def start(self, *command: str, clock: Clock | None = None) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= clock.environment() if clock else {}
         log = (self.folder / "night.log").open("ab")
         with log:
             command = (sys.executable, *(command or ("-m", "jobs.nightly")), *self.arguments)
@@ -71,13 +74,17 @@ class House:
         assert self.start().wait(timeout=300) == 0, (self.folder / "night.log").read_text()
         return time.monotonic() - begun
 
-    def kill_when(self, night: subprocess.Popen[bytes], pattern: str) -> None:
-        """Kill the night and all that it started, once a file is there."""
+    def reached(self, night: subprocess.Popen[bytes], pattern: str) -> None:
+        """Wait until the night has left such a file."""
         deadline = time.monotonic() + 300
         while not list(self.folder.glob(pattern)):
             assert night.poll() is None, (self.folder / "night.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+    def kill_when(self, night: subprocess.Popen[bytes], pattern: str) -> None:
+        """Kill the night and all that it started, once a file is there."""
+        self.reached(night, pattern)
         kill(night)
 
     def rows(self) -> pl.DataFrame:
@@ -105,8 +112,8 @@ def kill(night: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def watched(table: Path) -> Iterator[list[tuple[int, int, int]]]:
-    """A reader that polls the table with Polars meanwhile: rows, users and runs of every look at it."""
+def watched(table: Path, whole: tuple[int, int, int] = (200, 40, 1)) -> Iterator[list[tuple[int, int, int]]]:
+    """A reader that polls the table with Polars meanwhile: rows, users and runs of every look, none or those of the whole night."""
     seen: list[tuple[int, int, int]] = []
     ended = threading.Event()
     broken: list[Any] = []
@@ -130,7 +137,7 @@ def watched(table: Path) -> Iterator[list[tuple[int, int, int]]]:
         ended.set()
         reader.join()
     assert not broken
-    assert {look for look in seen if look[0]} <= {(200, 40, 1)}
+    assert {look for look in seen if look[0]} <= {whole}
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +210,84 @@ def test_stops_at_random_moments_change_no_row(undisturbed: tuple[pl.DataFrame, 
     assert house.rows().equals(rows)
     left += house.clean()
     print(f"{killed} stops over {ends + 1} nights: all rows of each as undisturbed; {left} parts cleared away; {len(seen)} looks")
+
+
+def test_a_clock_set_back_within_a_night_and_between_two_changes_no_row(
+    undisturbed: tuple[pl.DataFrame, float], tmp_path: Path
+) -> None:
+    rows, _ = undisturbed
+    house, clock = House(tmp_path / "shop"), Clock(tmp_path / "clock")
+    with watched(house.folder / "table") as seen:
+        night = house.start(clock=clock)
+        for moment, offset in (("in ingest", "-10m"), ("in training", "-1h"), ("in scoring", "-2d")):
+            house.reached(night, MOMENTS[moment])
+            clock.set(offset)
+        assert night.wait(timeout=300) == 0, (house.folder / "night.log").read_text()
+    assert house.rows().equals(rows)
+    clock.set("-9d")
+    house.arguments[-1] = str(DAY + ONE)
+    assert house.start(clock=clock).wait(timeout=300) == 0, (house.folder / "night.log").read_text()
+    settings = config.load(house.file)
+    assert [night.as_of for night in published_nights(settings.table.path)] == [DAY, DAY + ONE]
+    assert house.rows().filter(pl.col("as_of") == DAY).equals(rows)
+    assert {run.state for run in read_runs(settings)} == {"published"}
+    assert min(seconds for run in read_runs(settings) for seconds in run.seconds.values()) >= 0
+    print(
+        f"clock set back by 10 minutes, an hour and two days within a night, by a week before the next: both stand; {len(seen)} looks"
+    )
+    house.clean()
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)], ids=str)
+def test_a_night_that_is_ended_in_training_and_in_scoring_says_so_and_is_finished_by_the_same_command(
+    undisturbed: tuple[pl.DataFrame, float], tmp_path: Path, numbers: tuple[signal.Signals, ...]
+) -> None:
+    rows, _ = undisturbed
+    house = House(tmp_path / "shop")
+    for moment, number in zip(("in training", "in scoring"), numbers, strict=True):
+        night = house.start()
+        house.reached(night, MOMENTS[moment])
+        started = descendants(night.pid)
+        begun = time.monotonic()
+        night.send_signal(number)
+        assert night.wait(timeout=60) == 128 + number, (house.folder / "night.log").read_text()
+        print(f"{number.name} {moment}: ended after {time.monotonic() - begun:.1f} s")
+        end = time.monotonic() + 30
+        while alive(started) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not alive(started)
+        run = read_runs(config.load(house.file))[0]
+        assert (run.state, run.said) == ("ended", "SIGTERM" if number == signal.SIGTERM else "Ctrl-C")
+        assert not list(house.folder.glob("*.owner"))  # of the lease: it was left, not lost
+    house.finish()
+    assert house.rows().equals(rows)
+    assert "Traceback" not in (house.folder / "night.log").read_text()
+
+
+# Runs a night whose deadline leaves training so many seconds, as on the command line it is a time of day.
+SHORT = """
+import runpy, sys, time
+from datetime import UTC, datetime
+from recsys.pipelines import deadline
+
+seconds, after = float(sys.argv.pop(1)), float(sys.argv.pop(1))
+begun = time.time()
+deadline.next_deadline = lambda settings, hour: deadline.Deadline(datetime.now(UTC), begun + seconds + after, begun + seconds)
+runpy.run_module("jobs.nightly", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_deadline_in_training_gives_the_challenger_up_and_the_champion_scores_everybody(tmp_path: Path) -> None:
+    house = House(tmp_path / "shop")
+    house.finish()
+    house.file.write_text(house.file.read_text().replace("epochs = 1\n", "epochs = 100000\npatience = 100000\n"))
+    house.arguments = [*house.arguments[:-1], str(DAY + 7 * ONE), "--deadline", "06:00"]
+    begun = time.monotonic()
+    assert house.start("-c", SHORT, "60", "300").wait(timeout=600) == 0, (house.folder / "night.log").read_text()
+    log = (house.folder / "night.log").read_text()
+    assert "tonight's challenger is given up, the champion scores" in log
+    assert "Traceback" not in log
+    assert list(house.folder.glob("work/train-*/fit-*/history.json")), "it was not in training that the deadline came"
+    newest, first = read_runs(config.load(house.file))[:2]
+    assert (newest.state, newest.model_version, newest.users) == ("published", first.model_version, 40)
+    print(f"deadline in training after 60 s: published after {time.monotonic() - begun:.0f} s, by the champion")

@@ -1,5 +1,6 @@
 """A night that its deadline cuts off: the most active users have new lists, the others keep those of the night before."""
 
+import dataclasses
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -18,11 +19,14 @@ from recsys.config import Settings
 from recsys.data import synthetic
 from recsys.data.shop import open_shop
 from recsys.engine import units
+from recsys.engine.ending import Cut
 from recsys.errors import ConfigError, DeadlineError
 from recsys.evaluation.report import carried_text
 from recsys.pipelines import deadline as module
+from recsys.pipelines.champion import Chosen
 from recsys.pipelines.deadline import QUARTERS, Deadline, next_deadline
 from recsys.pipelines.night_record import recorded
+from recsys.pipelines.nightly import nightly
 from recsys.pipelines.runs import kept_run
 from recsys.pipelines.score import release_of, score_shop
 from recsys.pipelines.signals import ShopState, shop_state
@@ -40,7 +44,7 @@ pytestmark = pytest.mark.ray
 DAY = date(2024, 6, 6)
 NEXT = DAY + timedelta(days=1)
 SHARDS = 3
-FAR = Deadline(datetime(2100, 1, 1, tzinfo=UTC), time.time() + 1e6)
+FAR = Deadline(datetime(2100, 1, 1, tzinfo=UTC), time.time() + 1e6, time.time() + 1e6)
 ROWS = [USER_ID, RANK, ITEM_ID, "score", "source", "reason"]
 
 
@@ -77,17 +81,13 @@ def shop(tmp_path_factory: pytest.TempPathFactory, while_in_process: Callable[[]
 
 def stop_after(patch: pytest.MonkeyPatch, finished: int) -> Deadline:
     """A deadline that comes when so many units of scoring are finished."""
-    now = [1_000.0]
 
     def tell(name: str, value: float, **tags: str) -> None:
         if (name, tags.get("stage")) == ("units_done", "score") and value >= finished:
-            now[0] = 3_000.0
+            raise Cut
 
-    if finished == 0:
-        now[0] = 3_000.0
     patch.setattr(units, "tell", tell)
-    patch.setattr(units, "time", types.SimpleNamespace(time=lambda: now[0], monotonic=time.monotonic))
-    return Deadline(datetime(2024, 6, 7, 4, 0, tzinfo=UTC) + timedelta(seconds=finished), 2_000.0)
+    return dataclasses.replace(FAR, at=FAR.at + timedelta(seconds=finished), stop=FAR.stop if finished else 0.0)
 
 
 def night(shop: Shop, deadline: Deadline | None) -> tuple[ShopState, Published, pa.Table]:
@@ -168,10 +168,34 @@ def test_who_was_reached_and_has_no_list_keeps_none(shop: Shop) -> None:
 def test_a_deadline_before_anybody_was_scored_publishes_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     nights = published_nights(shop.settings.table.path)
     day = NEXT + timedelta(days=2)
-    with pytest.raises(DeadlineError, match=r"needs one user to be scored before it, got none\. Nothing was published for 2024-06-09"):
+    with pytest.raises(DeadlineError, match=r"one user to be scored before it, got none, it came while the signals .* Nothing was"):
         score_shop(state_of(shop.settings, day), shop.bundle, as_of=day, deadline=stop_after(monkeypatch, 0))
     assert published_nights(shop.settings.table.path) == nights
     assert DeadlineError.status == 7
+
+
+def test_a_challenger_for_which_there_is_no_time_is_given_up_and_the_champion_scores(shop: Shop, tmp_path: Path) -> None:
+    places = {"table": {"path": str(tmp_path / "table")}, "report": {"path": str(tmp_path / "reports")}}
+    champion = {"path": str(tmp_path / "bundles"), "every_days": 1}
+    values = shop.settings.model_dump(mode="json", exclude_unset=True) | places | {"champion": champion}
+    settings = Settings.model_validate(values | {"gate": values["gate"] | {"max_baseline_loss": 1.0}})
+    no_time = dataclasses.replace(FAR, learn=0.0)
+    said: list[Chosen] = []
+
+    def make(day: date, deadline: Deadline | None) -> None:
+        nightly(open_shop(settings, as_of=day), as_of=day, deadline=deadline, on_chosen=said.append)
+
+    with pytest.raises(DeadlineError, match="needs a model that can score, got none, it came while the first one was trained"):
+        make(DAY, no_time)
+    assert published_nights(settings.table.path) == []
+    make(DAY, FAR)
+    make(NEXT, no_time)
+    assert [(chosen.cut_off, chosen.due) for chosen in said] == [(False, None), (True, NEXT + timedelta(days=1))]
+    assert said[0].bundle.model_version == said[1].bundle.model_version
+    assert [night.as_of for night in published_nights(settings.table.path)] == [NEXT, DAY]
+    assert set(read_night(settings.table.path, as_of=NEXT).column(CARRIED_FROM).to_pylist()) == {None}
+    with pytest.raises(DeadlineError, match="got none, it came while the shop was read"):
+        make(NEXT + timedelta(days=1), dataclasses.replace(FAR, stop=0.0))
 
 
 def test_a_first_night_has_nothing_to_keep(shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -213,16 +237,18 @@ def test_it_is_the_next_time_that_the_shop_s_clock_shows_it(tmp_path: Path) -> N
             assert f"{at + timedelta(hours=hours):%H:%M}" == hour
 
 
-def test_room_for_publishing_is_what_it_took_last_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_for_scoring_and_publishing_is_what_they_took_last_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(tmp_path)
     first = next_deadline(settings, "00:00")
     left = first.at.timestamp() - time.time()
     assert first.at.timestamp() - first.stop == pytest.approx(module.SHARE * left, rel=0.05)
+    assert first.stop - first.learn == pytest.approx(module.SHARE_SCORING * left, rel=0.05)
     with kept_run(settings, as_of=DAY) as run:
-        run.seconds["publish"] = 40.0
+        run.seconds |= {"publish": 40.0, "score": 100.0}
         run.published(Published("run", "model", 1, 10, 1, 0, 10, None, 1.0))
     second = next_deadline(settings, "00:00")
     assert second.at.timestamp() - second.stop == pytest.approx(module.ROOM * 40.0)
+    assert second.stop - second.learn == pytest.approx(module.ROOM * 100.0)
 
 
 def test_a_backfill_has_no_deadline(tmp_path: Path, run: Callable[..., Ended]) -> None:

@@ -1,6 +1,7 @@
 """Inputs and table in an object store: a server that speaks S3's protocol, and the file systems and Delta writer that a shop uses."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from recsys.publishing.export import export
 from recsys.publishing.table import commit_night, published_nights, published_run, read_night, take_back
 from recsys.storage import delta_location, filesystem
 from tests.addresses import SECRET, address
+from tests.clocks import Clock
 from tests.jobs.test_nights import DAY, write_shop
 from tests.nights import NIGHT, OTHER_RUN, RUN, SHARD_0, SHARD_1, STRING, rows_of
 from tests.proxies import FAULTS, flaky, made
@@ -271,6 +273,50 @@ def test_a_lease_that_is_given_up_by_a_dead_process_is_taken_over(
     time.sleep(2.1)
     with lease.leased(path, options, what="the heir") as ours:
         ours()
+
+
+LEASE = """
+import sys, time
+from pathlib import Path
+from recsys.engine import lease
+from recsys.errors import one_line_errors
+
+path, options, expires, clock = {path!r}, {options!r}, {expires}, Path({clock!r})
+lease.EXPIRES_SECONDS = expires
+with one_line_errors(), lease.leased(path, options, what="by another clock") as ours:
+    {inside}
+"""
+
+
+def by_clock(clock: Clock, path: str, options: dict[str, str], *, expires: float, inside: str = "ours()") -> tuple[int, str]:
+    code = LEASE.format(path=path, options=options, expires=expires, clock=str(clock.file), inside=inside)
+    told = os.environ | clock.environment()
+    ended = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, timeout=60, check=False)
+    return ended.returncode, ended.stderr
+
+
+def test_a_lease_goes_by_no_clock_of_a_runs_machine(options: dict[str, str], tmp_path: Path) -> None:
+    path = "s3://shop/clocks/table"
+    ahead, behind = Clock(tmp_path / "ahead", "+10m"), Clock(tmp_path / "behind", "-10m")
+    with lease.leased(path, options, what="a night"):
+        status, said = by_clock(ahead, path, options, expires=300.0)
+        assert status == LeaseError.status, said
+        assert "got a second one: a night, process" in said
+    dead = lease._ObjectLease(path, options, "the dead")
+    dead._put("create")
+    time.sleep(2.1)  # the store's times are whole seconds
+    assert by_clock(behind, path, options, expires=1.0)[0] == 0
+    store, root = filesystem(path, options)
+    assert [file.path for file in store.get_file_info(pafs.FileSelector(root.rpartition("/")[0], allow_not_found=True))] == []
+
+
+def test_a_clock_set_back_hides_no_lost_lease_and_one_set_forward_loses_none(options: dict[str, str], tmp_path: Path) -> None:
+    path = "s3://shop/set/table"
+    clock = Clock(tmp_path / "clock")
+    silent = "lease.RENEW_SECONDS = 600; clock.write_text({!r}); time.sleep({}); ours()"
+    status, said = by_clock(clock, path, options, expires=2.0, inside=silent.format("-1h\n", 3))
+    assert (status, "could not be renewed for 3 s. Nothing was published" in said) == (LeaseError.status, True), said
+    assert by_clock(clock, path, options, expires=60.0, inside=silent.format("+1h\n", 0))[0] == 0
 
 
 def test_a_store_that_takes_no_lease_is_one_sentence(options: dict[str, str]) -> None:
