@@ -189,7 +189,7 @@ class Network:
         """Seconds until the head takes the host for dead."""
         begun = time.monotonic()
         while time.monotonic() < begun + seconds:
-            if self.states().get(host.address) == "DEAD":
+            if (states := self.states()) and states.get(host.address) != "ALIVE":  # of the dead it forgets the address
                 return time.monotonic() - begun
             time.sleep(0.5)
         raise ClusterError(f"{host.log}: not dead to the head after {seconds:.0f} s: {self.states()}")

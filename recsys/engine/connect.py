@@ -122,13 +122,3 @@ def check_answers(address: str) -> None:
             f"RAY_ADDRESS = {address}: must be a Ray that runs and lets us in, got: {seen}. "
             "Check the address and whether that Ray runs; or unset RAY_ADDRESS to use this machine alone."
         ) from error
-
-
-def cpus() -> int:
-    """CPUs of the cluster."""
-    return int(ray.cluster_resources().get("CPU", 0))
-
-
-def gpus() -> int:
-    """GPUs of the cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))

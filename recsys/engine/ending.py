@@ -6,7 +6,7 @@ what came is remembered, and `as_told` raises it again.
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _terminated: list[int] = []  # numbers of the signals that came
@@ -52,30 +52,47 @@ def as_told() -> Iterator[None]:
 
 
 @contextmanager
-def cut_after(seconds: float | None) -> Iterator[None]:
-    """A block that ends with Cut after so many seconds, as Ctrl-C would end it; None: never, nor outside of the main thread.
+def cut_if(over: Callable[[threading.Event], bool]) -> Iterator[None]:
+    """A block that ends with Cut, wherever it is, once `over` returns True; outside of the main thread it is never asked.
 
-    What others run for it, such as actors and training workers, ends as at Ctrl-C too.
+    It is KeyboardInterrupt that the block gets, the one exception that Ray hands on as it is; but of a signal of its own, as Ray Train
+    answers Ctrl-C by waiting for workers that may never come.
+
+    Args:
+        over: runs in a thread beside the block; it returns False soon after the event that it gets is set: the block is left.
     """
-    if seconds is None or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    over = threading.Event()
+    left, cut = threading.Event(), threading.Event()
 
-    def end() -> None:
-        over.set()
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    def watch() -> None:
+        if over(left):
+            cut.set()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
 
-    timer = threading.Timer(max(seconds, 0.0), end)
-    timer.daemon = True
+    before = signal.signal(signal.SIGUSR2, signal.default_int_handler)
+    watcher = threading.Thread(target=watch, daemon=True)
     try:
-        timer.start()
+        watcher.start()
         try:
             yield
         finally:
-            timer.cancel()
-            timer.join()  # if it has sent the signal, that is heard here
+            left.set()
+            watcher.join()  # if it has sent the signal, that is heard here
     except KeyboardInterrupt:
-        if over.is_set():
+        if cut.is_set():
             raise Cut from None
         raise
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+@contextmanager
+def cut_after(seconds: float | None) -> Iterator[None]:
+    """A block that ends with Cut after so many seconds, as `cut_if`; None: never."""
+    if seconds is None:
+        yield
+        return
+    with cut_if(lambda left: not left.wait(max(seconds, 0.0))):
+        yield

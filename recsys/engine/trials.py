@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler
 from typing_extensions import override
 
-from recsys.engine.connect import cpus, gpus
+from recsys.engine.room import cpus, gpus
 from recsys.errors import ClusterError, one_line, raise_ending
 
 HALVING = 3  # of the trials that come to a rung one in so many goes on (Li et al. 2020 use 4; few trials are the rule here)

@@ -11,17 +11,17 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from recsys.engine.connect import cpus, gpus
 from recsys.engine.ending import Cut, cut_after
 from recsys.engine.metrics import tell
 from recsys.engine.progress import log, progress
+from recsys.engine.room import cpus, gpus, while_there_is
 from recsys.engine.stage import Receipt, Stage
 from recsys.errors import ClusterError, RecsysError, raise_ending
 
@@ -147,7 +147,7 @@ def run_units(
             Absent: all are worked on.
 
     Raises:
-        ClusterError: more actors than the cluster has CPUs or GPUs, or Ray gave up on a unit.
+        ClusterError: more actors than the cluster has CPUs or GPUs, it lost all of them, or Ray gave up on a unit.
         RecsysError: whatever of ours a unit raised.
     """
     pending: dict[str, Mapping[str, Any]] = {}
@@ -159,7 +159,7 @@ def run_units(
                 stage.forget(name)  # and with it the attempts of earlier runs
             late = bool(pending) and until is not None and time.time() >= until
             if pending and not late:
-                worker = _Worker(stage, make, arguments)
+                worker, resource = _Worker(stage, make, arguments), "GPU" if device == "gpu" else "CPU"
                 mistakes = _here(worker, pending) if here else _on_ray(worker, pending, actors=actors, device=device)
                 # closed here and now: a job that a mistake leaves behind must not outlive the Ray it runs on
                 try:
@@ -167,6 +167,7 @@ def run_units(
                         closing(mistakes),
                         progress(label or stage.name, len(pending), unit=unit) as advance,
                         cut_after(None if until is None else until - time.time()),
+                        nullcontext() if here else while_there_is(resource, 1, what=f"{label or stage.name}: actors"),
                     ):
                         for done, (name, mistake) in enumerate(mistakes, start=1):
                             if mistake is not None:

@@ -14,6 +14,7 @@ import ray.train
 
 from recsys.engine.ending import terminated
 from recsys.engine.progress import log
+from recsys.engine.room import there, while_there_is
 from recsys.errors import ClusterError, raise_ending
 
 RESIZE_SECONDS = 60.0  # between two looks whether an elastic fit may grow; growing costs a restart from the last checkpoint
@@ -37,11 +38,12 @@ def launch(
         max_failures: how often all are started again after one failed; and how often, if what Ray watches them with died.
 
     Raises:
-        ClusterError: the workers, or Ray, failed more often than that.
+        ClusterError: the workers, or Ray, failed more often than that, or the cluster has no room for them any more.
         KeyboardInterrupt: at Ctrl-C, once the workers have ended.
     """
     from ray.train.tensorflow import TensorflowTrainer  # imports TensorFlow
 
+    fewest = workers if isinstance(workers, int) else workers[0]
     api: Any = ray.train  # to a type checker each of its names is the old class or the new one
     for number in range(1 + max_failures):
         attempt = f"ray-{uuid.uuid4().hex}"  # a name of its own: Ray would take up what it finds under an old one
@@ -58,13 +60,9 @@ def launch(
                 name=attempt, storage_path=str(folder), failure_config=api.FailureConfig(max_failures=max_failures)
             ),
         )
-        at_interrupt = signal.getsignal(signal.SIGINT)
         try:
-            result: Any = trainer.fit()  # of Train V2, which the type checker does not see
-        except SystemExit as ended:
-            if terminated():
-                raise
-            raise KeyboardInterrupt from ended  # as Train, at Ctrl-C, ends its workers and then the process
+            with while_there_is("GPU" if gpu else "CPU", fewest, what="training: workers"):
+                result = _fit(trainer)
         except ray.train.TrainingFailedError as error:
             raise_ending(error)
             raise ClusterError(
@@ -83,10 +81,22 @@ def launch(
         else:
             return result.return_value
         finally:
-            if at_interrupt is not None and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, at_interrupt)  # Train has set one of its own, for workers that are gone now
             shutil.rmtree(folder / attempt, ignore_errors=True)
     raise AssertionError("it returned or raised")
+
+
+def _fit(trainer: Any) -> Any:
+    """The result of a trainer of Train V2, which the type checker does not see; KeyboardInterrupt at Ctrl-C."""
+    at_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        return trainer.fit()
+    except SystemExit as ended:
+        if terminated():
+            raise
+        raise KeyboardInterrupt from ended  # as Train, at Ctrl-C, ends its workers and then the process
+    finally:
+        if at_interrupt is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, at_interrupt)  # Train has set one of its own, for workers that are gone now
 
 
 def this_worker() -> tuple[int, int]:
@@ -106,10 +116,9 @@ def check_room(workers: int, *, gpu: bool) -> None:
     Raises:
         ClusterError: the cluster has fewer CPUs, or GPUs, than workers.
     """
-    there = ray.cluster_resources()
     for resource in ("CPU", "GPU") if gpu else ("CPU",):
-        if there.get(resource, 0) < workers:
+        if (found := there(resource)) < workers:
             raise ClusterError(
                 f"training: {workers} workers on {'gpu' if gpu else 'cpu'} need {workers} {resource}s, the cluster has "
-                f"{there.get(resource, 0):g}. Lower train.workers or add nodes."
+                f"{found:g}. Lower train.workers or add nodes."
             )

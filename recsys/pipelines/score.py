@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from recsys import config
 from recsys.config import Settings
-from recsys.engine.connect import gpus
 from recsys.engine.lease import leased
 from recsys.engine.progress import log
+from recsys.engine.room import gpus
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units, share
 from recsys.errors import BundleError

@@ -17,8 +17,9 @@ import ray.cloudpickle
 from typing_extensions import override
 
 from recsys.engine import progress as progress_module
-from recsys.engine.connect import ENVIRONMENT, check_answers, connect, cpus
+from recsys.engine.connect import ENVIRONMENT, check_answers, connect
 from recsys.engine.progress import progress
+from recsys.engine.room import cpus
 from recsys.engine.stage import Receipt, Stage
 from recsys.engine.units import Task, run_units
 from recsys.errors import ClusterError, DataError
