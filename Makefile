@@ -36,7 +36,7 @@ pythons: .venv/ready
 	.ci/pythons
 
 drill: .venv/ready
-	.venv/bin/python -m pytest -m "drill or long" -v -rP --durations=0
+	.venv/bin/python -m pytest -m "drill or long" --numprocesses 2 --dist loadfile --no-loadscope-reorder -v -rP --durations=0
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from recsys import config
-from recsys.errors import GateError
+from recsys.errors import GateError, PublishError
 from recsys.publishing import staging
 from recsys.publishing.figures import COLUMNS, PAIRED_USERS, figures_of
 from recsys.publishing.gate import NOT_MEASURED, Quality, Verdict, judge
@@ -144,7 +144,13 @@ def publish_parts(
     verdict = None
     with ThreadPoolExecutor(1) as pool:  # the gate looks beside the audit, as each reads all parts
         judged = None if stands and record.exists() else pool.submit(_judge, release, parts, available=available, quality=quality)
-        audit = staging.audit(where, parts, as_of=release.as_of, k=release.k, storage_options=storage, **types)
+        try:
+            audit = staging.audit(where, parts, as_of=release.as_of, k=release.k, storage_options=storage, **types)
+        except staging.DamagedPartError as error:
+            if stands:  # readers may be on it
+                raise PublishError(f"{error} The night is published with it: remove it, and run the command with --force.") from error
+            staging.remove(where, error.part, storage_options=storage)
+            raise PublishError(f"{error} It was removed: the same command, run again, does so.") from error
     if judged is not None:
         verdict = judged.result()
         counts: dict[str, Any] = {"rows": audit.rows, "users": audit.users, "short_users": audit.short_users, "scored": scored}

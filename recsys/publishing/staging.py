@@ -64,6 +64,18 @@ class Part(TypedDict):
     """Delta's per-file statistics, as JSON."""
 
 
+class DamagedPartError(PublishError):
+    """A staged part is not what was staged.
+
+    Args:
+        part: which one.
+    """
+
+    def __init__(self, said: str, part: Part) -> None:
+        super().__init__(f"{said} Score shard {part['shard']} again.")
+        self.part = part
+
+
 @dataclass(frozen=True)
 class Audit:
     """Counts of an audited night."""
@@ -126,6 +138,16 @@ def missing(path: str, parts: Sequence[Part], *, storage_options: Mapping[str, s
     except OSError as error:
         raise PublishError(f"{path}: cannot be reached: {error}. Check table.path, the store and its credentials.") from error
     return [part for part, info in zip(staged, infos, strict=True) if info.size != part["size"]]
+
+
+def remove(path: str, part: Part, *, storage_options: Mapping[str, str] = {}) -> None:
+    """Remove a staged part, so that it is missing.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    store, root = filesystem(path, storage_options)
+    store.delete_file(f"{root}/{part['path']}")
 
 
 def refuse_missing(path: str, parts: Sequence[Part], storage_options: Mapping[str, str]) -> None:
@@ -201,7 +223,7 @@ def _look(store: pafs.FileSystem, root: str, part: Part, *, schema: pa.Schema, k
         with store.open_input_file(f"{root}/{part['path']}") as file:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             if wrong := differences(parquet.schema_arrow, schema):
-                raise PublishError(f"{where}: {wrong}. Score shard {part['shard']} again.")
+                raise DamagedPartError(f"{where}: {wrong}.", part)
             for batch in parquet.iter_batches(use_threads=False):
                 _check_scores(batch.column(SCORE), where=where)
                 for name, counts in seen.items():
@@ -209,11 +231,11 @@ def _look(store: pafs.FileSystem, root: str, part: Part, *, schema: pa.Schema, k
                 lists.append(batch.select([USER_ID, RANK, ITEM_ID]))
         lengths = _list_lengths(pa.Table.from_batches(lists), k=k, where=where) if lists else np.empty(0, np.int64)
     except (pa.ArrowException, OSError) as error:
-        raise PublishError(f"{where}: cannot be read: {error}. Score shard {part['shard']} again.") from error
+        raise DamagedPartError(f"{where}: cannot be read: {error}.", part) from error
     if (int(lengths.sum()), len(lengths)) != (part["rows"], part["users"]):
-        raise PublishError(
-            f"{where}: must hold {part['rows']} rows of {part['users']} users as its receipt says, got "
-            f"{lengths.sum()} of {len(lengths)}. Score shard {part['shard']} again."
+        said = f"{lengths.sum()} of {len(lengths)}"
+        raise DamagedPartError(
+            f"{where}: must hold {part['rows']} rows of {part['users']} users as its receipt says, got {said}.", part
         )
     return lengths, seen
 

@@ -48,6 +48,24 @@ release.commit_night = held
 runpy.run_module("jobs.nightly", run_name="__main__", alter_sys=True)
 """
 
+# Holds still before the audit until a file is gone, as it takes milliseconds.
+BEFORE_AUDIT = """
+import runpy, sys, time
+from pathlib import Path
+from recsys.pipelines import score
+
+real, here = score.publish_parts, Path(sys.argv.pop(1))
+
+def held(*arguments, **options):
+    here.touch()
+    while here.exists():
+        time.sleep(0.05)
+    return real(*arguments, **options)
+
+score.publish_parts = held
+runpy.run_module("jobs.nightly", run_name="__main__", alter_sys=True)
+"""
+
 
 class House:
     """A shop whose night is run again and again."""
@@ -291,3 +309,47 @@ def test_a_deadline_in_training_gives_the_challenger_up_and_the_champion_scores_
     newest, first = read_runs(config.load(house.file))[:2]
     assert (newest.state, newest.model_version, newest.users) == ("published", first.model_version, 40)
     print(f"deadline in training after 60 s: published after {time.monotonic() - begun:.0f} s, by the champion")
+
+
+def test_a_killed_actor_a_second_night_and_a_damaged_part_change_no_row(
+    undisturbed: tuple[pl.DataFrame, float], tmp_path: Path
+) -> None:
+    rows, _ = undisturbed
+    house, here = House(tmp_path / "shop"), tmp_path / "before-audit"
+    with watched(house.folder / "table") as seen:
+        night = house.start("-c", BEFORE_AUDIT, str(here))
+        house.reached(night, MOMENTS["in training"])
+        assert house.start().wait(timeout=120) == 6
+        assert "one run at a time, got a second one" in (house.folder / "night.log").read_text()
+        print("two nights at once: the second one ended with 6, the first went on")
+        house.reached(night, MOMENTS["in scoring"])
+        killed = kill_actor(night.pid)
+        while not here.exists():
+            assert night.poll() is None, (house.folder / "night.log").read_text()
+            time.sleep(0.05)
+        before = receipts(house.folder)
+        print(f"scoring actor {killed} killed: {len(before)} units finished all the same, by another")
+        part = max((house.folder / "table").glob("as_of=*/part-*.parquet"), key=lambda path: path.stat().st_size)
+        content = part.read_bytes()
+        part.write_bytes(content[: len(content) // 3] + bytes(64) + content[len(content) // 3 + 64 :])  # of the same size
+        here.unlink()
+        assert night.wait(timeout=300) == 1
+        log = (house.folder / "night.log").read_text()
+        assert f"{part.name}: cannot be read" in log
+        assert "It was removed: the same command, run again, does so." in log
+        assert "Traceback" not in log
+        house.finish()
+    assert house.rows().equals(rows)
+    again = [path for path, text in receipts(house.folder).items() if before.get(path) not in (None, text)]
+    assert [path.name[:5] for path in again] == ["part-"]
+    print(f"part damaged before the audit: nothing published, 1 of {len(before)} units redone; {len(seen)} looks at the table")
+    house.clean()
+
+
+def kill_actor(night: int) -> int:
+    """Kill an actor that scores; its process id."""
+    pids = ",".join(map(str, alive(descendants(night))))
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "-p", pids], capture_output=True, text=True, check=True).stdout
+    actor = int(next(line for line in listed.splitlines() if "ray::MapWorker" in line).split()[0])
+    os.kill(actor, signal.SIGKILL)
+    return actor

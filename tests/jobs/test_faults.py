@@ -19,7 +19,7 @@ Run = Callable[..., Ended]
 DAY = date(2024, 6, 6)
 ROWS = ["as_of", "user_id", "rank", "item_id", "score", "source", "reason"]
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("in_process")]
+pytestmark = [pytest.mark.ray, pytest.mark.drill, pytest.mark.usefixtures("in_process")]
 
 
 class House:
@@ -85,6 +85,7 @@ def test_a_catalog_of_a_tenth_is_stopped_and_the_whole_one_goes_on(house: House)
     ended = house.night(DAY + timedelta(days=1))
     assert ended.status == 0, ended.err
     assert house.rows(DAY + timedelta(days=1)).height == 60 * 5
+    print("a catalog of a tenth: stopped by the gate, the night before stands; the whole one is published")
 
 
 @pytest.mark.parametrize("fault", ["truncated", "gone", "changed"])
@@ -121,6 +122,7 @@ def test_an_input_that_changes_under_the_night_is_one_sentence(house: House, fau
     ended = house.night()
     assert ended.status == 0, ended.err
     assert house.rows().equals(undisturbed)
+    print(f"an input that is {fault} while the night reads it: one sentence, nothing published; every row as undisturbed after")
 
 
 @pytest.fixture(params=["12k", "24k"])  # full while parts are written, and in the commit
@@ -152,3 +154,4 @@ def test_a_disk_that_is_full_in_parts_or_in_the_commit_is_one_sentence_and_room_
     house.begin_anew()
     assert house.night().status == 0
     assert disturbed.equals(house.rows())
+    print("a disk that is full while the table is written: one sentence, nothing published; every row as undisturbed after")

@@ -42,10 +42,25 @@ def test_a_damaged_part_is_the_audit_s_to_name_whatever_the_gate_saw_of_it(tmp_p
     content = bytearray(file.read_bytes())
     content[20:60] = bytes(40)
     file.write_bytes(content)
-    with pytest.raises(PublishError, match=r"part-00001-aaaa-.*cannot be read.*Score shard 1 again"):
+    with pytest.raises(PublishError, match=r"part-00001-aaaa-.*cannot be read.*Score shard 1 again\. It was removed: the same command"):
         end(tmp_path, parts)
     assert published_nights(str(tmp_path / "table")) == []
     assert not list(tmp_path.glob(f"work/{RECORD}"))
+    assert staging.missing(str(tmp_path / "table"), parts) == [parts[1]]
+
+
+def test_a_damaged_part_of_a_night_that_stands_stays_where_readers_may_be_on_it(tmp_path: Path) -> None:
+    parts = stage(tmp_path / "table", SHARD_0, SHARD_1)
+    assert end(tmp_path, parts).version is not None
+    file = tmp_path / "table" / parts[1]["path"]
+    content = bytearray(file.read_bytes())
+    content[20:60] = bytes(40)
+    file.write_bytes(content)
+    with pytest.raises(
+        PublishError, match=r"Score shard 1 again\. The night is published with it: remove it, and run the command with"
+    ):
+        end(tmp_path, parts)
+    assert file.read_bytes() == content
 
 
 def test_a_part_that_is_gone_is_named(tmp_path: Path) -> None:
