@@ -17,6 +17,7 @@ from recsys.engine.progress import log
 from recsys.engine.room import there, while_there_is
 from recsys.errors import ClusterError, raise_ending
 
+STARTS = 30  # of the workers, a minute each
 RESIZE_SECONDS = 60.0  # between two looks whether an elastic fit may grow; growing costs a restart from the last checkpoint
 
 
@@ -45,6 +46,8 @@ def launch(
 
     fewest = workers if isinstance(workers, int) else workers[0]
     api: Any = ray.train  # to a type checker each of its names is the old class or the new one
+    # Workers that Ray does not start within a minute are asked for again, by default for ever, as where its head's clock was set back.
+    failures = api.FailureConfig(max_failures=max_failures, controller_failure_limit=STARTS)
     for number in range(1 + max_failures):
         attempt = f"ray-{uuid.uuid4().hex}"  # a name of its own: Ray would take up what it finds under an old one
         trainer = TensorflowTrainer(
@@ -56,13 +59,18 @@ def launch(
                 resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpu else {}),
                 elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             ),
-            run_config=api.RunConfig(
-                name=attempt, storage_path=str(folder), failure_config=api.FailureConfig(max_failures=max_failures)
-            ),
+            run_config=api.RunConfig(name=attempt, storage_path=str(folder), failure_config=failures),
         )
         try:
             with while_there_is("GPU" if gpu else "CPU", fewest, what="training: workers"):
                 result = _fit(trainer)
+        except api.ControllerError as error:
+            raise_ending(error)
+            raise ClusterError(
+                f"{folder}: Ray's controller of the training gave up: {_cause(str(error))} It asks for workers {STARTS} times, a "
+                "minute each. The last checkpoint stands; see Ray's logs in its session folder, start Ray anew, and run the same "
+                "command again."
+            ) from error
         except ray.train.TrainingFailedError as error:
             raise_ending(error)
             raise ClusterError(

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from recsys.engine import workers
 from recsys.engine.workers import launch
+from recsys.errors import ClusterError
+from tests.conftest import CPUS
 
 
 def wait_or_return(job: dict[str, Any]) -> str:
@@ -41,3 +44,12 @@ def test_ctrl_c_ends_the_workers_and_is_told_as_such(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is handler
     assert start(forever=False) == "returned"
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_that_ray_never_starts_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    monkeypatch.setattr(workers, "STARTS", 1)
+    with pytest.raises(ClusterError, match=r"Ray's controller of the training gave up: .* It asks for workers 1 times"):
+        launch(wait_or_return, {}, folder=tmp_path, workers=CPUS + 1, gpu=False, max_failures=0)
