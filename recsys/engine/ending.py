@@ -59,27 +59,29 @@ def cut_if(over: Callable[[threading.Event], bool]) -> Iterator[None]:
     answers Ctrl-C by waiting for workers that may never come.
 
     Args:
-        over: runs in a thread beside the block; it returns False soon after the event that it gets is set: the block is left.
+        over: runs in a thread beside the block; the event that it gets is set when the block is left, and what it returns then is not
+            heard.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    left, cut = threading.Event(), threading.Event()
+    left, cut, lock = threading.Event(), threading.Event(), threading.Lock()
 
     def watch() -> None:
         if over(left):
-            cut.set()
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+            with lock:  # a signal that came when the block is left would end the process
+                if not left.is_set():
+                    cut.set()
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
 
     before = signal.signal(signal.SIGUSR2, signal.default_int_handler)
-    watcher = threading.Thread(target=watch, daemon=True)
     try:
-        watcher.start()
+        threading.Thread(target=watch, daemon=True).start()
         try:
             yield
         finally:
-            left.set()
-            watcher.join()  # if it has sent the signal, that is heard here
+            with lock:
+                left.set()  # and a signal that was sent is heard here
     except KeyboardInterrupt:
         if cut.is_set():
             raise Cut from None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.engine.ending import Cut, cut_after
+from recsys.engine.ending import Cut, cut_after, cut_if
 from recsys.engine.stage import Stage
 from recsys.engine.units import Task, run_units
 
@@ -60,7 +60,23 @@ def test_a_block_is_cut_when_its_time_is_over_and_not_before() -> None:
         pass
     with pytest.raises(Cut), cut_after(-5):
         time.sleep(30)
-    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+
+
+def test_what_is_said_after_the_block_was_left_is_not_heard() -> None:
+    said = threading.Event()
+
+    def too_late(left: threading.Event) -> bool:
+        left.wait(60)
+        time.sleep(0.2)
+        said.set()
+        return True
+
+    before = signal.getsignal(signal.SIGUSR2)
+    with cut_if(too_late):
+        pass
+    assert said.wait(60)
+    time.sleep(0.2)
+    assert signal.getsignal(signal.SIGUSR2) == before
 
 
 def test_ctrl_c_within_a_block_is_no_cut() -> None:

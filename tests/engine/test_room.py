@@ -91,6 +91,7 @@ def nothing(job: dict[str, Any]) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster", "soon")
 def test_training_that_has_no_room_ends(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=rf"^training: workers need {CPUS + 1} CPUs, the cluster has had {CPUS} for"):

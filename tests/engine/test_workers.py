@@ -47,6 +47,7 @@ def test_ctrl_c_ends_the_workers_and_is_told_as_such(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_workers_that_ray_never_starts_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
