@@ -34,4 +34,5 @@ class Clock:
             "FAKETIME_NO_CACHE": "1",
             "PYTHONPATH": os.pathsep.join([str(self.sleep), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "NO_FAKE_STAT": "1",  # times of files are what they are
         }
