@@ -103,9 +103,10 @@ def test_a_unit_that_hangs_is_cut_off_and_ray_works_on(tmp_path: Path) -> None:
     def run(until: float | None) -> list[str]:
         return list(run_units(stage, units, one_that_hangs, tmp_path, unit="units", until=until))
 
-    found = run(time.time() + 15)  # one may wait behind that which hangs, for the same actor
-    assert 2 <= len(found) <= 3
-    assert "unit-1" not in found
+    begun = time.monotonic()
+    found = run(time.time() + 20)  # one may wait behind that which hangs, for the same actor
+    assert time.monotonic() - begun < 60
+    assert set(found) <= {"unit-0", "unit-2", "unit-3"}
     assert (tmp_path / "hangs").exists()
     units["unit-1"]["hangs"] = False
     assert run(None) == list(units)
