@@ -65,6 +65,8 @@ def while_there_is(resource: str, fewest: int, *, what: str) -> Iterator[None]:
         with cut_if(over):
             yield
     except Cut:
+        if not lacking:  # the block was cut for another reason
+            raise
         raise ClusterError(
             f"{what} need {fewest} {resource}s, the cluster has had {lacking[0]:g} for {WAIT_SECONDS / 60:.0f} minutes. What is "
             "finished is kept: add nodes, and run the same command again."
