@@ -23,7 +23,7 @@ from recsys.errors import ClusterError
 NETWORK = "10.213.77"  # of the bridge and of all hosts on it
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 START_ATTEMPTS = 3
-PREFIX = "rs"  # of bridges, then the id of the process that made it; names may have 15 letters
+PREFIX = "recsys"  # of bridges, then the id of the process that made it; names may have 15 letters
 
 
 def refused() -> str:

@@ -113,6 +113,7 @@ class _ObjectLease:
 
     def take(self) -> None:
         """Make the lease, or take over that of a run that is gone; then renew it, in a thread, until it is freed."""
+        self.renewed = _since_start()  # before it is written, as the store may have long when the answer comes
         try:
             self.mark = self._take()
         except (BaseError, OSError) as error:
@@ -121,7 +122,6 @@ class _ObjectLease:
                 f"{self.location}: the lease beside the table cannot be written: {said}. Check the store, its credentials, and that it "
                 "takes conditional writes."
             ) from error
-        self.renewed = _since_start()
         self.renewing = threading.Thread(target=self._renew, name=f"lease of {self.location}", daemon=True)
         self.renewing.start()
 
@@ -167,8 +167,9 @@ class _ObjectLease:
     def _renew(self) -> None:
         while not self.ended.wait(RENEW_SECONDS):
             try:
+                begun = _since_start()
                 self.mark = self._put_again()
-                self.renewed = _since_start()
+                self.renewed = begun
             except (PreconditionError, FileNotFoundError):
                 self.lost = True
                 log.warning("%s: the lease was taken over by another run; this one will publish nothing", self.location)

@@ -36,7 +36,7 @@ def while_there_is(resource: str, fewest: int, *, what: str) -> Iterator[None]:
     """A block that works on the cluster, as long as that has enough of a resource; where it has not, it waits for nodes.
 
     Args:
-        what: needs it, in the plural.
+        what: needs it.
 
     Raises:
         ClusterError: it had too little for WAIT_SECONDS.
@@ -55,7 +55,7 @@ def while_there_is(resource: str, fewest: int, *, what: str) -> Iterator[None]:
             elif since is None:
                 since = time.monotonic()
                 told = what, fewest, resource, found, WAIT_SECONDS / 60
-                log.warning("%s need %d %ss, the cluster has %g left: waiting for nodes, %.0f minutes at most", *told)
+                log.warning("%s: the cluster must have %d %s or more, got %g: waiting for nodes, %.0f minutes at most", *told)
             elif time.monotonic() - since >= WAIT_SECONDS:
                 lacking.append(found)
                 return True
@@ -68,6 +68,6 @@ def while_there_is(resource: str, fewest: int, *, what: str) -> Iterator[None]:
         if not lacking:  # the block was cut for another reason
             raise
         raise ClusterError(
-            f"{what} need {fewest} {resource}s, the cluster has had {lacking[0]:g} for {WAIT_SECONDS / 60:.0f} minutes. What is "
-            "finished is kept: add nodes, and run the same command again."
+            f"{what}: the cluster must have {fewest} {resource} or more, got {lacking[0]:g} for {WAIT_SECONDS / 60:.0f} minutes. What "
+            "is finished is kept: add nodes, and run the same command again."
         ) from None

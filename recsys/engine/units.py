@@ -167,7 +167,7 @@ def run_units(
                         closing(mistakes),
                         progress(label or stage.name, len(pending), unit=unit) as advance,
                         cut_after(None if until is None else until - time.time()),
-                        nullcontext() if here else while_there_is(resource, 1, what=f"{label or stage.name}: actors"),
+                        nullcontext() if here else while_there_is(resource, 1, what=label or stage.name),
                     ):
                         for done, (name, mistake) in enumerate(mistakes, start=1):
                             if mistake is not None:

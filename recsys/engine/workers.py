@@ -62,7 +62,7 @@ def launch(
             run_config=api.RunConfig(name=attempt, storage_path=str(folder), failure_config=failures),
         )
         try:
-            with while_there_is("GPU" if gpu else "CPU", fewest, what="training: workers"):
+            with while_there_is("GPU" if gpu else "CPU", fewest, what="training"):
                 result = _fit(trainer)
         except api.ControllerError as error:
             raise_ending(error)

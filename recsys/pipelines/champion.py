@@ -18,7 +18,7 @@ from recsys.errors import BundleError
 from recsys.evaluation.backtest import best_baselines
 from recsys.evaluation.fairness import gaps_of
 from recsys.pipelines.backtest import measure, paired
-from recsys.pipelines.deadline import Deadline, now
+from recsys.pipelines.deadline import Deadline, cut_by, now
 from recsys.pipelines.examples import training_cutoffs
 from recsys.pipelines.score import check_bundle
 from recsys.pipelines.signals import ShopState, fit_signals
@@ -76,7 +76,8 @@ def choose(
     champion = registry.champion()
     if champion is not None:
         if _publishing(champion).about["window"]["as_of"] > as_of.isoformat():
-            refit = train_shop(state, as_of=as_of, on_epoch=on_epoch)
+            with cut_by(deadline, settings.table.path, "a model of that day was trained"):
+                refit = train_shop(state, as_of=as_of, on_epoch=on_epoch)
             return Chosen(refit.bundle, refit=refit, quality=quality_of(state, registry, refit.bundle, as_of=as_of))
         due = next_challenger(settings, registry)
         if as_of < due and as_of.isoformat() != registry.decisions()[-1].as_of and _can_score(champion, settings):

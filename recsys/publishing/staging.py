@@ -144,10 +144,15 @@ def remove(path: str, part: Part, *, storage_options: Mapping[str, str] = {}) ->
     """Remove a staged part, so that it is missing.
 
     Raises:
-        OSError: it cannot be removed.
+        PublishError: it cannot be removed.
     """
     store, root = filesystem(path, storage_options)
-    store.delete_file(f"{root}/{part['path']}")
+    try:
+        store.delete_file(f"{root}/{part['path']}")
+    except OSError as error:
+        raise PublishError(
+            f"{path}/{part['path']}: is damaged and cannot be removed: {error}. Remove it, and run the same command again."
+        ) from error
 
 
 def refuse_missing(path: str, parts: Sequence[Part], storage_options: Mapping[str, str]) -> None:

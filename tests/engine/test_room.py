@@ -70,10 +70,10 @@ def test_a_block_ends_where_there_has_been_too_little_for_long(
 ) -> None:
     with room.while_there_is("CPU", CPUS, what="actors"):
         time.sleep(2)
-    said = rf"^actors need {CPUS + 1} CPUs, the cluster has had {CPUS} for 0 minutes\. What is finished is kept: add nodes, and run"
+    said = rf"^actors: the cluster must have {CPUS + 1} CPU or more, got {CPUS} for 0 minutes\. What is finished is kept: add"
     with pytest.raises(ClusterError, match=said), room.while_there_is("CPU", CPUS + 1, what="actors"):
         time.sleep(60)
-    assert f"actors need {CPUS + 1} CPUs, the cluster has {CPUS} left: waiting for nodes" in caplog.text
+    assert f"actors: the cluster must have {CPUS + 1} CPU or more, got {CPUS}: waiting for nodes" in caplog.text
     with pytest.raises(Cut), cut_after(1), room.while_there_is("CPU", CPUS + 1, what="actors"):
         time.sleep(60)
     found = iter([0.0, 0.0, 8.0, *[0.0] * 5, *[8.0] * 100])  # nodes go and come
@@ -94,7 +94,7 @@ def nothing(job: dict[str, Any]) -> str:
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster", "soon")
 def test_training_that_has_no_room_ends(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=rf"^training: workers need {CPUS + 1} CPUs, the cluster has had {CPUS} for"):
+    with pytest.raises(ClusterError, match=rf"^training: the cluster must have {CPUS + 1} CPU or more, got {CPUS} for"):
         launch(nothing, {}, folder=tmp_path, workers=CPUS + 1, gpu=False, max_failures=0)
     assert launch(nothing, {}, folder=tmp_path, workers=1, gpu=False, max_failures=0) == "returned"
     end = time.monotonic() + 60
@@ -109,5 +109,5 @@ def test_a_stage_whose_nodes_are_gone_ends(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", JOB, str(tmp_path)]
     job = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240, check=False)
-    assert "lonely: actors need 1 CPUs, the cluster has had 0 for 0 minutes" in job.stderr, job.stderr[-3_000:]
+    assert "lonely: the cluster must have 1 CPU or more, got 0 for 0 minutes" in job.stderr, job.stderr[-3_000:]
     assert job.returncode == 1

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
@@ -23,6 +24,7 @@ DAY = date(2024, 6, 6)
 USERS, K = 600, 5
 CUT_SECONDS = 20.0
 WORKERS = ("one", "two")
+MOMENTS = {"training": "work/train-*/fit-*/*", "scoring": "work/score-*/receipts/part-*.json"}
 
 pytestmark = [
     pytest.mark.ray,
@@ -74,6 +76,18 @@ class House:
     def rows(self) -> pl.DataFrame:
         return pl.read_delta(self.made("table")).select(ROWS).sort("user_id", "rank")
 
+    @contextmanager
+    def drill(self, moment: str, rows: pl.DataFrame) -> Iterator[subprocess.Popen[bytes]]:
+        """A block with a night that has come to a moment; after it the table has these rows, and a reader saw nothing else."""
+        self.begin_anew(moment)
+        with watched(Path(self.made("table")), (USERS * K, USERS, 1)):
+            night = self.submit()
+            self.reached(night, MOMENTS[moment])
+            yield night
+            assert self.night is not None, "it was submitted"
+            self.finish(self.night)
+        assert self.rows().equals(rows)
+
     def begin_anew(self, moment: str) -> None:
         """As it was before the night trained, or before it scored."""
         made = self.folder / "made"
@@ -116,79 +130,53 @@ def whole_again(house: House, undisturbed: tuple[pl.DataFrame, float]) -> Iterat
             house.net.add(name)
 
 
-MOMENTS = {"training": "work/train-*/fit-*/*", "scoring": "work/score-*/receipts/part-*.json"}
-
-
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_link_cut_for_a_while_changes_no_row(whole_again: House, undisturbed: tuple[pl.DataFrame, float], moment: str) -> None:
-    (rows, whole), house = undisturbed, whole_again
-    house.begin_anew(moment)
-    begun = time.monotonic()
-    with watched(Path(house.made("table")), (USERS * K, USERS, 1)):
-        night = house.submit()
-        house.reached(night, MOMENTS[moment])
-        house.net.hosts["two"].cut()
+    (rows, whole), host, begun = undisturbed, whole_again.net.hosts["two"], time.monotonic()
+    with whole_again.drill(moment, rows) as night:
+        host.cut()
         time.sleep(CUT_SECONDS)
         assert night.poll() is None, "the night ended before its host came back"
-        house.net.hosts["two"].mend()
-        house.finish(night)
-    assert house.rows().equals(rows)
+        host.mend()
     seconds = time.monotonic() - begun
     print(f"link cut for {CUT_SECONDS:.0f} s in {moment}: {seconds:.0f} s, the whole night is {whole:.0f}; every row as undisturbed")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_host_cut_off_for_good_is_made_up_for(whole_again: House, undisturbed: tuple[pl.DataFrame, float], moment: str) -> None:
-    (rows, whole), house = undisturbed, whole_again
-    house.begin_anew(moment)
-    begun = time.monotonic()
-    with watched(Path(house.made("table")), (USERS * K, USERS, 1)):
-        night = house.submit()
-        house.reached(night, MOMENTS[moment])
-        house.net.hosts["two"].cut()
-        noticed = house.net.dead(house.net.hosts["two"])
+    (rows, whole), net, begun = undisturbed, whole_again.net, time.monotonic()
+    with whole_again.drill(moment, rows):
+        net.hosts["two"].cut()
+        noticed = net.dead(net.hosts["two"])
         if moment == "training":  # two workers, one CPU is left: as an autoscaler does, a new host comes
-            house.net.add("two")
-        house.finish(night)
-    assert house.rows().equals(rows)
+            net.add("two")
     seconds = time.monotonic() - begun
     print(f"host cut off for good in {moment}: dead to the head after {noticed:.0f} s; {seconds:.0f} s of {whole:.0f}; same rows")
 
 
 def test_a_node_of_three_that_dies_leaves_its_work_to_the_others(whole_again: House, undisturbed: tuple[pl.DataFrame, float]) -> None:
-    (rows, whole), house = undisturbed, whole_again
-    house.begin_anew("scoring")
-    begun = time.monotonic()
-    with watched(Path(house.made("table")), (USERS * K, USERS, 1)):
-        night = house.submit()
-        house.reached(night, MOMENTS["scoring"])
-        house.net.hosts["one"].kill()
-        kept = receipts(house.folder / "made")
-        house.finish(night)
-    assert house.rows().equals(rows)
-    assert {path: receipts(house.folder / "made")[path] for path in kept} == kept
-    print(
-        f"node of three killed in scoring: {time.monotonic() - begun:.0f} s of {whole:.0f}, none of {len(kept)} finished units redone"
-    )
+    (rows, whole), made, begun = undisturbed, whole_again.folder / "made", time.monotonic()
+    with whole_again.drill("scoring", rows):
+        whole_again.net.hosts["one"].kill()
+        kept = receipts(made)
+    assert {path: receipts(made)[path] for path in kept} == kept
+    seconds = time.monotonic() - begun
+    print(f"node of three killed in scoring: {seconds:.0f} s of {whole:.0f}, none of {len(kept)} finished units redone")
 
 
 def test_a_head_that_dies_ends_the_night_and_the_same_command_finishes_it(
     whole_again: House, undisturbed: tuple[pl.DataFrame, float]
 ) -> None:
-    (rows, whole), house = undisturbed, whole_again
-    house.begin_anew("training")
-    with watched(Path(house.made("table")), (USERS * K, USERS, 1)):
-        night = house.submit()
-        house.reached(night, MOMENTS["training"])
-        house.net.hosts["head"].kill()
-        kept = receipts(house.folder / "made")
+    (rows, whole), net, made = undisturbed, whole_again.net, whole_again.folder / "made"
+    with whole_again.drill("training", rows) as night:
+        net.hosts["head"].kill()
+        kept = receipts(made)
         assert night.wait(timeout=300) == 1
-        assert "may still run" in house.log.read_text()
+        assert "may still run" in whole_again.log.read_text()
         for name in ("head", *WORKERS):
-            house.net.add(name)
+            net.add(name)
         begun = time.monotonic()
-        house.finish(house.submit())
-    assert house.rows().equals(rows)
-    assert {path: receipts(house.folder / "made")[path] for path in kept} == kept
+        whole_again.submit()
+    assert {path: receipts(made)[path] for path in kept} == kept
     seconds = time.monotonic() - begun
     print(f"head killed in training: {seconds:.0f} s of {whole:.0f} on a new cluster, none of {len(kept)} finished units redone")
