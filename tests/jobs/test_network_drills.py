@@ -126,7 +126,7 @@ def whole_again(house: House, undisturbed: tuple[pl.DataFrame, float]) -> Iterat
         house.night.wait()
     for name in ("head", *WORKERS):
         host = house.net.hosts.get(name)
-        if (left and name == "head") or host is None or house.net.states().get(host.address) != "ALIVE":
+        if (left and name == "head") or host is None or not host.runs() or house.net.states().get(host.address) != "ALIVE":
             house.net.add(name)
 
 
