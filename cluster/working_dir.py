@@ -52,6 +52,13 @@ def settings_text(path: Path, *, remote: bool) -> str:
         for table, name in ((of_list, "only"), (of_list, "never"), (rule.get("audience", {}), "ids")):
             if name in table:
                 table[name] = shared(location(table[name]), what=f"{path}: the rule '{rule['name']}'", remote=remote)
+    for export in values.get("exports", ()):
+        kind, _, place = export["to"].rpartition("parquet:")
+        if kind == "" and (export["to"].startswith("parquet:") or "://" not in export["to"]):
+            export["to"] = export["to"].removesuffix(place) + shared(location(place), what=f"{path}: exports.to", remote=remote)
+        if "password_file" in export:
+            file = str(local_path(export["password_file"]))
+            export["password_file"] = shared(file, what=f"{path}: exports.password_file", remote=remote)
     return tomlkit.dumps(values)
 
 

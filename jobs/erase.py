@@ -30,7 +30,9 @@ def erase(
                 f"What remains: weights of {', '.join(certificate.bundles)} may rest on them, until another model is the champion. "
                 "The next one that is trained knows nothing of them."
             )
-        console.print("Where jobs.export or jobs.changes wrote lists, write them again in full: --full.")
+        if certificate.exports:
+            console.print(f"Written anew, in full: {', '.join(certificate.exports)}.")
+        console.print("Where jobs.export or jobs.changes wrote lists besides, write them again in full: --full.")
         console.print(f"Certificate: {place}")
 
 

@@ -1,4 +1,4 @@
-"""Write a night's lists, or what changed since the night there, into what serves them: Redis, PostgreSQL, Parquet or JSON lines."""
+"""Write a night's lists, or what changed, into what serves them: Redis, PostgreSQL, Iceberg, Parquet or JSON lines."""
 
 from datetime import datetime
 from typing import Annotated
@@ -17,7 +17,11 @@ from recsys.secret import secret
 def export(
     config_path: Config,
     to: Annotated[
-        str, typer.Option(help="redis://HOST:PORT/DB, postgresql://USER@HOST/DB, parquet:FOLDER, or FILE.jsonl[.gz].", metavar="PLACE")
+        str,
+        typer.Option(
+            help="redis://HOST:PORT/DB, postgresql://USER@HOST/DB, iceberg://CATALOG/NAMESPACE.TABLE, parquet:FOLDER, FILE.jsonl[.gz].",
+            metavar="PLACE",
+        ),
     ],
     as_of: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The night; absent, the newest published.")] = None,
     since: Annotated[
@@ -30,7 +34,7 @@ def export(
     password_env: Annotated[str | None, typer.Option(help="Environment variable that holds the password.")] = None,
     password_file: Annotated[str | None, typer.Option(help="File that holds it.", metavar="PATH")] = None,
 ) -> None:
-    """Write a night's lists, or what changed since the night there, into what serves them: Redis, PostgreSQL, Parquet or JSON lines."""
+    """Write a night's lists, or what changed, into what serves them: Redis, PostgreSQL, Iceberg, Parquet or JSON lines."""
     with job():
         settings = config.load_either(config_path)
         door = settings.pairs if isinstance(settings, PairsSettings) else settings.shop
@@ -48,12 +52,7 @@ def export(
             password=secret(key="--password", variable=password_env, file=password_file),
             storage_options=door.storage_options,
         )
-        told = done.changes
-        console.print(
-            f"Night {told.to} is in {to}, from {told.since or 'nothing'}: {told.upserts:,} lists written, {told.deletes:,} deleted, "
-            f"{told.same:,} as they were; {done.rows:,} rows in {done.seconds:.1f} s, {done.rows / done.seconds:,.0f} rows/s.",
-            highlight=False,
-        )
+        console.print(f"In {to.partition('?')[0]}: {done.sentence}", highlight=False)
 
 
 if __name__ == "__main__":

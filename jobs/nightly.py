@@ -17,8 +17,10 @@ from recsys.errors import ConfigError
 from recsys.pipelines import nightly as pipeline
 from recsys.pipelines.champion import Chosen, challenger_days
 from recsys.pipelines.deadline import Deadline, next_deadline
+from recsys.pipelines.exports import hand_on_standing
 from recsys.pipelines.runs import NightRun, kept_run
 from recsys.publishing import gate
+from recsys.publishing.release import Published
 
 AsOf = Annotated[
     datetime | None,
@@ -83,6 +85,8 @@ def _night(
 ) -> None:
     if not force and (standing := pipeline.finished(settings, as_of=day)):
         run.stood(standing)
+        with after_commit("exports"):
+            run.exported(hand_on_standing(settings, what=f"handing on the lists of {day}"))
         console.print(f"{run.sentence} --force makes it anew where anything changed.")
         return
     inputs = pipeline.open_night(settings, as_of=day)
@@ -100,7 +104,11 @@ def _night(
             printing.metrics(choice.metrics)
         printing.decision(choice)
 
-    state, published = pipeline.nightly(
+    def published(table: Published) -> None:
+        run.step("publish")
+        run.published(table)
+
+    state, table = pipeline.nightly(
         inputs,
         as_of=day,
         overrides=overrides,
@@ -109,11 +117,11 @@ def _night(
         on_epoch=printing.epoch_line,
         on_chosen=chosen,
         on_scored=lambda: run.step("score"),
+        on_published=published,
+        on_exported=run.exported,
     )
     with after_commit("nightly"):
-        run.step("publish")
-        run.published(published)
-        printing.published(published, state, as_of=day, overrides=overrides)
+        printing.published(table, state, as_of=day, overrides=overrides)
 
 
 if __name__ == "__main__":

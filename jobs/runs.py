@@ -33,7 +33,7 @@ def runs(config_path: Config, last: Last = 20, as_json: Json = False) -> None:
             steps = (_seconds(run.seconds.get(step)) for step in STEPS)
             rows = "" if run.rows is None else f"{run.rows:,}"
             begun = f"{datetime.fromisoformat(run.begun):%Y-%m-%d %H:%M}"
-            table.add_row(run.as_of, run.state, begun, _seconds(_took(run)), *steps, rows, run.model_version or "", run.said)
+            table.add_row(run.as_of, run.state, begun, _seconds(_took(run)), *steps, rows, run.model_version or "", run.remark)
         console.print(table)
 
 

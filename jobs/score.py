@@ -12,6 +12,7 @@ from recsys.data.shop import open_shop
 from recsys.engine.connect import connect
 from recsys.engine.progress import after_commit
 from recsys.pipelines import champion
+from recsys.pipelines.exports import check_exports, hand_on_standing
 from recsys.pipelines.night_record import recorded
 from recsys.pipelines.score import check_bundle, score_shop
 from recsys.pipelines.signals import shop_state
@@ -44,6 +45,7 @@ def score(
         loaded = bundle.load(bundle_path) if bundle_path else None
         if loaded is not None:
             check_bundle(loaded, settings)
+        check_exports(settings.exports)
         check_folders(table_path=settings.table.path, report_path=settings.report.path)
         inputs = open_shop(settings, as_of=as_of.date())
         with connect():
@@ -54,6 +56,8 @@ def score(
             quality = champion.quality_of(state, Registry(settings.champion.path), loaded, as_of=day)
             with recorded(state, loaded, as_of=day, quality=quality, overrides=allowed):
                 night = score_shop(state, loaded, as_of=day, overrides=allowed, quality=quality)
+            with after_commit("exports"):
+                hand_on_standing(settings, what=f"handing on the lists of {day}")
             with after_commit("score"):
                 printing.published(night, state, as_of=day, overrides=allowed)
 

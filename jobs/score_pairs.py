@@ -16,6 +16,7 @@ from recsys.engine.progress import after_commit, console
 from recsys.evaluation.unknown import warnings_of
 from recsys.features.feature_table import open_feature_table
 from recsys.pipelines import pairs_score
+from recsys.pipelines.exports import check_exports, hand_on_standing
 from recsys.publishing import gate
 from recsys.ranking import bundle
 from recsys.storage import check_folders
@@ -42,10 +43,13 @@ def score_pairs(
         settings = config.load_pairs(config_path)
         loaded = bundle.load(bundle_path)
         pairs_score.check_bundle(loaded, settings)
+        check_exports(settings.exports)
         check_folders(table_path=settings.table.path)
         rows = open_feature_table(settings, "score", loaded.spec)
         with connect():
             night = pairs_score.score(settings, rows, loaded, as_of=as_of.date(), all_scores=all_scores, overrides=allowed)
+        with after_commit("exports"):
+            hand_on_standing(settings, what=f"handing on the lists of {as_of.date()}")
         with after_commit("score_pairs"):
             _told(night, settings, as_of=as_of.date(), overrides=allowed)
 

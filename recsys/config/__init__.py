@@ -17,7 +17,7 @@ in; what is read and the table may be URIs. Here, in the order of the file:
 
 from recsys.config.loading import load, load_either, load_pairs
 from recsys.config.pairs import Column, Pairs, Scaling, Words
-from recsys.config.publishing import Champion, Fairness, Gate, Notify, Privacy, Rank, Report, Run, Table
+from recsys.config.publishing import Champion, Export, Fairness, Gate, Notify, Privacy, Rank, Report, Run, Table
 from recsys.config.rules import (
     AVAILABLE,
     DISLIKES,
@@ -57,6 +57,7 @@ __all__ = [
     "ColumnRule",
     "Columns",
     "Examples",
+    "Export",
     "Fairness",
     "Features",
     "Gate",

@@ -1,4 +1,4 @@
-"""[rank], [table], [gate], [champion], [report], [notify], [privacy], [fairness], [run]: lists and their nights."""
+"""[rank], [table], [[exports]], [gate], [champion], [report], [notify], [privacy], [fairness], [run]: lists and their nights."""
 
 from typing import Annotated, Literal
 
@@ -147,6 +147,21 @@ class Notify(Section):
         if self.url is not None and not self.url.startswith(("http://", "https://")):
             raise ValueError("notify.url must begin with http:// or https://, got another text; write the whole address")
         return self
+
+
+class Export(Section):
+    """A place that the lists are handed on to, beside the table; more of them in more [[exports]]."""
+
+    to: str
+    """redis://HOST:PORT/DB, postgresql://USER@HOST/DB, iceberg://CATALOG/NAMESPACE.TABLE, parquet:FOLDER, or a file that ends in .jsonl
+    or .jsonl.gz, as jobs.export takes it. An Iceberg table lists all nights of the table and shares its files; the others hold one
+    night, the newest."""
+    name: str = "recommendations"
+    """Table in PostgreSQL, with its schema or not; beginning of keys in Redis."""
+    password_env: str | None = None
+    """Environment variable that holds the password, where the job's driver runs."""
+    password_file: LocalPath | None = None
+    """File that holds it."""
 
 
 class Privacy(Section):

@@ -5,12 +5,14 @@ from typing import Annotated
 from pydantic import Field, Strict, model_validator
 
 from recsys.config.pairs import Pairs
-from recsys.config.publishing import Champion, Fairness, Gate, Notify, Privacy, Rank, Report, Run, Table
+from recsys.config.publishing import Champion, Export, Fairness, Gate, Notify, Privacy, Rank, Report, Run, Table
 from recsys.config.rules import HISTORY_COLUMNS, RULES_BUILT_IN, AnyRule, BoughtRule, CapRule, ColumnRule, ExposureRule, RangeRule, Rule
 from recsys.config.search import SPACE, Space
 from recsys.config.section import Section
 from recsys.config.shop import Candidates, Examples, Features, Shop, Signals, Window
 from recsys.config.training import Calibration, Model, PairsTrain, Train
+
+Exports = Annotated[tuple[Export, ...], Strict(False)]
 
 
 class PairsSettings(Section):
@@ -24,6 +26,8 @@ class PairsSettings(Section):
     key out. Without a section [tune] it searches these:"""
     rank: Rank = Rank()
     table: Table = Table(path="var/pairs_recommendations")
+    exports: Exports = ()
+    """Where the lists are handed on to at the end of a night, as in the shop's file. Write [[exports]] once for each place:"""
     gate: Gate = Gate()
     run: Run = Run()
 
@@ -61,6 +65,9 @@ class Settings(Section):
     """What no list may hold, whatever the model says. Write [[rules]] once for each; a drop is counted under the first rule that asks
     for it. Every rule has a name and a kind, and the keys of its kind:"""
     table: Table = Table()
+    exports: Exports = ()
+    """Where the lists are handed on to at the end of every run, published anew or not: what a place missed it gets then. One that fails
+    is told, and fails nothing, as the night stands. Write [[exports]] once for each place:"""
     gate: Gate = Gate()
     champion: Champion = Champion()
     report: Report = Report()

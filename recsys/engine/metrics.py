@@ -19,6 +19,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "table_rows": ("Rows of the published night.", ()),
     "table_users": ("Users with a list in the published night.", ()),
     "gate": ("A check of the gate: its figure tonight.", ("check",)),
+    "export_failed": ("A place of [[exports]]: 1 where it did not take the lists at the end of the run, else 0.", ("place",)),
     "gate_stopped": ("A check that stopped the night: its figure.", ("check",)),
     "exit_status": ("Of the run: 0 where the night is published or stood already.", ("night",)),
 }

@@ -1,7 +1,8 @@
 """People taken out of all that the house keeps: the table's nights, the pages, what lies under run.work; and what remains, said.
 
-Order: refuse while the shop's own tables still hold them; the table (`publishing.erase`); pages; work; a mark on the bundles; a look
-at every file that is left; the certificate, written last. Broken off anywhere, the same command begins again and ends the same.
+Order: refuse while the shop's own tables still hold them; the table (`publishing.erase`) and the places of [[exports]]; pages; work;
+a mark on the bundles; a look at every file that is left; the certificate, written last. Broken off anywhere, the same command begins
+again and ends the same.
 """
 
 import html
@@ -27,6 +28,7 @@ from recsys.engine.stage import stage_folders
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import report
 from recsys.pipelines.card import mark_cards
+from recsys.pipelines.exports import check_exports, hand_on, place_of, refuse_failed
 from recsys.pipelines.night_record import read_record
 from recsys.publishing.delta import open_table
 from recsys.publishing.erase import Erased, erase_users, forget_history, holding, nights_with
@@ -58,6 +60,8 @@ class Certificate:
     """Removed from run.work: all of it, as nothing in it is not made again."""
     bundles: list[str]
     """Models that were trained before: what they learned may rest on them, until another becomes the champion."""
+    exports: list[str]
+    """Places of [[exports]] whose lists were written anew, in full."""
     looked_at: int
     """Files below table, reports, work and bundles, of which none holds one of them."""
 
@@ -105,9 +109,10 @@ def erase(settings: Settings, ids_file: Path) -> tuple[Certificate, Path]:
         ConfigError: the file of ids, or a run works below run.work.
         DataError: the shop's tables still hold one of them, so the next night would bring it back; or a file holds one at the end.
         LeaseError: a run works on the table.
-        PublishError: the table cannot be read or written.
+        PublishError: the table cannot be read or written, or a place of [[exports]] cannot.
     """
     begun = datetime.now(UTC)
+    check_exports(settings.exports)
     shop, key = settings.shop, key_of(settings)
     events = open_input("shop.events", shop.events, shop.storage_options, form=None, types=text_types(settings))
     column = shop.columns.user_id
@@ -128,6 +133,8 @@ def erase(settings: Settings, ids_file: Path) -> tuple[Certificate, Path]:
         if open_table(path, storage) is not None:
             erase_users(path, users, storage)
             forget_history(path, storage)
+            handed = hand_on(path, settings.exports, full=True, storage_options=storage)
+            refuse_failed(handed, done=f"{path}: the users are erased from the table, not from all that holds its lists")
         for file, record in _showing(reports, users):
             _write(file.with_suffix(".html"), report.render(record))
             _write(file, json.dumps(record, indent=1) + "\n")
@@ -148,6 +155,7 @@ def erase(settings: Settings, ids_file: Path) -> tuple[Certificate, Path]:
         ended_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         users=len(users),
         bundles=bundles,
+        exports=[place_of(one) for one in settings.exports],
         looked_at=looked_at + len(left),
         **found,
     )

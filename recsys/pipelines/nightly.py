@@ -14,6 +14,7 @@ from recsys.errors import ConfigError, Mistakes
 from recsys.pipelines.card import write_card
 from recsys.pipelines.champion import Chosen, choose
 from recsys.pipelines.deadline import Deadline, clock_zone, cut_by
+from recsys.pipelines.exports import check_exports, hand_on
 from recsys.pipelines.night_record import read_record, recorded
 from recsys.pipelines.score import score_shop
 from recsys.pipelines.signals import ShopState, shop_state
@@ -33,11 +34,12 @@ def today(settings: Settings) -> date:
 
 
 def check_writable(settings: Settings) -> None:
-    """Nothing, where all that a night writes to can be written to.
+    """Nothing, where all that a night writes to can be written to, as far as can be seen before it.
 
     Raises:
-        ConfigError: a folder cannot.
+        ConfigError: a folder cannot, or a place of [[exports]] is none.
     """
+    check_exports(settings.exports)
     places = {"table_path": settings.table.path, "champion_path": settings.champion.path, "report_path": settings.report.path}
     check_folders(**places, run_work=settings.run.work)
 
@@ -107,6 +109,8 @@ def nightly(
     on_epoch: Callable[[dict[str, Any]], None] = lambda _: None,
     on_chosen: Callable[[Chosen], None] = lambda _: None,
     on_scored: Callable[[], None] = lambda: None,
+    on_published: Callable[[Published], None] = lambda _: None,
+    on_exported: Callable[[dict[str, str]], None] = lambda _: None,
 ) -> tuple[ShopState, Published]:
     """The table of as_of, published, with its page; and the shop as it was read for it.
 
@@ -114,7 +118,8 @@ def nightly(
         inputs: of `open_night`.
         overrides: checks of the gate that may fail, and why.
         deadline: ends scoring, and before it the training of a challenger where there is a champion.
-        on_read, on_epoch, on_chosen, on_scored: told of each step that is done: what was read, each epoch, which bundle scores.
+        on_read, on_epoch, on_chosen, on_scored, on_published, on_exported: told of each step that is done: what was read, each epoch,
+            which bundle scores, what stands, and of each place of [[exports]] what failed.
 
     Raises:
         LeaseError: another run works on the table.
@@ -133,6 +138,11 @@ def nightly(
         told: dict[str, Any] = {"as_of": as_of, "overrides": overrides, "quality": chosen.quality, "deadline": deadline}
         with recorded(state, chosen.bundle, chosen=chosen, **told):
             published = score_shop(state, chosen.bundle, on_scored=on_scored, **told)
+        with after_commit("nightly"):
+            on_published(published)
+        if settings.exports:
+            with after_commit("exports"):
+                on_exported(hand_on(settings.table.path, settings.exports, storage_options=settings.shop.storage_options))
         with after_commit("card"):
             write_card(state, Registry(settings.champion.path), chosen, as_of=as_of)
     return state, published

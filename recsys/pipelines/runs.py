@@ -64,6 +64,8 @@ class NightRun:
     """Users whom a deadline cut off: they keep rows of an earlier night."""
     figures: dict[str, float] = field(default_factory=dict)
     """Checks of the gate that stopped it, with their values."""
+    exports: dict[str, str] = field(default_factory=dict)
+    """Each place of [[exports]] -> what failed there; "" where it holds the newest night."""
     said: str = ""
     """The error in one line, where there was one."""
     host: str = field(default_factory=platform.node)
@@ -103,6 +105,12 @@ class NightRun:
         self.state = STOOD
         self.run_id, self.model_version, self.rows = night.run_id, night.model_version, night.rows
 
+    def exported(self, places: dict[str, str]) -> None:
+        """The lists were handed on, or not: each place with what failed there."""
+        self.exports = places
+        for place, said in places.items():
+            tell("export_failed", float(bool(said)), place=place)
+
     def failed(self, error: BaseException) -> None:
         """The night was not published."""
         self.state, self.exit_status, self.said = ENDED, None, one_line(error)
@@ -127,9 +135,9 @@ class NightRun:
             case "published":
                 late = f" The deadline came before {self.carried:,} of them, who keep rows of an earlier night." if self.carried else ""
                 told = f"{self.rows:,} rows for {self.users:,} users, model {self.model_version}, in {minutes}"
-                return f"{night} is published: {told}.{late}"
+                return f"{night} is published: {told}.{late}{self._behind}"
             case "stood":
-                return f"{night} stood already: {self.rows:,} rows, model {self.model_version}."
+                return f"{night} stood already: {self.rows:,} rows, model {self.model_version}.{self._behind}"
             case "stopped":
                 return f"{night} was stopped by the gate: {self.said}"
             case "refused":
@@ -138,6 +146,15 @@ class NightRun:
                 return f"{night} was ended from outside{f' ({self.said})' if self.said else ''}; what is finished is kept."
             case _:
                 return f"{night}: {self.state}. {self.said}".rstrip()
+
+    @property
+    def _behind(self) -> str:
+        return "".join(f" {place} still holds what was before: {said}" for place, said in self.exports.items() if said)
+
+    @property
+    def remark(self) -> str:
+        """What jobs.runs says of it beside its figures: the error, or the places that did not take the lists."""
+        return (self.said + self._behind).strip()
 
 
 @contextmanager

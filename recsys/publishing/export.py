@@ -1,4 +1,4 @@
-"""A night's lists into what serves them: a Redis, a PostgreSQL, JSON lines, Parquet; all, or what changed since the night there.
+"""Lists into what serves them: a Redis, a PostgreSQL, JSON lines, Parquet, Iceberg; all, or what changed since the night there.
 
 Who serves looks up one user and finds that user's whole list. What is written can be written again: a run that was killed is run again.
 
@@ -7,6 +7,7 @@ Who serves looks up one user and finds that user's whole list. What is written c
     PostgreSQL   NAME (the columns of the table less those of the run, primary key user_id, rank), NAME_night (as_of, run_id):
                  one transaction, so that a reader sees one night or the other
     Parquet      a folder a night, and current.json, written last: `parquet_target`
+    Iceberg      all nights, in the table's own files: `iceberg_target`
     JSON lines   {"user_id", "as_of", "items": […]}, or {"user_id", "deleted": true} of who has no list any more
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, cast
 from urllib.parse import parse_qs, urlsplit
@@ -28,15 +30,20 @@ from recsys.publishing.table import PublishedNight, published_nights
 from recsys.schema import AS_OF, USER_ID
 from recsys.storage import write_atomically
 
+SERVERS = {"redis": "redis", "rediss": "redis", "postgresql": "psycopg", "postgres": "psycopg"}  # scheme -> library that speaks to it
+
 
 @dataclass(frozen=True)
 class Exported:
     """What was done."""
 
-    changes: Changes
+    changes: Changes | None
+    """None of an Iceberg table, which takes files, not lists."""
     rows: int
-    """Written, of all lists."""
+    """Written, of all lists; of an Iceberg table those of its new files."""
     seconds: float
+    sentence: str
+    """For people, without the place."""
 
 
 def export(
@@ -53,17 +60,19 @@ def export(
     """A night of the table written to where it is served.
 
     Args:
-        to: `redis://…`, `rediss://…`, `postgresql://…`, `parquet:` and a folder, path or URI, or the path of a file that ends in .jsonl
-            or .jsonl.gz.
+        to: `redis://…`, `rediss://…`, `postgresql://…`, `iceberg://…`, `parquet:` and a folder, path or URI, or the path of a file that
+            ends in .jsonl or .jsonl.gz.
         as_of: the night; None, the newest.
         name: of the table, or prefix of keys.
         since: the night that a file's reader holds; other targets say so themselves.
-        full: write all lists, whatever is there.
+        full: write all lists, whatever is there, and leave nothing of before.
 
     Raises:
-        ConfigError: no such kind of target, or a password in its address.
+        ConfigError: no such kind of target, or a password in its address; or of an Iceberg table `as_of` or `since`.
         PublishError: no such night, or the target cannot be reached or written to.
     """
+    if to.startswith("iceberg://"):
+        return _to_iceberg(path, to, as_of=as_of, since=since, full=full, storage_options=storage_options)
     nights = {night.as_of: night for night in published_nights(path, storage_options)}
     night = next((one for day, one in nights.items() if as_of in (None, day)), None)
     if night is None:
@@ -71,13 +80,35 @@ def export(
         raise PublishError(
             f"{path}: night {as_of or 'of any date'} must be published to be exported; the newest are {newest}. Choose one of these."
         )
-    with target_of(to, name=name, password=password, storage_options=storage_options) as target:
+    with target_of(to, name=name, password=password, full=full, storage_options=storage_options) as target:
         begun = time.monotonic()
         held = None if full else since or _base(target, nights, to=night)
         with tempfile.TemporaryDirectory() as folder:
             changes = write_changes(path, since=held, to=night.as_of, out=f"{folder}/changes", storage_options=storage_options)
             rows = target.take(Path(folder) / "changes", changes, whole=held is None)
-        return Exported(changes, rows, time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+    told = (
+        f"Night {changes.to}, from {changes.since or 'nothing'}: {changes.upserts:,} lists written, {changes.deletes:,} deleted, "
+        f"{changes.same:,} as they were; {rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s."
+    )
+    return Exported(changes, rows, seconds, told)
+
+
+def _to_iceberg(
+    path: str, to: str, *, as_of: date | None, since: date | None, full: bool, storage_options: Mapping[str, str]
+) -> Exported:
+    from recsys.publishing.iceberg_target import follow
+
+    if as_of is not None or since is not None:
+        raise ConfigError(f"--to {to.partition('?')[0]}: an Iceberg table holds all nights. Leave --as-of and --since out.")
+    begun = time.monotonic()
+    done = follow(path, to, forget=full, storage_options=storage_options)
+    seconds = time.monotonic() - begun
+    told = (
+        f"{done.nights} nights, {done.newest} the newest: {done.added:,} files added, {done.removed:,} removed; "
+        f"{done.rows:,} rows in {seconds:.1f} s."
+    )
+    return Exported(None, done.rows, seconds, told)
 
 
 def _base(target: Target, nights: Mapping[date, PublishedNight], *, to: PublishedNight) -> date | None:
@@ -88,33 +119,61 @@ def _base(target: Target, nights: Mapping[date, PublishedNight], *, to: Publishe
     return held[0]
 
 
-def target_of(to: str, *, name: str, password: str | None, storage_options: Mapping[str, str] = {}) -> AbstractContextManager[Target]:
-    """The target at an address, opened for a block.
+def check_place(to: str) -> None:
+    """Nothing, where lists can be handed on to such a place, as far as its address says.
 
     Raises:
-        ConfigError: no such kind, or a password in the address.
-        PublishError: it cannot be reached.
+        ConfigError: no such kind, a password in it, or what writes to it is not installed.
     """
     parts = urlsplit(to)
     if urlsplit(to.removeprefix("parquet:")).password is not None or "password" in parse_qs(parts.query):
         raise ConfigError("--to: must hold no password, which process lists and logs show. Use --password-env or --password-file.")
-    if parts.scheme in ("redis", "rediss"):
+    if parts.scheme == "iceberg":
+        from recsys.publishing.iceberg_target import read_address
+
+        read_address(to)
+    elif not (
+        parts.scheme in SERVERS
+        or (parts.scheme == "parquet" and to != "parquet:")
+        or (to.endswith((".jsonl", ".jsonl.gz")) and "://" not in to)
+    ):
+        raise ConfigError(
+            f"--to {to}: must begin with redis://, postgresql://, iceberg:// or parquet:, or be a file that ends in .jsonl or "
+            ".jsonl.gz. Mend it."
+        )
+    library = {**SERVERS, "iceberg": "pyiceberg"}.get(parts.scheme)
+    if library is not None and find_spec(library) is None:
+        extra = "iceberg" if library == "pyiceberg" else "export"
+        raise ConfigError(f"--to {parts.scheme}://…: needs {library}, which is not installed. Install recsys[{extra}].")
+
+
+def target_of(
+    to: str, *, name: str, password: str | None, full: bool = False, storage_options: Mapping[str, str] = {}
+) -> AbstractContextManager[Target]:
+    """The target at an address, opened for a block.
+
+    Args:
+        full: as of `export`.
+
+    Raises:
+        ConfigError: as `check_place`.
+        PublishError: it cannot be reached.
+    """
+    check_place(to)
+    scheme = urlsplit(to).scheme
+    if SERVERS.get(scheme) == "redis":
         from recsys.publishing.redis_target import open_redis
 
         return open_redis(to, name=name, password=password)
-    if parts.scheme in ("postgresql", "postgres"):
+    if scheme in SERVERS:
         from recsys.publishing.postgres_target import open_postgres
 
         return open_postgres(to, name=name, password=password)
-    if parts.scheme == "parquet" and (place := to.removeprefix("parquet:")):
+    if scheme == "parquet":
         from recsys.publishing.parquet_target import open_parquet
 
-        return open_parquet(place, storage_options=storage_options)
-    if to.endswith((".jsonl", ".jsonl.gz")) and "://" not in to:
-        return LinesTarget(Path(to))
-    raise ConfigError(
-        f"--to {to}: must begin with redis://, postgresql:// or parquet:, or be a file that ends in .jsonl or .jsonl.gz. Mend it."
-    )
+        return open_parquet(to.removeprefix("parquet:"), full=full, storage_options=storage_options)
+    return LinesTarget(Path(to))
 
 
 class LinesTarget(AbstractContextManager["LinesTarget"]):

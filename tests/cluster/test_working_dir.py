@@ -100,6 +100,27 @@ def test_paths_among_the_arguments_of_a_verb(monkeypatch: pytest.MonkeyPatch, tm
         working_dir.shared_arguments(["--config=other.toml"], remote=False)
 
 
+def test_places_of_exports_travel_as_paths_that_every_node_understands(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = settings.read_text()
+    places = {
+        "parquet:lists": f"parquet:{tmp_path}/lists",
+        "parquet:s3://shop/lists": "parquet:s3://shop/lists",
+        "lists.jsonl": f"{tmp_path}/lists.jsonl",
+        "redis://h/0": "redis://h/0",
+        "iceberg://house/shop.lists": "iceberg://house/shop.lists",
+    }
+    settings.write_text(told + "".join(f'[[exports]]\nto = "{place}"\n' for place in places) + 'password_file = "secret"\n')
+    sent = tomllib.loads(working_dir.settings_text(settings, remote=False))["exports"]
+    assert [one["to"] for one in sent] == list(places.values())
+    assert sent[-1]["password_file"] == f"{tmp_path}/secret"
+    settings.write_text(told.replace("shop/events", "/shop/events") + '[[exports]]\nto = "parquet:lists"\n')
+    with pytest.raises(ConfigError, match=r"is relative"):
+        working_dir.settings_text(settings, remote=True)
+
+
 def test_lists_of_rules_travel_as_paths_that_every_node_understands(
     settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -268,7 +268,7 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
         pytest.param(
             SHOP + "[shopp]",
             "unknown key 'shopp'. Known here: shop, features, window, signals, candidates, examples, model, train, tune, calibration, "
-            "rank, rules, table, gate, champion, report, notify, privacy, fairness, run.",
+            "rank, rules, table, exports, gate, champion, report, notify, privacy, fairness, run.",
             id="unknown section",
         ),
         pytest.param(
@@ -656,7 +656,7 @@ def test_an_original_csv_may_have_columns_of_any_name(file: Path) -> None:
             PAIRS + 'numeric = ["a"]\n[pairs.columns.a]\nscal = "none"',
             "unknown key 'pairs.columns.a.scal'. Known here: divide, log1p, scale, fill, indicator, max_vocabulary, max_values.",
         ),
-        (PAIRS + "[window]", "unknown key 'window'. Known here: pairs, model, train, tune, rank, table, gate, run."),
+        (PAIRS + "[window]", "unknown key 'window'. Known here: pairs, model, train, tune, rank, table, exports, gate, run."),
         (PAIRS + 'format = "tsv"', "key 'pairs.format': input should be 'parquet', 'csv' or 'original_csv', got 'tsv'."),
         (PAIRS + "validation = 1", "key 'pairs.validation': input should be less than 1, got 1."),
         (PAIRS + "validation = 0", "key 'pairs.validation': input should be greater than 0, got 0."),

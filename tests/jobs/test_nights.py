@@ -98,10 +98,17 @@ def nights(file: Path) -> dict[date, str]:
 @pytest.mark.usefixtures("in_process")
 def test_nights_that_are_missing_are_made_and_those_that_stand_are_left(tmp_path: Path, run: Callable[..., Ended]) -> None:
     with address() as here:
-        file = write_shop(tmp_path, here.url)
+        places = f'[[exports]]\nto = "{tmp_path}/lists.jsonl"\n[[exports]]\nto = "parquet:{tmp_path}/full/lists"\n'
+        file = write_shop(tmp_path, here.url, places)
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "lists").mkdir()
+        (tmp_path / "full" / "lists" / "current.json").write_text("not ours")
         made = run("nightly", "--config", str(file), "--as-of", str(DAY))
-        assert made.status == 0, made.err
+        assert made.status == 0, made.err  # one place that fails fails nothing
         first = nights(file)
+        assert f"parquet:{tmp_path}/full/lists still holds what was before: " in here.messages[0]["sentence"]
+        assert "still holds what was before" in " ".join(run("runs", "--config", str(file)).out.split())
+        (tmp_path / "full" / "lists" / "current.json").unlink()
         champion = (tmp_path / "bundles" / "decisions").glob("*")
         decided = sorted(path.name for path in champion)
 
@@ -110,6 +117,8 @@ def test_nights_that_are_missing_are_made_and_those_that_stand_are_left(tmp_path
         assert again.status == 0
         assert f"Night {DAY} of {tmp_path}/table stood already" in again.out.replace("\n", " ")
         assert nights(file) == first
+        assert json.loads((tmp_path / "full" / "lists" / "current.json").read_text())["run_id"] == first[DAY]  # what it missed
+        assert here.messages[1]["exports"] == {f"{tmp_path}/lists.jsonl": "", f"parquet:{tmp_path}/full/lists": ""}
 
         filled = run("nightly", "--config", str(file), "--backfill", f"{DAY - ONE}..{DAY}")
         assert filled.status == 0, filled.err
@@ -119,6 +128,8 @@ def test_nights_that_are_missing_are_made_and_those_that_stand_are_left(tmp_path
         assert standing[DAY] == first[DAY]
         assert sorted(path.name for path in (tmp_path / "bundles" / "decisions").glob("*")) == decided
 
+        served = [json.loads(line) for line in (tmp_path / "lists.jsonl").read_text().splitlines()]
+        assert {line["as_of"] for line in served} == {str(DAY)}  # a night made up for is not the newest
         forced = run("nightly", "--config", str(file), "--as-of", str(DAY), "--force")
         assert forced.status == 0, forced.err
         assert nights(file)[DAY] != first[DAY]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from pyiceberg.catalog import load_catalog
 
 from recsys.data import synthetic
 from recsys.errors import ConfigError
@@ -50,8 +52,22 @@ def shop(tmp_path: Path) -> synthetic.Planted:
     )
     rewrite(made.events, named)
     gate = {"max_baseline_loss": 1.0, "min_items": 0.0, "max_concentration_rise": 1.0, "min_users": 0.0} | LOOSE
-    (tmp_path / "shop.toml").write_text(small_file(tmp_path, gate=gate, signals={"factors": 4}))
+    places = "".join(f'[[exports]]\nto = "{place}"\n' for place in (f"parquet:{tmp_path}/made/lists", iceberg(tmp_path)))
+    (tmp_path / "shop.toml").write_text(small_file(tmp_path, gate=gate, signals={"factors": 4}) + places)
     return made
+
+
+def iceberg(folder: Path) -> str:
+    return f"iceberg://house/shop.lists?type=sql&uri=sqlite:///{folder}/made/catalog.db&warehouse=file://{folder}/made/warehouse"
+
+
+def in_iceberg(folder: Path) -> polars.DataFrame:
+    """As `by_polars`, by pyiceberg."""
+    catalog = load_catalog("house", type="sql", uri=f"sqlite:///{folder}/made/catalog.db")
+    rows = polars.from_arrow(catalog.load_table("shop.lists").scan().to_arrow())
+    catalog.close()
+    assert isinstance(rows, polars.DataFrame)
+    return rows.select("as_of", "user_id", "rank", "item_id", "score", "run_id").sort("as_of", "user_id", "rank")
 
 
 def by_polars(folder: Path) -> polars.DataFrame:
@@ -70,6 +86,8 @@ def test_erased_people_are_nowhere_and_the_next_night_knows_nothing_of_them(
         assert night.status == 0, night.err
     record = json.loads((tmp_path / "made" / "reports" / f"{DAY}.json").read_text())
     everybody = by_polars(tmp_path)
+    assert in_iceberg(tmp_path).equals(everybody)
+    assert len(list((tmp_path / "made" / "lists").iterdir())) == 3  # two nights, and what says which is current
     shown = [one["user_id"] for one in record["sample"]]
     gone = [shown[0], next(user for user in everybody["user_id"].unique().sort() if user not in shown)]
     ids = tmp_path / "ids.txt"
@@ -89,7 +107,7 @@ def test_erased_people_are_nowhere_and_the_next_night_knows_nothing_of_them(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.shutil, "rmtree", killed)  # when the table and the pages are done
+        patch.setattr(module, "shutil", SimpleNamespace(rmtree=killed))  # when the table and the pages are done
         assert run(*command).status != 0
     ended = run(*command)
     assert ended.status == 0, ended.err
@@ -98,12 +116,15 @@ def test_erased_people_are_nowhere_and_the_next_night_knows_nothing_of_them(
             assert not any(user in content(file) for user in gone), file
     assert "None of" in ended.out
     assert by_polars(tmp_path).equals(everybody.filter(~polars.col("user_id").is_in(gone)))
+    assert in_iceberg(tmp_path).equals(by_polars(tmp_path))
+    assert len(list((tmp_path / "made" / "lists").iterdir())) == 2
     assert {night.as_of: night.published_utc for night in published_nights(table)} == published
     (certificate,) = (json.loads(file.read_text()) for file in (tmp_path / "made" / "reports" / "erasures").glob("*.json"))
     assert (certificate["users"], certificate["pages"]) == (3, [f"{DAY}.json", f"{DAY + timedelta(days=1)}.json"])
     rows = everybody.filter(polars.col("user_id").is_in(gone)).group_by("as_of").len().sort("as_of", descending=True).rows()
     assert len(rows) == 2
     assert [(night["as_of"], night["rows"]) for night in certificate["nights"]] == [(day.isoformat(), count) for day, count in rows]
+    assert certificate["exports"] == [f"parquet:{tmp_path}/made/lists", "iceberg://house/shop.lists"]
     assert certificate["work_files"] > 20  # as the run that was killed had found them
     assert certificate["bundles"] == Registry(tmp_path / "made" / "bundles").versions()
     told = run("bundles", "list", "--config", config)

@@ -47,6 +47,7 @@ def expected(table: Path, night: date) -> dict[str, list[dict[str, Any]]]:
 
 
 def counts(done: Exported) -> tuple[int, int, int]:
+    assert done.changes is not None
     return done.changes.upserts, done.changes.deletes, done.changes.same
 
 
@@ -227,7 +228,7 @@ def test_the_verb_says_what_it_wrote_and_how_fast(
     ended = run(*arguments, "--password-env", "SERVED_BY", "--name", "lists")
     words = " ".join(ended.out.split())
     assert ended.status == 0, ended.err
-    assert words.startswith(f"Night 2017-12-02 is in {address}, from nothing: 40 lists written, 0 deleted, 0 as they were; 117 rows in")
+    assert words.startswith(f"In {address}: Night 2017-12-02, from nothing: 40 lists written, 0 deleted, 0 as they were; 117 rows in")
     assert words.endswith("rows/s.")
     assert held(client, "lists") == expected(table, NEXT)
     refused = run(*arguments, "--since", "2017-12-01")
@@ -243,7 +244,7 @@ def test_the_verb_says_what_it_wrote_and_how_fast(
         (
             "mysql://shop@127.0.0.1/x",
             ConfigError,
-            r"^--to mysql://shop@127.0.0.1/x: must begin with redis://, postgresql:// or parquet:",
+            r"^--to mysql://shop@127.0.0.1/x: must begin with redis://, postgresql://, iceberg:// or parquet:",
         ),
         ("parquet:s3://key:word@bucket/lists", ConfigError, r"^--to: must hold no password, "),
         ("lists.csv", ConfigError, r"^--to lists.csv: must begin with"),

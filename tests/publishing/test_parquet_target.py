@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from recsys.errors import ConfigError, PublishError
+from recsys.publishing.erase import erase_users
 from recsys.publishing.export import export
 from tests.nights import NEXT, NIGHT, publish, rows_of
 from tests.verbs import ROOT
@@ -96,11 +97,63 @@ def test_an_export_that_was_killed_leaves_the_night_before_and_the_same_command_
     assert current(folder) == published(table, NEXT)
 
 
+def test_in_full_nothing_of_before_is_left(table: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "lists"
+    for night in (NIGHT, NEXT):
+        export(str(table), f"parquet:{folder}", as_of=night, name="")
+    gone = "user 7"
+    erase_users(str(table), pa.array([gone]), {})
+    again = export(str(table), f"parquet:{folder}", as_of=NEXT, name="")
+    assert (again.rows, gone in str(current(folder))) == (0, True)  # the run that is current: no file is touched
+    for number in (1, 2):
+        assert export(str(table), f"parquet:{folder}", as_of=NEXT, name="", full=True).rows == 2 * 40
+        assert current(folder) == published(table, NEXT)
+        assert gone not in str(current(folder))
+        assert {path.name for path in folder.iterdir()} == {"current.json", f"2017-12-02-run-2017-12-02-{number}"}
+    assert export(str(table), f"parquet:{folder}", as_of=NEXT, name="").rows == 0
+    export(str(table), f"parquet:{folder}", as_of=THIRD, name="")
+    assert current(folder) == published(table, THIRD)
+
+
+FULL_KILLED = """
+import os, signal, sys
+from datetime import date
+from recsys.publishing.parquet_target import ParquetTarget
+count = 0
+def or_killed(real):
+    def step(self, *told, **more):
+        global count
+        count += 1
+        if count == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self, *told, **more)
+    return step
+ParquetTarget._say, ParquetTarget._remove = or_killed(ParquetTarget._say), or_killed(ParquetTarget._remove)
+from recsys.publishing.export import export
+export(sys.argv[1], "parquet:" + sys.argv[2], as_of=date(2017, 12, 2), name="", full=True)
+"""
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_one_in_full_that_was_killed_is_ended_by_the_same_command(table: Path, tmp_path: Path, step: int) -> None:
+    folder = tmp_path / "lists"
+    for night in (NIGHT, NEXT):
+        export(str(table), f"parquet:{folder}", as_of=night, name="")
+    ended = subprocess.run([sys.executable, "-c", FULL_KILLED, str(table), str(folder), str(step)], cwd=ROOT, timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert current(folder) == published(table, NEXT)
+    export(str(table), f"parquet:{folder}", as_of=NEXT, name="", full=True)
+    assert current(folder) == published(table, NEXT)
+    assert len(list(folder.iterdir())) == 2
+
+
 def test_what_cannot_be_is_one_sentence(table: Path, tmp_path: Path) -> None:
     folder = tmp_path / "lists"
     with pytest.raises(PublishError, match=r"^--to parquet:.*: holds whole nights\. Leave --since out, or use jobs\.changes\."):
         export(str(table), f"parquet:{folder}", as_of=NEXT, since=NIGHT, name="")
-    with pytest.raises(ConfigError, match=r"^--to parquet:: must begin with redis://, postgresql:// or parquet:, or be a file"):
+    with pytest.raises(
+        ConfigError, match=r"^--to parquet:: must begin with redis://, postgresql://, iceberg:// or parquet:, or be a file"
+    ):
         export(str(table), "parquet:", as_of=NEXT, name="")
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"^--to = .*must be a folder that can be made"):
