@@ -34,14 +34,32 @@ def list_(config_path: Config) -> None:
         registry = _registry(config_path)
         decisions = registry.decisions()
         table = Table(title=str(registry.path), title_justify="left")
-        for column in ("night", "challenger", "trained as of", "NDCG@10 less the champion's, 95%", "users", "champion after it", "why"):
+        for column in (
+            "night",
+            "challenger",
+            "trained as of",
+            "epsilon",
+            "NDCG@10 less the champion's, 95%",
+            "users",
+            "champion after it",
+            "why",
+        ):
             table.add_column(column, justify="right" if column == "users" else "left")
         for made in decisions:
             numbers = "-" if made.difference is None else f"{made.difference:+.4f} [{made.low:+.4f}, {made.high:+.4f}]"
-            trained = registry.entry(made.challenger).tested.about["window"]["as_of"]
+            about = registry.entry(made.challenger).tested.about
+            spent = about["metrics"].get("privacy")
+            epsilon = "none" if spent is None else f"{spent['epsilon']:.2f} at {spent['delta']:g}"
             stands = "the challenger" if made.promoted else made.champion
             table.add_row(
-                made.as_of, made.challenger, trained, numbers, "" if made.users is None else f"{made.users:,}", stands, made.why
+                made.as_of,
+                made.challenger,
+                about["window"]["as_of"],
+                epsilon,
+                numbers,
+                "" if made.users is None else f"{made.users:,}",
+                stands,
+                made.why,
             )
         console.print(table)
         for version in registry.versions():

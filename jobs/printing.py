@@ -66,6 +66,10 @@ def training(trained: Trained) -> None:
         console.print(
             f"Calibration: {metrics['calibration']['kind']}. Log loss on users held out from it: {losses or 'none held out'}."
         )
+    if spent := metrics.get("privacy"):
+        console.print(
+            f"Differential privacy of the weights: epsilon {spent['epsilon']:.2f} at delta {spent['delta']:g}.", highlight=False
+        )
     console.print(f"Best epoch {trained.best_epoch}. Model {trained.bundle.model_version} in {trained.bundle.folder}")
 
 

@@ -15,6 +15,7 @@ from recsys.config.paths import local_path
 from recsys.data.shop import open_shop
 from recsys.engine.connect import connect
 from recsys.engine.progress import console, log
+from recsys.errors import ConfigError
 from recsys.evaluation.plots import plot_trials
 from recsys.features.feature_table import open_feature_table
 from recsys.pipelines import examples, pairs_train
@@ -40,6 +41,8 @@ def tune(
     """Search the settings on validation, or by lists on the days before --as-of, and write the best as a settings file."""
     with job():
         settings = config.load_either(config_path)
+        if settings.train.privacy is not None:
+            raise ConfigError("tune: what users did chooses settings, which no epsilon counts. Search without train.privacy.")
         check_picture(plot)
         check_files(out=out, plot=plot)
         day = day_of(config_path, settings, as_of)

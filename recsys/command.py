@@ -18,7 +18,7 @@ HOUSE = Path(__file__).parent / "house"
 VERBS = {
     "A shop to begin with": ("init", "check", "plan", "planted_shop", "demo_shop"),
     "Every night": ("nightly", "runs", "show", "explain", "browse", "export", "changes", "publish", "erase", "work"),
-    "Models": ("train", "tune", "backtest", "bundles", "examples"),
+    "Models": ("train", "tune", "backtest", "bundles", "privacy", "examples"),
     "One stage alone": ("ingest", "score"),
     "Feature rows": ("score_pairs",),
     "On a cluster": ("submit",),

@@ -55,10 +55,11 @@ def _in_this_process(patch: pytest.MonkeyPatch) -> None:
         return units._here(worker, pending)
 
     def fit_here(work: Any, plan: Any) -> RecsysError | None:
-        from recsys.training.replica import ProcessGroup, Replica
+        from recsys.training.replica import ProcessGroup
+        from recsys.training.worker import replica_of
 
         try:
-            run_epochs(plan, Replica(plan, ProcessGroup()))
+            run_epochs(plan, replica_of(plan, ProcessGroup()))
         except RecsysError as error:
             return error
         return None

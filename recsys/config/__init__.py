@@ -37,7 +37,7 @@ from recsys.config.search import ABSENT, SPACE, Range, is_whole, needs_lists, ti
 from recsys.config.section import Section
 from recsys.config.settings import PairsSettings, Settings
 from recsys.config.shop import Candidates, Columns, Examples, Features, Shop, Signals, Window
-from recsys.config.training import Calibration, Model, PairsTrain, Train
+from recsys.config.training import Calibration, Model, PairsTrain, Train, TrainPrivacy
 
 __all__ = [
     "ABSENT",
@@ -82,6 +82,7 @@ __all__ = [
     "Signals",
     "Table",
     "Train",
+    "TrainPrivacy",
     "Window",
     "Words",
     "is_whole",

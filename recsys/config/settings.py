@@ -41,6 +41,8 @@ class PairsSettings(Section):
         ):
             if (value := getattr(rank, name)) != unset:
                 raise ValueError(f"rank.{name} needs the shop door, {why}, got {value!r}; remove it")
+        if self.train.privacy is not None:
+            raise ValueError("train.privacy needs the shop door, whose fit knows which rows are of one user; remove it")
         return self
 
 
@@ -133,6 +135,12 @@ class Settings(Section):
             if isinstance(rule, Rule) and rule.audience is not None and rule.audience.column is not None:
                 found.append((rule, False, rule.audience.column, False))
         return found
+
+    @model_validator(mode="after")
+    def _privacy_holds(self) -> "Settings":
+        if self.train.privacy is not None and self.model.normalisation == "batch":
+            raise ValueError('train.privacy: model.normalisation "batch" mixes users in each step; set "layer", or remove it')
+        return self
 
     @model_validator(mode="after")
     def _groups_are_words_of_tables(self) -> "Settings":

@@ -49,6 +49,23 @@ def _class_weights(value: Any) -> Any:
     return tuple(float(factor) for factor in value)
 
 
+class TrainPrivacy(Section):
+    """Differential privacy of the weights, for whole users: DP-SGD (Abadi et al. 2016, McMahan et al. 2018). Fits cost several times
+    what they cost without, differ from run to run, and keep the last epoch: what users did decides nothing. Epsilon stands in the
+    bundle, on its card and in jobs.bundles list. Signals, scaling, vocabularies and calibration are not covered."""
+
+    noise: Annotated[float, Field(gt=0)]
+    """Deviation of the noise on each step's sum of gradients, over clip."""
+    clip: Annotated[float, Field(gt=0)]
+    """The longest that one user's gradient may be; longer ones are scaled down."""
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    """The chance that epsilon may fail to hold; below 1 over the number of users, better a tenth of it."""
+    users: Positive = 256
+    """How many users a step draws on average, each alike and alone; in place of train.batch_size."""
+    rows: Positive = 64
+    """How many rows of one user a step takes at most, drawn anew each time."""
+
+
 class Train(Section):
     """How the network is fitted, and by how many workers."""
 
@@ -97,6 +114,9 @@ class Train(Section):
     max_failures: Annotated[int, Field(ge=0)] = 2
     """How many failures of workers are taken up again from the last checkpoint before the fit gives up."""
 
+    privacy: TrainPrivacy | None = None
+    """Absent: none. Only in the shop's file."""
+
     @property
     def fewest_workers(self) -> int:
         """What the fit can start with."""
@@ -104,6 +124,8 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _choices_fit_together(self) -> "Train":
+        if self.privacy is not None and self.class_weights == "balanced":
+            raise ValueError('train.privacy: class_weights "balanced" counts labels of users; give two factors or remove it')
         if self.precision != "float32" and self.device == "cpu":
             raise ValueError(
                 f'train.precision "{self.precision}" needs train.device "gpu", got "cpu", where it is slower than float32; '

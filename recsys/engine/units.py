@@ -53,6 +53,8 @@ class _Worker:
 
     def error(self, name: str, values: Mapping[str, Any]) -> RecsysError | None:
         """Why the unit could not be finished; None where it was."""
+        if self.stage.receipt(name) is not None:  # by one who died before the driver heard of it: Ray Data gives it out again
+            return None
         if self.stage.attempt(name) > ATTEMPTS:
             return ClusterError(
                 f"{self.stage.path}: unit {name} ended its worker {ATTEMPTS} times, as when memory runs out. "

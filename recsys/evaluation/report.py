@@ -166,6 +166,22 @@ def _model(record: Record) -> Section:
         head = ("fit", "phase", "epoch", "loss", "validation loss", "rows/s")
         parts.append(Table("training", "Epochs", head, epochs, words=2))
         parts.append(drawn("Loss and validation loss by epoch", draw_training(record["training"]), 3.4))
+    private = [(fit["fit"], told) for fit in record["training"] if (told := fit.get("privacy"))]
+    if private:
+        rows = [
+            (
+                fit,
+                number_text(told["epsilon"], 2),
+                f"{told['delta']:g}",
+                f"{told['noise']:g}",
+                f"{told['clip']:g}",
+                count_text(told["steps"]),
+            )
+            for fit, told in private
+        ]
+        parts.append(
+            Table("privacy", "Differential privacy of the weights", ("fit", "epsilon", "delta", "noise", "clip", "steps"), rows)
+        )
     return Section("Model", text, parts)
 
 

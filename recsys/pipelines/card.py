@@ -99,13 +99,24 @@ def card_of(
         "importance": found,
         "privacy": {
             "ids": "the shop's own" if state.inputs.key is None else f"digests by key {state.inputs.key.fingerprint}",
-            "noise": NO_NOISE,
+            "noise": _noise(about["metrics"].get("privacy")),
             "erased": registry.erased_since(bundle.model_version)[0],
         },
         "limits": _limits(metrics),
         "code": about["code"],
         "packages": about["packages"],
     }
+
+
+def _noise(told: Mapping[str, Any] | None) -> str:
+    if told is None:
+        return NO_NOISE
+    return (
+        f"Its weights are differentially private for whole users: epsilon {told['epsilon']:.2f} at delta {told['delta']:g}, over "
+        f"{told['steps']:,} steps with noise {told['noise']:g} at a clip of {told['clip']:g}, each drawing a user with chance "
+        f"{told['sampled']:.3g}. Neighbours, factors, popularity, scaling, words, calibration and these figures are made of "
+        "everybody's events as they are."
+    )
 
 
 def _limits(metrics: Mapping[str, Any]) -> list[str]:

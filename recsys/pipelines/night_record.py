@@ -212,6 +212,7 @@ def _training(chosen: Chosen | None) -> list[dict[str, Any]]:
             "as_of": fit.bundle.about["window"]["as_of"],
             "examples": dict(fit.examples),
             "best_epoch": fit.best_epoch,
+            "privacy": fit.bundle.about["metrics"].get("privacy"),
             "history": fit.history,
         }
         for name, fit in fits

@@ -1,5 +1,6 @@
 """Examples on disk -> the batches of one training worker: mapped into memory, gathered, normalised, made ahead of their use."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from recsys.errors import DataError
 from recsys.features.spec import FeatureSpec
-from recsys.schema import CODES, DENSE, LABEL, WEIGHT
+from recsys.schema import CODES, DENSE, LABEL, USER_ID, WEIGHT
 
 TrainBatch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # dense, codes, label, share of the loss
 
@@ -21,6 +22,7 @@ class Examples:
 
     def __init__(self, files: Sequence[Path], spec: FeatureSpec) -> None:
         self.spec = spec
+        self._files = files
         self._dense: list[np.ndarray] = []
         self._codes: list[np.ndarray] = []
         label: list[np.ndarray] = []
@@ -38,6 +40,23 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @functools.cached_property
+    def by_user(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of the rows that weigh something, user by user, int64; and where in them each user's begin, and the end, (U + 1).
+
+        Whose rows they are is read from the files at the first call; only what has ids, as examples of the shop door have, has users.
+        """
+        ids: list[pa.Array] = []
+        for file in self._files:
+            with pa.memory_map(str(file)) as source:
+                reader = pa.ipc.open_file(source)
+                ids += [reader.get_batch(number).column(USER_ID) for number in range(reader.num_record_batches)]
+        user = pa.chunked_array(ids).combine_chunks().dictionary_encode().indices.to_numpy()
+        rows = np.flatnonzero(self.weight > 0)
+        rows = rows[np.argsort(user[rows], kind="stable")]
+        begins = np.flatnonzero(np.diff(user[rows], prepend=-1))
+        return rows, np.append(begins, len(rows))
 
     def batch(self, rows: np.ndarray, size: int, weight: float) -> TrainBatch:
         """The rows, normalised, filled up to `size` with zeros; each one's share is its weight over `weight`."""

@@ -26,9 +26,10 @@ from recsys.ranking import bundle as bundles
 from recsys.ranking.bundle import Bundle
 from recsys.ranking.calibration import Calibrated
 from recsys.storage import code_digest, digest
+from recsys.training.accounting import check_accountant, spent
 from recsys.training.batches import check_examples
 from recsys.training.checkpoints import HISTORY, Checkpoints, Epoch, Weights
-from recsys.training.plan import Plan, best_epoch
+from recsys.training.plan import Plan, kept_epoch
 from recsys.training.worker import work
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Fit:
 
     history: list[Epoch]
     best_epoch: int
-    """From 1: the epoch with the smallest validation loss; the refit ran this many."""
+    """From 1: the epoch whose weights are kept, that with the smallest validation loss; the refit ran this many."""
     weights: Weights
     """Of the refit, which saw the validation rows too; without one, of the best epoch."""
     validated_weights: Weights
@@ -109,7 +110,7 @@ def fit_model(
     checkpoints = Checkpoints(run)
     state = checkpoints.read(checkpoints.newest())
     weights = state.weights if train.refit else state.best_weights
-    return Fit(state.history, best_epoch(state.history), weights, state.best_weights, plan)
+    return Fit(state.history, kept_epoch(state.history, train), weights, state.best_weights, plan)
 
 
 def launch_plan(work: Callable[[dict[str, Any]], Any], plan: Plan) -> Any:
@@ -136,6 +137,8 @@ def check_fit(train_files: Sequence[Path], validation_files: Sequence[Path], *, 
         DataError: no rows, no weight, or other columns than the spec's.
         ClusterError: the cluster cannot hold the workers.
     """
+    if train.privacy is not None:
+        check_accountant()
     check_examples(train_files, spec, "training")
     check_examples(validation_files, spec, "validation")
     check_room(train.fewest_workers, gpu=train.device == "gpu")
@@ -249,6 +252,8 @@ def fit_bundle(
         )
         about = {"settings": settings.model_dump(mode="json"), "decided": labelled.decided, "window": labelled.window}
         metrics: dict[str, Any] = {"history": fit.history, "best_epoch": fit.best_epoch, "examples": labelled.counts}
+        if settings.train.privacy is not None:
+            metrics["privacy"] = spent(settings.train.privacy, fit.history)
         calibration = None
         if calibrate is not None:
             validated = bundles.save(stage.path / "validated", fit.model(fit.validated_weights), fed, metrics=metrics, **about)

@@ -14,9 +14,9 @@ from scipy.special import expit
 
 from recsys.errors import ClusterError, ConfigError
 from recsys.metrics import classification
-from recsys.training.batches import Examples, class_weighted, passes
+from recsys.training.batches import Examples, class_weighted
 from recsys.training.checkpoints import Checkpoints, Epoch, State
-from recsys.training.plan import REFIT, VALIDATE, Plan, best_epoch, next_epoch
+from recsys.training.plan import REFIT, VALIDATE, Plan, kept_epoch, next_epoch
 
 if TYPE_CHECKING:
     from recsys.training.replica import Replica
@@ -50,7 +50,7 @@ def run_epochs(plan: Plan, replica: "Replica", *, on_epoch: Callable[[Epoch], No
         begun = phase == VALIDATE or state.losses or any(record["phase"] == phase for record in state.history)
         replica.restore(state if begun else start)
         while (epoch := next_epoch(state.history, phase, plan.train)) is not None:
-            batches = passes(rows, plan.train.batch_size, seed=plan.seed, epoch=epoch)
+            batches = replica.passes(rows, epoch=epoch)
             losses, done = list(state.losses), len(state.losses)
             begin = saved = time.monotonic()
             first_step = 0.0
@@ -66,12 +66,13 @@ def run_epochs(plan: Plan, replica: "Replica", *, on_epoch: Callable[[Epoch], No
             seconds = time.monotonic() - begin
             record: Epoch = {"epoch": epoch, "phase": phase, "loss": batches.mean(losses), "workers": replica.group.workers}
             record |= {"first_step": first_step, "seconds": seconds, "rows_per_second": sum(map(len, batches.rows[done:])) / seconds}
+            record |= replica.told(rows, batches)
             if phase == VALIDATE:
                 record |= {f"val_{name}": value for name, value in _figures(replica, validation, plan.train.loss).items()}
                 _check_finite(record["val_loss"], f"validation after epoch {epoch}", plan)
             history = [*state.history, record]
             weights = replica.weights()
-            better = phase == VALIDATE and best_epoch(history) == epoch
+            better = phase == VALIDATE and kept_epoch(history, plan.train) == epoch
             state = State(history, [], weights, replica.optimizer_state(), weights if better else state.best_weights)
             _write(checkpoints, state, replica, first=first)
             if on_epoch is not None:

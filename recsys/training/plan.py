@@ -31,10 +31,18 @@ def next_epoch(history: list[Epoch], phase: str, train: config.Train) -> int | N
     """The epoch to run next, from 1; None where the phase is over. All workers hold the same history, so all agree."""
     done = sum(record["phase"] == phase for record in history)
     if phase == REFIT:
-        return done + 1 if train.refit and done < best_epoch(history) else None
-    if done == train.epochs or (train.patience and done and done - best_epoch(history) >= train.patience):
+        return done + 1 if train.refit and done < kept_epoch(history, train) else None
+    stops = train.patience if train.privacy is None else None
+    if done == train.epochs or (stops and done and done - best_epoch(history) >= stops):
         return None
     return done + 1
+
+
+def kept_epoch(history: list[Epoch], train: config.Train) -> int:
+    """The epoch whose weights are kept: the best; under train.privacy the last, as a choice by what users did would tell of them."""
+    if train.privacy is None:
+        return best_epoch(history)
+    return max(record["epoch"] for record in history if record["phase"] == VALIDATE)
 
 
 def best_epoch(history: list[Epoch]) -> int:

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from recsys import config
 from recsys.ranking.network import build, logits
-from recsys.training.batches import Examples, Pass, TrainBatch, ahead, part
+from recsys.training.batches import Examples, Pass, TrainBatch, ahead, part, passes
 from recsys.training.checkpoints import State, Weights
 from recsys.training.plan import Plan
 
@@ -114,6 +114,14 @@ class Replica:
         self._dtype = dtype
         self._step = step
         self._score = tf.function(functools.partial(score, training=False), input_signature=inputs(BLOCK))
+
+    def passes(self, rows: Examples, *, epoch: int) -> Pass:
+        """The steps of an epoch, the same in every worker."""
+        return passes(rows, self.plan.train.batch_size, seed=self.plan.seed, epoch=epoch)
+
+    def told(self, rows: Examples, batches: Pass) -> dict[str, int]:  # noqa: ARG002 # a private one tells more
+        """What the history says of an epoch besides."""
+        return {}
 
     def steps(self, rows: Examples, batches: Pass, *, start: int, epoch: int) -> Iterator[float]:
         """The global loss of each step of an epoch, as it is made: the weighted mean over the batch, before the step.

@@ -9,7 +9,7 @@ from recsys.training.loop import run_epochs
 from recsys.training.plan import Plan
 
 if TYPE_CHECKING:
-    from recsys.training.replica import ProcessGroup
+    from recsys.training.replica import ProcessGroup, Replica
 
 BFLOAT16_CAPABILITY = (8, 0)  # of the first NVIDIA GPUs with bfloat16 units (Ampere)
 
@@ -19,12 +19,21 @@ def work(job: dict[str, Any]) -> RecsysError | None:
     plan: Plan = job["plan"]
     try:
         group = join(plan)
-        from recsys.training.replica import Replica
-
-        run_epochs(plan, Replica(plan, group))
+        run_epochs(plan, replica_of(plan, group))
     except RecsysError as error:  # all workers raise it, as all hold the same numbers
         return error
     return None
+
+
+def replica_of(plan: Plan, group: "ProcessGroup") -> "Replica":
+    """The worker's model and step; imports TensorFlow."""
+    if plan.train.privacy is not None:
+        from recsys.training.private import PrivateReplica
+
+        return PrivateReplica(plan, group)
+    from recsys.training.replica import Replica
+
+    return Replica(plan, group)
 
 
 def limit_threads(plan: Plan) -> None:

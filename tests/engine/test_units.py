@@ -171,6 +171,28 @@ def test_the_unit_of_a_killed_worker_is_done_by_another(stage: Stage):
     assert calls(stage) == sorted(UNITS)
 
 
+class DiesUnheard(Stage):
+    """Its worker dies once when a receipt is written and the driver has not heard of it."""
+
+    @override
+    def finish(self, unit: str, receipt: Receipt) -> Receipt:
+        made = super().finish(unit, receipt)
+        if unit == sorted(UNITS)[1] and not (self.path / "died").exists():
+            (self.path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_unit_that_a_killed_worker_had_finished_is_not_done_again(tmp_path: Path):
+    stage = DiesUnheard(tmp_path, "squares", {})
+    receipts = run(stage, squares, stage.path)
+    assert (stage.path / "died").exists()
+    assert receipts == {name: {"square": unit["number"] ** 2} for name, unit in UNITS.items()}
+    assert calls(stage) == sorted(UNITS)
+
+
 def dies_always() -> Task:
     def task(_name: str, _unit: dict[str, Any]) -> Receipt:
         os.kill(os.getpid(), signal.SIGKILL)
