@@ -28,6 +28,7 @@ DENSE = "dense"  # float32 model inputs, one fixed-size list a row
 CODES = "codes"  # int32 model inputs, one fixed-size list a row
 LABEL = "label"  # 1.0: the user bought the item within the label window
 WEIGHT = "weight"  # of the row in the loss
+GROUP = "group"  # of the row's user, where groups are to weigh the same in the fit; null: unknown
 
 AS_OF = "as_of"
 RANK = "rank"
@@ -77,8 +78,8 @@ def histories_schema(user_id: pa.DataType, user_features: list[pa.Field]) -> pa.
     )
 
 
-def examples_schema(user_id: pa.DataType, item_id: pa.DataType, *, dense: int, codes: int) -> pa.Schema:
-    """One labelled feature row: model inputs before normalisation, the user and item for grouping."""
+def examples_schema(user_id: pa.DataType, item_id: pa.DataType, *, dense: int, codes: int, grouped: bool = False) -> pa.Schema:
+    """One labelled feature row: model inputs before normalisation, the user and item for grouping, the user's group where `grouped`."""
     return pa.schema(
         [
             pa.field(USER_ID, user_id, nullable=False),
@@ -87,6 +88,7 @@ def examples_schema(user_id: pa.DataType, item_id: pa.DataType, *, dense: int, c
             pa.field(CODES, pa.list_(pa.int32(), codes), nullable=False),
             pa.field(LABEL, pa.float32(), nullable=False),
             pa.field(WEIGHT, pa.float32(), nullable=False),
+            *([pa.field(GROUP, pa.string())] if grouped else []),
         ]
     )
 

@@ -41,8 +41,9 @@ class PairsSettings(Section):
         ):
             if (value := getattr(rank, name)) != unset:
                 raise ValueError(f"rank.{name} needs the shop door, {why}, got {value!r}; remove it")
-        if self.train.privacy is not None:
-            raise ValueError("train.privacy needs the shop door, whose fit knows which rows are of one user; remove it")
+        for name in ("privacy", "even_groups"):
+            if getattr(self.train, name) is not None:
+                raise ValueError(f"train.{name} needs the shop door, whose fit knows which rows are of one user; remove it")
         return self
 
 
@@ -152,6 +153,15 @@ class Settings(Section):
                 raise ValueError(f"fairness.{table[:4]}_groups names columns but shop.{table} is absent; set it or remove them")
             if both := sorted(set(groups) & set(numbers)):
                 raise ValueError(f"fairness: column '{both[0]}' is a number elsewhere and a word here; write it as two columns")
+        return self
+
+    @model_validator(mode="after")
+    def _even_groups_are_audited(self) -> "Settings":
+        column, known = self.train.even_groups, self.fairness.user_groups
+        if column is not None and column not in known:
+            raise ValueError(
+                f"train.even_groups must be one of fairness.user_groups ({', '.join(known) or 'none'}), got {column!r}; add it"
+            )
         return self
 
     @model_validator(mode="after")

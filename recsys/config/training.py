@@ -92,6 +92,10 @@ class Train(Section):
     class_weights: Annotated[Literal["balanced"] | tuple[float, float] | None, BeforeValidator(_class_weights)] = None
     """Factors on the weight of training rows with label 0 and with label 1, or "balanced": both labels weigh the same in all.
     Validation stays as it is. Absent: none."""
+    even_groups: str | None = None
+    """A column of fairness.user_groups: training rows are weighted so that all its values weigh the same in all, however many users
+    have them; rows of users without a value stay as they are, and so does validation. It becomes no feature by it. Only in the shop's
+    file. Absent: every row weighs the same."""
     epochs: Positive = 10
     """The most epochs; the validation loss decides how many are kept."""
     patience: Positive | None = 2
@@ -131,6 +135,8 @@ class Train(Section):
                 f'train.precision "{self.precision}" needs train.device "gpu", got "cpu", where it is slower than float32; '
                 "set train.device or remove train.precision"
             )
+        if self.privacy is not None and self.even_groups is not None:
+            raise ValueError("train.privacy: even_groups counts users of each group; remove one of them")
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"train.warmup_epochs must be at most train.epochs ({self.epochs}), got {self.warmup_epochs:g}; lower it")
         return self

@@ -10,7 +10,7 @@ from recsys.features.spec import ModelInputs
 from recsys.hashing import mix, sampled, stable_hash
 from recsys.retrieval.candidates import Candidates
 from recsys.retrieval.users import UserBatch
-from recsys.schema import CODES, DENSE, ITEM_ID, LABEL, USER_ID, WEIGHT, examples_schema
+from recsys.schema import CODES, DENSE, GROUP, ITEM_ID, LABEL, USER_ID, WEIGHT, examples_schema
 
 
 def learned_from(histories: Histories, *, start: int, end: int, share: float) -> Histories:
@@ -54,12 +54,28 @@ def sample(candidates: Candidates, label: np.ndarray, *, negatives: int, user_ha
     return place < ((negatives + 1) * positives)[candidates.user_row]
 
 
-def chosen_examples(candidates: Candidates, users: UserBatch, inputs: ModelInputs, label: np.ndarray, chosen: np.ndarray) -> pa.Table:
-    """The chosen rows, bool (N), with `examples_schema`; every row weighs 1."""
+def chosen_examples(
+    candidates: Candidates,
+    users: UserBatch,
+    inputs: ModelInputs,
+    label: np.ndarray,
+    chosen: np.ndarray,
+    *,
+    group: str | None = None,
+) -> pa.Table:
+    """The chosen rows, bool (N), with `examples_schema`; every row weighs 1.
+
+    Args:
+        group: the column of users that is kept as the rows' group; None: none is.
+    """
     user_id = users.history.users.column(USER_ID).combine_chunks().take(pa.array(candidates.user_row[chosen]))
     item_id = users.catalog.item_id.take(pa.array(users.signals.items[candidates.item[chosen]]))
     weight = np.ones(len(user_id), np.float32)
-    return examples_table(inputs.dense[chosen], inputs.codes[chosen], label[chosen], weight, ids=(user_id, item_id))
+    table = examples_table(inputs.dense[chosen], inputs.codes[chosen], label[chosen], weight, ids=(user_id, item_id))
+    if group is None:
+        return table
+    words = users.history.users.column(group).combine_chunks().take(pa.array(candidates.user_row[chosen]))
+    return table.append_column(pa.field(GROUP, pa.string()), words.cast(pa.string()))
 
 
 def examples_table(

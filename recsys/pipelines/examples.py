@@ -83,7 +83,7 @@ def _examples_task(state: ShopState, paths: Mapping[str, Path]) -> Task:
             label = examples.bought(candidates, users, window=batch.between(start, end))
             hashes = stable_hash(batch.users.column(USER_ID).to_numpy())
             chosen = examples.sample(candidates, label, negatives=settings.examples.negatives, user_hash=hashes, seed=settings.run.seed)
-            tables.append(examples.chosen_examples(candidates, users, inputs, label, chosen))
+            tables.append(examples.chosen_examples(candidates, users, inputs, label, chosen, group=settings.train.even_groups))
             counts.update(rows=int(chosen.sum()), positives=int(label.sum()), candidates=len(candidates))
             names = inputs.names
         table = pa.concat_tables(tables)

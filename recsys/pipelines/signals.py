@@ -122,6 +122,7 @@ def shop_state(inputs: ShopInputs, *, end: date, as_of: date | None = None) -> S
             "dislikes": settings.shop.least_value is not None,
             "rules": rules.in_training(settings),
             "supplied": given.digest if given else None,
+            "group": settings.train.even_groups,
             "shards": len(shop.shards),
             "seed": settings.run.seed,
         },

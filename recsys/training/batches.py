@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from recsys.errors import DataError
 from recsys.features.spec import FeatureSpec
-from recsys.schema import CODES, DENSE, LABEL, USER_ID, WEIGHT
+from recsys.schema import CODES, DENSE, GROUP, LABEL, USER_ID, WEIGHT
 
 TrainBatch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # dense, codes, label, share of the loss
 
@@ -27,6 +27,7 @@ class Examples:
         self._codes: list[np.ndarray] = []
         label: list[np.ndarray] = []
         weight: list[np.ndarray] = []
+        groups: list[pa.Array] = []
         for file in files:
             reader = pa.ipc.open_file(pa.memory_map(str(file)))
             for number in range(reader.num_record_batches):
@@ -35,8 +36,13 @@ class Examples:
                 self._codes.append(_matrix(batch.column(CODES), len(spec.codes)))
                 label.append(batch.column(LABEL).to_numpy())
                 weight.append(batch.column(WEIGHT).to_numpy())
+                if GROUP in reader.schema.names:
+                    groups.append(batch.column(GROUP))
         self._starts = np.cumsum([0, *map(len, label)])
         self.label, self.weight = np.concatenate(label), np.concatenate(weight)
+        words = pa.chunked_array(groups, pa.string()).combine_chunks().dictionary_encode().indices
+        self.group = words.fill_null(-1).to_numpy() if groups else None
+        """Of each row a number for its user's group, -1 where that is unknown; None where examples have no groups."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -115,6 +121,21 @@ def class_weighted(label: np.ndarray, weight: np.ndarray, factors: tuple[float, 
         both = 0 < ones < total
         factors = (total / (2 * (total - ones)), total / (2 * ones)) if both else (1.0, 1.0)
     return (weight * (factors[0] + (factors[1] - factors[0]) * label)).astype(np.float32)
+
+
+def evened(group: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The rows' weights such that all groups weigh the same in all, float32; together they weigh what they did, as do rows of no group.
+
+    As scikit-learn's balanced `class_weight` does with labels.
+
+    Args:
+        group: of each row, from 0; -1 for none.
+    """
+    known = group >= 0
+    sums = np.bincount(group[known], weights=weight[known].astype(np.float64))
+    there = sums > 0
+    factors = np.where(there, sums.sum() / (np.count_nonzero(there) * np.where(there, sums, 1.0)), 0.0)
+    return (weight * np.where(known, np.append(factors, 1.0)[group], 1.0)).astype(np.float32)
 
 
 def part(batch: np.ndarray, rank: int, workers: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from recsys.errors import ClusterError, ConfigError
 from recsys.metrics import classification
-from recsys.training.batches import Examples, class_weighted
+from recsys.training.batches import Examples, class_weighted, evened
 from recsys.training.checkpoints import Checkpoints, Epoch, State
 from recsys.training.plan import REFIT, VALIDATE, Plan, kept_epoch, next_epoch
 
@@ -46,6 +46,8 @@ def run_epochs(plan: Plan, replica: "Replica", *, on_epoch: Callable[[Epoch], No
     validation = Examples(plan.validation_files, plan.spec)
     for phase in (VALIDATE, REFIT):
         rows = Examples(plan.train_files if phase == VALIDATE else plan.train_files + plan.validation_files, plan.spec)
+        if rows.group is not None:
+            rows.weight = evened(rows.group, rows.weight)
         rows.weight = class_weighted(rows.label, rows.weight, plan.train.class_weights)
         begun = phase == VALIDATE or state.losses or any(record["phase"] == phase for record in state.history)
         replica.restore(state if begun else start)

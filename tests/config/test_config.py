@@ -343,6 +343,31 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
             id="three numbers of workers",
         ),
         pytest.param(
+            SHOP + '[train]\neven_groups = "age"',
+            "train.even_groups must be one of fairness.user_groups (none), got 'age'; add it.",
+            id="groups that nobody audits",
+        ),
+        pytest.param(
+            SHOP + "[train]\nprivacy = { noise = 0, clip = 1, delta = 1e-6 }",
+            "key 'train.privacy.noise': input should be greater than 0, got 0.",
+            id="privacy without noise",
+        ),
+        pytest.param(
+            SHOP + '[model]\nnormalisation = "batch"\n[train]\nprivacy = { noise = 1, clip = 1, delta = 1e-6 }',
+            'train.privacy: model.normalisation "batch" mixes users in each step; set "layer", or remove it.',
+            id="privacy with batch normalisation",
+        ),
+        pytest.param(
+            SHOP + '[train]\nclass_weights = "balanced"\nprivacy = { noise = 1, clip = 1, delta = 1e-6 }',
+            'train.privacy: class_weights "balanced" counts labels of users; give two factors or remove it.',
+            id="privacy with balanced labels",
+        ),
+        pytest.param(
+            SHOP + '[train]\neven_groups = "age"\nprivacy = { noise = 1, clip = 1, delta = 1e-6 }\n[fairness]\nuser_groups = ["age"]',
+            "train.privacy: even_groups counts users of each group; remove one of them.",
+            id="privacy with even groups",
+        ),
+        pytest.param(
             SHOP + '[train]\nclass_weights = "auto"',
             "train.class_weights must be \"balanced\" or [factor of label 0, of label 1], got 'auto'; mend it.",
             id="class weights in a word",
@@ -666,6 +691,14 @@ def test_an_original_csv_may_have_columns_of_any_name(file: Path) -> None:
             "key 'pairs.scaling.scale': input should be 'standard', 'minmax' or 'none', got 'z'.",
         ),
         (PAIRS + "[pairs.words]\nmax_values = 0", "key 'pairs.words.max_values': input should be greater than 0, got 0."),
+        (
+            PAIRS + '[train]\neven_groups = "age"',
+            "train.even_groups needs the shop door, whose fit knows which rows are of one user; remove it.",
+        ),
+        (
+            PAIRS + "[train]\nprivacy = { noise = 1, clip = 1, delta = 1e-6 }",
+            "train.privacy needs the shop door, whose fit knows which rows are of one user; remove it.",
+        ),
         (PAIRS + 'numeric = ["a", "b", "a"]', "pairs: column 'a' is named twice, in numeric and numeric; name it once."),
         (PAIRS + 'numeric = ["a"]\nignore = ["a"]', "pairs: column 'a' is named twice, in numeric and ignore; name it once."),
         (

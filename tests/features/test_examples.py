@@ -172,6 +172,18 @@ def test_an_example_names_its_user_and_item_and_holds_their_inputs() -> None:
     assert int(label.sum()) == 6
 
 
+def test_a_user_s_group_is_kept_where_rows_are_weighted_by_it() -> None:
+    _, users, candidates, inputs = run()
+    chosen = np.arange(len(candidates)) % 3 == 0
+    label = np.zeros(len(candidates), bool)
+    table = examples.chosen_examples(candidates, users, inputs, label, chosen, group="age")
+    dense, codes = inputs.dense.shape[1], inputs.codes.shape[1]
+    assert table.schema.equals(examples_schema(pa.string(), pa.int64(), dense=dense, codes=codes, grouped=True))
+    words = users.history.users.column("age").to_pylist()
+    assert table.column("group").to_pylist() == [words[user] for user in candidates.user_row[chosen]]
+    assert len(set(table.column("group").to_pylist())) > 1
+
+
 def test_without_categorical_columns_examples_have_no_codes() -> None:
     table, _, inputs, _, chosen = chosen_table(shops.settings(features=config.Features()))
     assert table.schema.equals(examples_schema(pa.string(), pa.int64(), dense=inputs.dense.shape[1], codes=0))

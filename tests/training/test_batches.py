@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from recsys.features.spec import FeatureSpec
-from recsys.training.batches import Examples, class_weighted, part, passes
+from recsys.training.batches import Examples, class_weighted, evened, part, passes
 from tests.fits import ROWS, SPEC, Files, write
 
 
@@ -91,3 +91,26 @@ def test_class_weights_multiply_the_rows_weights(factors: tuple[float, float] | 
 def test_balance_with_one_label_alone_leaves_the_weights_as_they_are():
     ones = np.ones(3, np.float32)
     np.testing.assert_array_equal(class_weighted(ones, 2 * ones, "balanced"), 2 * ones)
+
+
+def test_groups_come_to_weigh_the_same_and_rows_of_none_stay() -> None:
+    group = np.array([0, 0, 0, 1, -1, 3], np.int32)  # of group 2 there is no row here
+    weight = np.array([1, 2, 3, 2, 5, 4], np.float32)
+    found = evened(group, weight)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [4 / 6, 8 / 6, 12 / 6, 4, 5, 4], rtol=1e-6)  # three groups of 12 / 3
+    np.testing.assert_array_equal(evened(np.full(3, -1, np.int32), weight[:3]), weight[:3])
+    np.testing.assert_allclose(evened(np.array([0, 1]), np.array([0, 7], np.float32)), [0, 7])
+
+
+def test_examples_know_their_users_groups_across_files(files: Files, tmp_path: Path) -> None:
+    assert rows(files.train).group is None
+    made = []
+    for number, words in enumerate((["old", None, "young"], ["young", "old", None])):
+        table = pa.ipc.open_file(str(files.train[0])).read_all().slice(0, 3).append_column("group", pa.array(words, pa.string()))
+        made.append(tmp_path / f"{number}.arrow")
+        with pa.OSFile(str(made[-1]), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    found = rows(made).group
+    assert found is not None
+    assert found.tolist() == [0, -1, 1, 1, 0, -1]

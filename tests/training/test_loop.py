@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from typing_extensions import override
 
 from recsys import config
 from recsys.errors import ClusterError, ConfigError
 from recsys.training import loop
-from recsys.training.batches import Examples
+from recsys.training.batches import Examples, evened
 from recsys.training.checkpoints import Checkpoints, Epoch, State
 from recsys.training.loop import run_epochs
 from recsys.training.plan import REFIT, VALIDATE, Plan, next_epoch
@@ -108,6 +109,40 @@ def test_a_walk_goes_on_from_within_an_epoch_with_the_same_bits(files: Files, tm
 def test_without_a_refit_the_fit_ends_with_the_validation(files: Files, tmp_path: Path):
     state = alone(plan(files, tmp_path, refit=False, epochs=2))
     assert {record["phase"] for record in state.history} == {VALIDATE}
+
+
+def test_even_groups_reach_training_rows_and_leave_validation_alone(files: Files, tmp_path: Path):
+    """Two fits that differ in the groups alone, against one whose rows were weighted by hand."""
+    made: dict[str, list[Path]] = {"groups": [], "by hand": []}
+    draw = np.random.default_rng(4)
+    of = [pa.array(draw.choice(["a", "b"], pa.ipc.open_file(str(file)).read_all().num_rows, p=[0.9, 0.1])) for file in files.train]
+    tables = [pa.ipc.open_file(str(file)).read_all() for file in files.train]
+    weight = np.concatenate([table.column("weight").to_numpy() for table in tables])
+    code = np.concatenate([(words.to_numpy(zero_copy_only=False) == "b").astype(np.int64) for words in of])
+    by_hand = evened(code, weight)
+    ends = np.cumsum([0, *(table.num_rows for table in tables)])
+    for number, (table, words) in enumerate(zip(tables, of, strict=True)):
+        mine = pa.array(by_hand[ends[number] : ends[number + 1]])
+        changed = table.set_column(table.schema.get_field_index("weight"), table.schema.field("weight"), mine)
+        for name, one in (("groups", table.append_column("group", words)), ("by hand", changed)):
+            made[name].append(tmp_path / f"{name}-{number}.arrow")
+            with pa.OSFile(str(made[name][-1]), "wb") as sink, pa.ipc.new_file(sink, one.schema) as writer:
+                writer.write_table(one)
+    held = pa.ipc.open_file(str(files.validation[0])).read_all()
+    held = held.append_column("group", pa.array(["a"] * held.num_rows))
+    with pa.OSFile(str(tmp_path / "held.arrow"), "wb") as sink, pa.ipc.new_file(sink, held.schema) as writer:
+        writer.write_table(held)
+    plain, grouped, weighted = (
+        alone(plan(Files(tuple(paths), (validation,)), tmp_path / name, epochs=1, refit=False)).history[0]
+        for name, paths, validation in (
+            ("plain", files.train, files.validation[0]),
+            ("groups", made["groups"], tmp_path / "held.arrow"),
+            ("by hand", made["by hand"], files.validation[0]),
+        )
+    )
+    assert grouped["loss"] == pytest.approx(weighted["loss"], rel=1e-6)
+    assert grouped["val_loss"] == pytest.approx(weighted["val_loss"], rel=1e-6)
+    assert abs(grouped["loss"] - plain["loss"]) > 1e-4
 
 
 def test_class_weights_reach_training_rows_and_leave_validation_alone(files: Files, tmp_path: Path):
