@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import polars as pl
@@ -18,6 +19,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pyiceberg.catalog import load_catalog
 
 from recsys import config
 from recsys.data import synthetic
@@ -97,6 +99,23 @@ def test_nights_are_published_read_and_taken_back(endpoint: str, options: dict[s
     assert read_night(path, as_of=NIGHT, user_id="bob", storage_options=options)["item_id"].to_pylist() == ["tea", "milk"]
     assert take_back(path, to=NIGHT, storage_options=options) == [date(2017, 12, 2)]
     assert by_polars(path, endpoint)["user_id"].to_list() == ["ann"] * 3 + ["bob"] * 2 + ["cid"] * 3
+
+
+def test_an_iceberg_table_lists_the_nights_in_the_store(endpoint: str, options: dict[str, str], tmp_path: Path) -> None:
+    path, types = "s3://shop/listed/table", {"user_id": STRING, "item_id": STRING}
+    told = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": "s3://shop/listed/warehouse"}
+    told |= {"s3.endpoint": endpoint, "s3.region": "eu-west-1"}
+    catalog = load_catalog("house", **told)
+    for day in (1, 2, 3):
+        as_of, run = date(2017, 12, day), f"run{day}"
+        part = staging.stage(path, rows_of(SHARD_0, run), as_of=as_of, run_id=run, shard=0, storage_options=options)
+        commit_night(path, [part], as_of=as_of, run_id=run, model_version="m1", keep_nights=2, storage_options=options, **types)
+        export(path, f"iceberg://house/shop.lists?{urlencode(told)}", as_of=None, name="", storage_options=options)
+        rows = pl.from_arrow(catalog.load_table("shop.lists").scan().to_arrow())
+        assert isinstance(rows, pl.DataFrame)
+        assert rows.sort("as_of", "user_id", "rank").equals(by_polars(path, endpoint))
+    assert rows["as_of"].unique().sort().to_list() == [date(2017, 12, 2), date(2017, 12, 3)]
+    catalog.close()
 
 
 def test_a_night_is_exported_to_a_folder_of_parquet_in_the_store(options: dict[str, str]) -> None:
