@@ -8,28 +8,28 @@ from rich.table import Table
 
 from jobs import Config, job
 from recsys import config
-from recsys.config import Export, PairsSettings
+from recsys.config import PairsSettings
 from recsys.engine.lease import leased
 from recsys.engine.progress import console
 from recsys.errors import one_line_errors
-from recsys.pipelines.exports import check_exports, hand_on, refuse_failed
+from recsys.pipelines.exports import check_exports, hand_on_standing, refuse_failed
 from recsys.publishing.delta import leftovers, remove_leftovers
 from recsys.publishing.table import published_nights, take_back
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
 
-def _table(config_path: Config) -> tuple[str, tuple[Export, ...], dict[str, str]]:
+def _settings(config_path: Config) -> tuple[config.Settings | PairsSettings, str, dict[str, str]]:
+    """The settings of either door, the table and the options of its store."""
     settings = config.load_either(config_path)
-    door = settings.pairs if isinstance(settings, PairsSettings) else settings.shop
-    return settings.table.path, settings.exports, door.storage_options
+    return settings, settings.table.path, (settings.pairs if isinstance(settings, PairsSettings) else settings.shop).storage_options
 
 
 @app.command()
 def nights(config_path: Config) -> None:
     """The nights that stand, newest first."""
     with job():
-        path, _, storage = _table(config_path)
+        _, path, storage = _settings(config_path)
         table = Table(title=path, title_justify="left")
         for column in ("as_of", "rows", "run_id", "model_version", "version", "published (UTC)"):
             table.add_column(column, justify="right" if column in ("rows", "version") else "left")
@@ -46,14 +46,12 @@ def rollback(
 ) -> None:
     """Take back the nights after a day, in one commit; and hand the night that is the newest then on to the places of [[exports]]."""
     with job():
-        path, exports, storage = _table(config_path)
-        check_exports(exports)
+        settings, path, storage = _settings(config_path)
+        check_exports(settings.exports)
         gone = take_back(path, to=to.date(), storage_options=storage)
         console.print(f"Taken back: {', '.join(map(str, gone)) or 'nothing'}. {to.date()} is the newest night of {path}.")
-        if exports:
-            with leased(path, storage, what=f"going back to {to.date()}"):
-                handed = hand_on(path, exports, storage_options=storage)
-            refuse_failed(handed, done=f"The nights after {to.date()} are taken back")
+        handed = hand_on_standing(settings, what=f"going back to {to.date()}")
+        refuse_failed(handed, done=f"The nights after {to.date()} are taken back")
 
 
 @app.command()
@@ -62,7 +60,7 @@ def clean(
 ) -> None:
     """Remove the parts of runs that were given up: files that no commit names, while no run works on the table."""
     with job():
-        path, _, storage = _table(config_path)
+        _, path, storage = _settings(config_path)
         with leased(path, storage, what="clearing away"):
             left = leftovers(path, storage)
             if not dry_run:
