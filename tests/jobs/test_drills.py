@@ -6,12 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -25,11 +21,13 @@ from tests.clocks import Clock
 from tests.jobs.test_jobs import receipts
 from tests.jobs.test_nights import DAY, ONE, write_shop
 from tests.processes import alive, descendants
+from tests.readers import watched
 from tests.verbs import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(3_600)]
 
 STOPS = 50
+WHOLE = (200, 40, 1)  # rows, users and runs of a night
 ROWS = ["as_of", "user_id", "rank", "item_id", "score", "source", "reason", "model_version"]
 # Holds still before or after the commit, as it takes milliseconds: a file says that it is there.
 HELD = """
@@ -129,35 +127,6 @@ def kill(night: subprocess.Popen[bytes]) -> None:
     night.wait()
 
 
-@contextmanager
-def watched(table: Path, whole: tuple[int, int, int] = (200, 40, 1)) -> Iterator[list[tuple[int, int, int]]]:
-    """A reader that polls the table with Polars meanwhile: rows, users and runs of every look, none or those of the whole night."""
-    seen: list[tuple[int, int, int]] = []
-    ended = threading.Event()
-    broken: list[Any] = []
-
-    def look() -> None:
-        while not ended.wait(0.1):
-            if (table / "_delta_log" / "00000000000000000000.json").exists():
-                try:
-                    rows = pl.read_delta(str(table))
-                except Exception as error:  # noqa: BLE001 # whatever a reader meets
-                    if (table / "_delta_log").exists():  # else the drill has begun anew
-                        broken.append(error)
-                else:
-                    seen.append((rows.height, rows["user_id"].n_unique(), rows["run_id"].n_unique()))
-
-    reader = threading.Thread(target=look)
-    reader.start()
-    try:
-        yield seen
-    finally:
-        ended.set()
-        reader.join()
-    assert not broken
-    assert {look for look in seen if look[0]} <= {whole}
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[pl.DataFrame, float]:
     """The night's rows where nothing happens, and how long it takes."""
@@ -180,7 +149,7 @@ def test_a_driver_killed_at_every_step_leaves_what_was_done_and_the_same_table(
     rows, whole = undisturbed
     house = House(tmp_path / "shop")
     kept: dict[Path, str] = {}
-    with watched(house.folder / "table") as seen:
+    with watched(house.folder / "table", WHOLE) as seen:
         for moment, pattern in MOMENTS.items():
             house.kill_when(house.start(), pattern)
             now = receipts(house.folder)
@@ -209,7 +178,7 @@ def test_stops_at_random_moments_change_no_row(undisturbed: tuple[pl.DataFrame, 
     draw = random.Random(7)
     house = House(tmp_path / "shop")
     ends, killed, left = 0, 0, 0
-    with watched(house.folder / "table") as seen:
+    with watched(house.folder / "table", WHOLE) as seen:
         while killed < STOPS:
             night = house.start()
             try:
@@ -235,7 +204,7 @@ def test_a_clock_set_back_within_a_night_and_between_two_changes_no_row(
 ) -> None:
     rows, _ = undisturbed
     house, clock = House(tmp_path / "shop"), Clock(tmp_path / "clock")
-    with watched(house.folder / "table") as seen:
+    with watched(house.folder / "table", WHOLE) as seen:
         night = house.start(clock=clock)
         house.reached(night, MOMENTS["in ingest"])
         clock.set("-10m")
@@ -268,24 +237,27 @@ def test_a_night_that_is_ended_in_training_and_in_scoring_says_so_and_is_finishe
 ) -> None:
     rows, _ = undisturbed
     house = House(tmp_path / "shop")
-    for moment, number in zip(("in training", "in scoring"), numbers, strict=True):
-        night = house.start()
-        house.reached(night, MOMENTS[moment])
-        started = descendants(night.pid)
-        begun = time.monotonic()
-        night.send_signal(number)
-        assert night.wait(timeout=60) == 128 + number, (house.folder / "night.log").read_text()
-        print(f"{number.name} {moment}: ended after {time.monotonic() - begun:.1f} s")
-        end = time.monotonic() + 30
-        while alive(started) and time.monotonic() < end:
-            time.sleep(0.1)
-        assert not alive(started)
-        run = read_runs(config.load(house.file))[0]
-        assert (run.state, run.said) == ("ended", "SIGTERM" if number == signal.SIGTERM else "Ctrl-C")
-        assert not list(house.folder.glob("*.owner"))  # of the lease: it was left, not lost
-    house.finish()
+    with watched(house.folder / "table", WHOLE) as seen:
+        for moment, number in zip(("in training", "in scoring"), numbers, strict=True):
+            night = house.start()
+            house.reached(night, MOMENTS[moment])
+            started = descendants(night.pid)
+            begun = time.monotonic()
+            night.send_signal(number)
+            assert night.wait(timeout=60) == 128 + number, (house.folder / "night.log").read_text()
+            print(f"{number.name} {moment}: ended after {time.monotonic() - begun:.1f} s")
+            end = time.monotonic() + 30
+            while alive(started) and time.monotonic() < end:
+                time.sleep(0.1)
+            assert not alive(started)
+            run = read_runs(config.load(house.file))[0]
+            assert (run.state, run.said) == ("ended", "SIGTERM" if number == signal.SIGTERM else "Ctrl-C")
+            assert not list(house.folder.glob("*.owner"))  # of the lease: it was left, not lost
+        house.finish()
     assert house.rows().equals(rows)
     assert "Traceback" not in (house.folder / "night.log").read_text()
+    house.clean()
+    print(f"ended by a signal, twice, then finished by the same command: every row as undisturbed; {len(seen)} looks")
 
 
 # Runs a night whose deadline leaves training so many seconds, as on the command line it is a time of day.
@@ -307,14 +279,15 @@ def test_a_deadline_in_training_gives_the_challenger_up_and_the_champion_scores_
     house.file.write_text(house.file.read_text().replace("epochs = 1\n", "epochs = 100000\npatience = 100000\n"))
     house.arguments = [*house.arguments[:-1], str(DAY + 7 * ONE), "--deadline", "06:00"]
     begun = time.monotonic()
-    assert house.start("-c", SHORT, "60", "300").wait(timeout=600) == 0, (house.folder / "night.log").read_text()
+    with watched(house.folder / "table", WHOLE, (2 * WHOLE[0], WHOLE[1], 2)) as seen:
+        assert house.start("-c", SHORT, "60", "300").wait(timeout=600) == 0, (house.folder / "night.log").read_text()
     log = (house.folder / "night.log").read_text()
     assert "tonight's challenger is given up, the champion scores" in log
     assert "Traceback" not in log
     assert list(house.folder.glob("work/train-*/fit-*/history.json")), "it was not in training that the deadline came"
     newest, first = read_runs(config.load(house.file))[:2]
     assert (newest.state, newest.model_version, newest.users) == ("published", first.model_version, 40)
-    print(f"deadline in training after 60 s: published after {time.monotonic() - begun:.0f} s, by the champion")
+    print(f"deadline in training after 60 s: published after {time.monotonic() - begun:.0f} s, by the champion; {len(seen)} looks")
 
 
 def test_a_killed_actor_a_second_night_and_a_damaged_part_change_no_row(
@@ -322,7 +295,7 @@ def test_a_killed_actor_a_second_night_and_a_damaged_part_change_no_row(
 ) -> None:
     rows, _ = undisturbed
     house, here = House(tmp_path / "shop"), tmp_path / "before-audit"
-    with watched(house.folder / "table") as seen:
+    with watched(house.folder / "table", WHOLE) as seen:
         night = house.start("-c", BEFORE_AUDIT, str(here))
         house.reached(night, MOMENTS["in training"])
         assert house.start().wait(timeout=120) == 6

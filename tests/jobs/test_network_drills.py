@@ -14,9 +14,10 @@ import polars as pl
 import pytest
 
 from recsys.data import synthetic
-from tests.jobs.test_drills import ROWS, watched
+from tests.jobs.test_drills import ROWS
 from tests.jobs.test_jobs import receipts
 from tests.networks import Network, network, refused
+from tests.readers import watched
 from tests.small import small_file
 from tests.verbs import ROOT
 
