@@ -9,7 +9,7 @@ from rich.table import Table
 from jobs import Config, job
 from recsys import config
 from recsys.config import PairsSettings
-from recsys.engine.lease import leased
+from recsys.engine.lease import leased, remove_left
 from recsys.engine.progress import console
 from recsys.errors import one_line_errors
 from recsys.pipelines.exports import check_exports, hand_on_standing, refuse_failed
@@ -65,6 +65,7 @@ def clean(
             left = leftovers(path, storage)
             if not dry_run:
                 remove_leftovers(path, left, storage)
+                remove_left(path, storage)
         size = sum(info.size for info in left) / 2**20
         console.print(f"{'Would remove' if dry_run else 'Removed'}: {len(left):,} files, {size:,.1f} MiB, below {path}.")
 

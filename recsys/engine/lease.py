@@ -12,6 +12,7 @@ the time since the machine started. A clock that is wrong, or is set meanwhile, 
 import json
 import os
 import platform
+import re
 import threading
 import time
 import uuid
@@ -73,6 +74,26 @@ def leased(location: str, storage_options: Mapping[str, str], *, what: str) -> I
 
 def _refused(location: str, told: str) -> LeaseError:
     return LeaseError(f"{location}: one run at a time, got a second one: {told} works on this table. Wait for it, or end it.")
+
+
+def remove_left(location: str, storage_options: Mapping[str, str]) -> int:
+    """Remove what runs left beside the table that died while they asked the store for its time, empty objects; how many.
+
+    Of those that are younger than EXPIRES_SECONDS somebody may still read the time. Beside a folder there are none.
+    """
+    if "://" not in location:
+        return 0
+    asking = _ObjectLease(location, storage_options, "clearing away")
+    question, now = re.compile(rf"{re.escape(asking.name)}\.[0-9a-f]{{32}}"), asking._now()
+    beside = obstore.list_with_delimiter(asking.store)["objects"]
+    old = [
+        one["path"]
+        for one in beside
+        if question.fullmatch(one["path"]) and (now - one["last_modified"]).total_seconds() >= EXPIRES_SECONDS
+    ]
+    if old:
+        obstore.delete(asking.store, old)
+    return len(old)
 
 
 @dataclass

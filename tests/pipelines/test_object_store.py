@@ -184,6 +184,32 @@ def test_one_run_at_a_time_works_on_a_table_in_a_store(options: dict[str, str], 
     assert not there()
 
 
+def test_what_a_run_left_that_died_while_it_asked_for_the_time_is_cleared_away(
+    options: dict[str, str], tmp_path: Path, run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, store = "s3://shop/asked/table", filesystem("s3://shop/asked", options)[0]
+    part = staging.stage(path, rows_of(SHARD_0), as_of=NIGHT, run_id=RUN, shard=0, storage_options=options)
+    types = {"user_id": STRING, "item_id": STRING}
+    commit_night(path, [part], as_of=NIGHT, run_id=RUN, model_version="m1", keep_nights=3, storage_options=options, **types)
+    left, others = f"shop/asked/table.lease.{'0a' * 16}", ["shop/asked/table.lease.mine", "shop/asked/other.lease." + "0a" * 16]
+    for name in (left, *others):
+        with store.open_output_stream(name) as stream:
+            stream.write(b"")
+    told = "".join(f'{name} = "{value}"\n' for name, value in options.items())
+    (tmp_path / "shop.toml").write_text(f'[shop]\nevents = "nowhere"\n[shop.storage_options]\n{told}[table]\npath = "{path}"\n')
+
+    def there() -> set[str]:
+        return {info.path for info in store.get_file_info(pafs.FileSelector("shop/asked")) if info.is_file}
+
+    clean = ("publish", "clean", "--config", str(tmp_path / "shop.toml"))
+    assert run(*clean).status == 0
+    assert there() == {left, *others}  # it may be in use
+    monkeypatch.setattr(lease, "EXPIRES_SECONDS", 0.0)
+    ended = run(*clean)
+    assert ended.status == 0, ended.err
+    assert there() == set(others)
+
+
 def test_a_lease_is_renewed_and_taken_over_where_it_is_not(
     options: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
