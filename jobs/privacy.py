@@ -14,6 +14,7 @@ from recsys.config.paths import local_path
 from recsys.data.shop import open_shop
 from recsys.engine.connect import connect
 from recsys.engine.progress import console
+from recsys.errors import ConfigError
 from recsys.pipelines.backtest import horizon_end
 from recsys.pipelines.privacy import Fitted, compare
 from recsys.pipelines.signals import shop_state
@@ -33,6 +34,8 @@ def privacy(
     with job():
         check_accountant()
         check_files(out=out)
+        if wrong := [one for one in noise or () if not 0 < one < float("inf")]:
+            raise ConfigError(f"--noise {wrong[0]:g}: must be above 0 and finite, as train.privacy.noise. Name another.")
         settings = config.load(config_path)
         day = as_of.date()
         inputs = open_shop(settings, as_of=day)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from recsys.config import Export, PairsSettings, Settings
 from recsys.engine.lease import leased
 from recsys.engine.progress import log
-from recsys.errors import LeaseError, Mistakes, PublishError, one_line
+from recsys.errors import ConfigError, LeaseError, Mistakes, PublishError, one_line
 from recsys.publishing.export import check_place, export
 from recsys.secret import secret
 
@@ -14,13 +14,16 @@ def check_exports(exports: Sequence[Export]) -> None:
     """Nothing, where all addresses are such and their passwords there.
 
     Raises:
-        ConfigError: a sentence for each that is not.
+        ConfigError: a sentence for each that is not; or one is named twice.
     """
     mistakes = Mistakes()
     for one in exports:
         mistakes.look(check_place, one.to)
         mistakes.look(_password, one)
     mistakes.end()
+    places = [place_of(one) for one in exports]
+    if twice := sorted({place for place in places if places.count(place) > 1}):
+        raise ConfigError(f"exports: {twice[0]} is named twice. Remove one, or give it another name.")
 
 
 def hand_on(path: str, exports: Sequence[Export], *, full: bool = False, storage_options: Mapping[str, str]) -> dict[str, str]:

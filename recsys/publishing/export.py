@@ -71,6 +71,7 @@ def export(
         ConfigError: no such kind of target, or a password in its address; or of an Iceberg table `as_of` or `since`.
         PublishError: no such night, or the target cannot be reached or written to.
     """
+    check_place(to)
     if to.startswith("iceberg://"):
         return _to_iceberg(path, to, as_of=as_of, since=since, full=full, storage_options=storage_options)
     nights = {night.as_of: night for night in published_nights(path, storage_options)}
@@ -150,16 +151,14 @@ def check_place(to: str) -> None:
 def target_of(
     to: str, *, name: str, password: str | None, full: bool = False, storage_options: Mapping[str, str] = {}
 ) -> AbstractContextManager[Target]:
-    """The target at an address, opened for a block.
+    """The target at an address that `check_place` has seen, opened for a block; none is Iceberg's.
 
     Args:
         full: as of `export`.
 
     Raises:
-        ConfigError: as `check_place`.
         PublishError: it cannot be reached.
     """
-    check_place(to)
     scheme = urlsplit(to).scheme
     if SERVERS.get(scheme) == "redis":
         from recsys.publishing.redis_target import open_redis

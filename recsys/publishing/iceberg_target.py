@@ -66,7 +66,7 @@ def follow(path: str, to: str, *, forget: bool = False, storage_options: Mapping
         forget: expire all snapshots but the new one, now: after an erasure.
 
     Raises:
-        ConfigError: pyiceberg is not installed, or the address is no such address.
+        ConfigError: the address is no such address.
         PublishError: there is no Delta table or no night in it, the Iceberg table holds other files than ours, or its catalog fails.
     """
     catalog, identifier = _catalog(to)
@@ -115,11 +115,9 @@ def _follow(path: str, to: str, catalog: "Catalog", identifier: str, *, forget: 
 
 def _catalog(to: str) -> tuple["Catalog", str]:
     """The catalog of an address, and what the table is called there."""
+    from pyiceberg.catalog import load_catalog
+
     name, identifier, properties = read_address(to)
-    try:
-        from pyiceberg.catalog import load_catalog
-    except ImportError as error:
-        raise ConfigError(f"--to {_shown(to)}: is an Iceberg table, which pyiceberg writes. Install recsys[iceberg].") from error
     try:
         return load_catalog(name, **properties), identifier
     except Exception as error:

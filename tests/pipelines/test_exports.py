@@ -125,6 +125,12 @@ def test_what_is_no_place_is_said_before_the_night(tmp_path: Path, place: str, m
         check_exports(given.exports)
 
 
+def test_a_place_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    twice = config.load(settings(tmp_path, NOWHERE, NOWHERE))
+    with pytest.raises(ConfigError, match=rf"^exports: {NOWHERE} is named twice\. Remove one, or give it another name\.$"):
+        check_exports(twice.exports)
+
+
 def test_places_with_names_of_their_own_are_told_apart(tmp_path: Path) -> None:
     add(tmp_path / "table", NIGHT, 3)
     given = config.load(settings(tmp_path, NOWHERE, more='name = "lists"\n'))

@@ -81,6 +81,9 @@ def test_it_needs_the_section_and_a_tuned_model_is_not_private(run: Run, tmp_pat
     refused = run("privacy", "--config", config, "--as-of", str(DAY))
     assert (refused.status, "train.privacy: must be set, as its clip" in refused.err) == (1, True)
     config = write(tmp_path, epochs=1, privacy=PRIVACY)
+    for noise in ("0", "-1", "nan", "inf"):
+        refused = run("privacy", "--config", config, "--as-of", str(DAY), "--noise", noise)
+        assert (refused.status, f"--noise {noise}: must be above 0 and finite" in refused.err) == (1, True)
     refused = run("tune", "--config", config, "--as-of", str(DAY), "--trials", "2")
     assert (refused.status, "which no epsilon counts. Search without train.privacy." in refused.err) == (1, True)
     config = write(tmp_path, epochs=1, privacy=PRIVACY | {"delta": 0.5})
