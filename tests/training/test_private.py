@@ -288,3 +288,12 @@ def test_two_workers_of_ray_fit_as_one_does_but_for_the_noise(of_users: Files, t
     assert last == pytest.approx(alone.history[-1]["val_loss"], rel=0.1)  # other users were drawn
     with np.testing.assert_raises(AssertionError):
         np.testing.assert_allclose(fitted.weights[0], alone.weights[0], rtol=1e-6)
+
+
+def test_what_users_did_chooses_no_epoch() -> None:
+    """The validation loss rises from the first epoch on: without privacy that ends the fit, and keeps the first."""
+    history = [{"epoch": number, "phase": "validate", "val_loss": float(number)} for number in (1, 2, 3)]
+    without = config.Train(epochs=4, patience=1)
+    private_one = config.Train(epochs=4, patience=1, privacy=config.TrainPrivacy(noise=1.0, clip=1.0, delta=1e-6))
+    assert (kept_epoch(history, without), next_epoch(history, "validate", without)) == (1, None)
+    assert (kept_epoch(history, private_one), next_epoch(history, "validate", private_one)) == (3, 4)
